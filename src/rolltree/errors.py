@@ -1,0 +1,39 @@
+"""Every error that rolltree raises on purpose.
+
+A message names the dotted setting or argument, the value got, what is allowed and the fix. User mistakes are also
+`ValueError`s, so callers that know nothing of rolltree can catch them.
+"""
+
+from __future__ import annotations
+
+
+class RolltreeError(Exception):
+    """Base of all rolltree errors."""
+
+
+class InvalidInputError(RolltreeError, ValueError):
+    """An argument or a setting is outside what is allowed; nothing was changed."""
+
+    def __init__(self, name: str, value: object, allowed: str, fix: str = "") -> None:
+        self.name, self.value, self.allowed, self.fix = name, value, allowed, fix
+        super().__init__(f"{name} = {value!r}: must be {allowed}." + (f" {fix}" if fix else ""))
+
+
+class SessionClosedError(RolltreeError, ValueError):
+    """The session was closed, or its handle never existed."""
+
+
+class KeyCollisionError(RolltreeError, ValueError):
+    """A prompt key is already bound to a different prompt."""
+
+
+class CapacityError(RolltreeError, RuntimeError):
+    """A limit (bytes, slots, context) leaves no room for this request, however long it waits."""
+
+
+class RequestError(RolltreeError, RuntimeError):
+    """One request failed (NaN logits, out of memory, too long); the others went on."""
+
+
+class MissingDependencyError(RolltreeError, ImportError):
+    """A feature needs a package that is not installed; the message holds the pip command."""
