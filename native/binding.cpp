@@ -1,0 +1,181 @@
+// Python binding of the core; the only file that knows nanobind.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+#include <nanobind/stl/tuple.h>
+
+#include <tuple>
+
+#include "forest.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace rolltree;
+
+namespace {
+
+template <class T, int Dim>
+using In = nb::ndarray<const T, nb::ndim<Dim>, nb::c_contig, nb::device::cpu>;
+template <class T, int Dim>
+using Out = nb::ndarray<T, nb::ndim<Dim>, nb::c_contig, nb::device::cpu>;
+
+void same(const char* name, std::size_t got, std::size_t wanted) {
+  if (got != wanted) throw InputFault(name, std::to_string(got), std::to_string(wanted) + " long, one per row");
+}
+
+DraftArrays arrays(const Out<std::int32_t, 2>& tokens, const Out<std::int32_t, 2>& parents, const Out<float, 2>& survival,
+                   const Out<std::uint16_t, 2>& evidence, const Out<std::uint8_t, 2>& source,
+                   const Out<std::int32_t, 1>& lengths) {
+  const std::size_t rows = tokens.shape(0), width = tokens.shape(1);
+  auto shaped = [&](const char* name, std::size_t a, std::size_t b) {
+    same(name, a, rows);
+    same(name, b, width);
+  };
+  shaped("parents.shape", parents.shape(0), parents.shape(1));
+  shaped("survival.shape", survival.shape(0), survival.shape(1));
+  shaped("evidence.shape", evidence.shape(0), evidence.shape(1));
+  shaped("source.shape", source.shape(0), source.shape(1));
+  same("lengths.shape", lengths.shape(0), rows);
+  return {rows, width, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+}
+
+void raise_python(const char* kind, nb::object arguments) {
+  nb::object type = nb::module_::import_("rolltree.errors").attr(kind);
+  PyErr_SetObject(type.ptr(), type(*arguments).ptr());
+}
+
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const InputFault& e) {
+    raise_python("InvalidInputError", nb::make_tuple(e.name, nb::str(e.value.c_str()), e.allowed));
+  } catch (const ClosedFault& e) {
+    raise_python("SessionClosedError", nb::make_tuple(e.what()));
+  } catch (const CapacityFault& e) {
+    raise_python("CapacityError", nb::make_tuple(e.what()));
+  }
+}
+
+nb::object noise(In<std::uint64_t, 1> keys, std::uint32_t vocab) {
+  const std::size_t rows = keys.shape(0);
+  auto* data = new float[rows * vocab];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  {
+    nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < rows; ++i)
+      for (std::uint32_t t = 0; t < vocab; ++t) data[i * vocab + t] = gumbel_noise(keys(i), t);
+  }
+  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, vocab}, owner));
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native core: per-prompt trees, drafts, calibration and the sampler's noise.";
+  nb::register_exception_translator(translate);
+
+  m.def("gumbel_noise", &noise, "keys"_a.noconvert(), "vocab"_a,
+        "Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].");
+
+  nb::class_<Forest>(m, "Forest", "Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.")
+      .def(
+          "__init__",
+          [](Forest* self, std::uint32_t depth, std::uint32_t window, double decay, std::uint32_t context_weight) {
+            new (self) Forest(TreeOptions{depth, window, decay, context_weight});
+          },
+          nb::kw_only(), "depth"_a = 64, "window"_a = 64, "decay"_a = 1.0, "context_weight"_a = 16)
+      .def(
+          "add_tree", [](Forest& f, In<std::int32_t, 1> prompt, std::int64_t version) { return f.add_tree(prompt.data(), prompt.shape(0), version); },
+          "prompt"_a.noconvert(), "version"_a = 0, "Index a prompt (int32[n]); returns the tree's handle.")
+      .def("remove_tree", &Forest::remove_tree, "tree"_a, "Forget a tree that has no live sessions.")
+      .def("open", &Forest::open, "tree"_a, "version"_a = 0, "reader"_a = false, "from_prompt"_a = true, "seed"_a = 0,
+           "coupled"_a = false, "Open a session after the tree's prompt (or at the root); returns its handle.")
+      .def("close", &Forest::close, "session"_a, "keep"_a = true, "End a session; keep or forget its text.")
+      .def(
+          "append",
+          [](Forest& f, std::int64_t session, In<std::int32_t, 1> tokens, bool context) {
+            nb::gil_scoped_release release;
+            f.append(session, tokens.data(), tokens.shape(0), context);
+          },
+          "session"_a, "tokens"_a.noconvert(), "context"_a = false, "Append int32[n] tokens to one session.")
+      .def(
+          "append_token", [](Forest& f, std::int64_t session, std::int32_t token) { f.append(session, &token, 1, false); },
+          "session"_a, "token"_a, "Append one token to one session.")
+      .def(
+          "append_batch",
+          [](Forest& f, In<std::int64_t, 1> sessions, In<std::int32_t, 1> tokens, In<std::int32_t, 1> offsets) {
+            same("offsets.shape", offsets.shape(0), sessions.shape(0) + 1);
+            nb::gil_scoped_release release;
+            f.append_batch(sessions.data(), sessions.shape(0), tokens.data(), tokens.shape(0), offsets.data());
+          },
+          "sessions"_a.noconvert(), "tokens"_a.noconvert(), "offsets"_a.noconvert(),
+          "Append tokens[offsets[b]:offsets[b + 1]] to session b: int64[B], int32[n], int32[B + 1].")
+      .def(
+          "draft_batch",
+          [](Forest& f, In<std::int64_t, 1> sessions, In<std::int32_t, 1> limits, float min_survival, std::uint32_t min_match,
+             bool tree, Out<std::int32_t, 2> tokens, Out<std::int32_t, 2> parents, Out<float, 2> survival,
+             Out<std::uint16_t, 2> evidence, Out<std::uint8_t, 2> source, Out<std::int32_t, 1> lengths) {
+            const DraftArrays out = arrays(tokens, parents, survival, evidence, source, lengths);
+            same("sessions.shape", sessions.shape(0), out.rows);
+            same("limits.shape", limits.shape(0), out.rows);
+            nb::gil_scoped_release release;
+            f.draft_batch(sessions.data(), limits.data(), min_survival, min_match, tree, out);
+          },
+          "sessions"_a.noconvert(), "limits"_a.noconvert(), "min_survival"_a, "min_match"_a, "tree"_a, "tokens"_a.noconvert(),
+          "parents"_a.noconvert(), "survival"_a.noconvert(), "evidence"_a.noconvert(), "source"_a.noconvert(),
+          "lengths"_a.noconvert(), "Draft for each session into the given arrays of shape [B, K] (lengths: [B]).")
+      .def(
+          "settle",
+          [](Forest& f, In<std::int64_t, 1> sessions, Out<std::int32_t, 2> tokens, Out<std::int32_t, 2> parents,
+             Out<float, 2> survival, Out<std::uint16_t, 2> evidence, Out<std::uint8_t, 2> source, Out<std::int32_t, 1> lengths,
+             In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets, Out<std::int32_t, 1> accepted) {
+            const DraftArrays drafts = arrays(tokens, parents, survival, evidence, source, lengths);
+            same("sessions.shape", sessions.shape(0), drafts.rows);
+            same("accepted.shape", accepted.shape(0), drafts.rows);
+            same("offsets.shape", offsets.shape(0), drafts.rows + 1);
+            nb::gil_scoped_release release;
+            f.settle(sessions.data(), drafts, emitted.data(), emitted.shape(0), offsets.data(), accepted.data());
+          },
+          "sessions"_a.noconvert(), "tokens"_a.noconvert(), "parents"_a.noconvert(), "survival"_a.noconvert(),
+          "evidence"_a.noconvert(), "source"_a.noconvert(), "lengths"_a.noconvert(), "emitted"_a.noconvert(),
+          "offsets"_a.noconvert(), "accepted"_a.noconvert(),
+          "Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.")
+      .def("check", &Forest::check, "tree"_a, "Integrity walk; '' when sound, else the first fault.")
+      .def(
+          "stats",
+          [](Forest& f, std::int64_t tree) {
+            const TreeStats s = f.stats(tree);
+            nb::dict out;
+            out["bytes"] = s.bytes;
+            out["live"] = s.live;
+            out["kept"] = s.kept;
+            out["states"] = s.states;
+            out["tokens"] = s.tokens;
+            return out;
+          },
+          nb::sig("def stats(self, tree: int) -> dict[str, int]"), "tree"_a, "Bytes, live and kept sequences, states, tokens.")
+      .def(
+          "count", [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.count(tree, text.data(), text.shape(0)); },
+          "tree"_a, "text"_a.noconvert(), "Weighted occurrences of a substring, in 1/64 rollouts.")
+      .def("generated", &Forest::generated, "session"_a, "Tokens generated so far in a session.")
+      .def(
+          "source_sums",
+          [](Forest& f) {
+            std::vector<std::tuple<std::uint64_t, std::uint64_t>> out;
+            for (const SourceSums& s : f.source_sums()) out.emplace_back(s.drafted, s.accepted);
+            return out;
+          },
+          "(drafted, accepted) sums for prompt, own, sibling, history.")
+      .def(
+          "calibration",
+          [](Forest& f) {
+            std::vector<std::tuple<double, double, float>> out;
+            for (int i = 0; i < Calibration::kBuckets; ++i) {
+              const auto e = static_cast<Evidence>(i);
+              out.emplace_back(f.calibration().hits(e), f.calibration().trials(e), f.calibration().probability(e));
+            }
+            return out;
+          },
+          "(accepted, judged, estimate) of every evidence bucket.");
+}

@@ -1,0 +1,289 @@
+// All trees and sequences of a cache behind integer handles, with batch calls.
+//
+// Handles carry a generation, so a closed one is told from a live one for ever. One mutex guards everything; calls are
+// short, and callers release Python's lock around the batch calls. Every argument is checked before anything changes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "prompt_tree.h"
+
+namespace rolltree {
+
+/// Who generated the text behind a drafted token.
+enum Source : std::uint8_t { kPrompt = 0, kOwn = 1, kSibling = 2, kHistory = 3, kSources = 4 };
+
+/// Sums by source; ratios are the reader's business.
+struct SourceSums {
+  std::uint64_t drafted = 0, accepted = 0;
+};
+
+/// Arrays of shape [rows, width], row-major, owned by the caller.
+struct DraftArrays {
+  std::size_t rows, width;
+  std::int32_t* tokens;
+  std::int32_t* parents;
+  float* survival;
+  Evidence* evidence;
+  std::uint8_t* source;
+  std::int32_t* lengths;  // [rows]
+};
+
+struct TreeStats {
+  std::size_t bytes, live, kept, states;
+  std::uint64_t tokens;
+};
+
+template <class Item>
+class HandleTable {
+ public:
+  std::int64_t add(Item item) {
+    std::uint32_t index;
+    if (free_.empty()) {
+      index = static_cast<std::uint32_t>(slots_.size());
+      slots_.push_back({});
+    } else {
+      index = free_.back();
+      free_.pop_back();
+    }
+    slots_[index].item = std::move(item);
+    slots_[index].used = true;
+    return (static_cast<std::int64_t>(slots_[index].generation) << 32) | index;
+  }
+  /// The item, or nullptr when the handle is closed or was never given out.
+  Item* get(std::int64_t handle) {
+    const auto index = static_cast<std::uint32_t>(handle & 0xFFFFFFFF);
+    if (handle < 0 || index >= slots_.size()) return nullptr;
+    Slot& slot = slots_[index];
+    return slot.used && slot.generation == static_cast<std::uint32_t>(handle >> 32) ? &slot.item : nullptr;
+  }
+  void remove(std::int64_t handle) {
+    Slot& slot = slots_[static_cast<std::uint32_t>(handle & 0xFFFFFFFF)];
+    slot.item = Item{};
+    slot.used = false;
+    slot.generation = (slot.generation + 1) & 0x7FFFFFFF;
+    free_.push_back(static_cast<std::uint32_t>(handle & 0xFFFFFFFF));
+  }
+
+ private:
+  struct Slot {
+    Item item{};
+    std::uint32_t generation = 0;
+    bool used = false;
+  };
+  std::vector<Slot> slots_;
+  std::vector<std::uint32_t> free_;
+};
+
+class Forest {
+ public:
+  explicit Forest(const TreeOptions& options) : options_(options) {
+    require(options.depth >= 2 && options.depth <= 4096, "depth", options.depth, "between 2 and 4096");
+    require(options.decay > 0 && options.decay <= 1, "decay", options.decay, "above 0 and at most 1");
+    require(options.context_weight >= 1 && options.context_weight <= kUnit, "context_weight", options.context_weight,
+            "between 1 and 64 (units of 1/64 rollout)");
+  }
+
+  std::int64_t add_tree(const std::int32_t* prompt, std::size_t n, std::int64_t version) {
+    check_tokens("prompt", prompt, n);
+    std::lock_guard lock(mutex_);
+    return trees_.add(std::make_unique<PromptTree>(options_, version, prompt, n));
+  }
+  void remove_tree(std::int64_t tree) {
+    std::lock_guard lock(mutex_);
+    PromptTree& t = tree_at(tree);
+    require(t.live() == 0, "tree", tree, "without live sessions (close them first)");
+    trees_.remove(tree);
+  }
+
+  /// Opens a session. `seed` and `coupled` make drafts follow the sampler's noise.
+  std::int64_t open(std::int64_t tree, std::int64_t version, bool reader, bool from_prompt, std::uint64_t seed,
+                    bool coupled) {
+    std::lock_guard lock(mutex_);
+    PromptTree& t = tree_at(tree);
+    return sessions_.add(Session{&t, t.open(version, reader, from_prompt), seed, coupled});
+  }
+  void close(std::int64_t session, bool keep) {
+    std::lock_guard lock(mutex_);
+    const Session s = session_at(session);
+    s.tree->close(s.sequence, keep);
+    sessions_.remove(session);
+  }
+
+  void append(std::int64_t session, const std::int32_t* tokens, std::size_t n, bool context) {
+    check_tokens("tokens", tokens, n);
+    std::lock_guard lock(mutex_);
+    const Session& s = session_at(session);
+    s.tree->append(*s.sequence, tokens, n, context);
+  }
+  /// Row b appends tokens[offsets[b] .. offsets[b + 1]).
+  void append_batch(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, std::size_t n,
+                    const std::int32_t* offsets) {
+    std::lock_guard lock(mutex_);
+    check_rows(sessions, rows, tokens, n, offsets);
+    append_rows(sessions, rows, tokens, offsets);
+  }
+
+  void draft_batch(const std::int64_t* sessions, const std::int32_t* limits, float min_survival,
+                   std::uint32_t min_match, bool tree, const DraftArrays& out) {
+    std::lock_guard lock(mutex_);
+    for (std::size_t b = 0; b < out.rows; ++b) session_at(sessions[b]);
+    scratch_.resize(out.width);
+    for (std::size_t b = 0; b < out.rows; ++b) {
+      const Session& s = session_at(sessions[b]);
+      DraftOptions options;
+      options.limit = static_cast<std::uint32_t>(std::clamp<std::int64_t>(limits[b], 0, static_cast<std::int64_t>(out.width)));
+      options.min_survival = min_survival;
+      options.min_match = std::max(1u, min_match);
+      options.tree = tree;
+      options.coupled = s.coupled;
+      options.seed = s.seed;
+      const std::size_t at = b * out.width;
+      const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.evidence + at, scratch_.data()};
+      const std::uint32_t n = s.tree->draft(*s.sequence, calibration_, options, row);
+      out.lengths[b] = static_cast<std::int32_t>(n);
+      for (std::uint32_t i = 0; i < n; ++i) out.source[at + i] = source_of(s, scratch_[i]);
+    }
+  }
+
+  /// Judges drafts by the tokens really emitted, learns from the verdicts and appends the tokens. `accepted` is [rows].
+  void settle(const std::int64_t* sessions, const DraftArrays& drafts, const std::int32_t* tokens, std::size_t n,
+              const std::int32_t* offsets, std::int32_t* accepted) {
+    std::lock_guard lock(mutex_);
+    check_rows(sessions, drafts.rows, tokens, n, offsets);
+    for (std::size_t b = 0; b < drafts.rows; ++b) {
+      require(drafts.lengths[b] >= 0 && static_cast<std::size_t>(drafts.lengths[b]) <= drafts.width, "lengths",
+              drafts.lengths[b], "between 0 and the width of the drafts");
+      for (std::size_t i = 0, at = b * drafts.width; i < static_cast<std::size_t>(drafts.lengths[b]); ++i) {
+        require(drafts.evidence[at + i] < Calibration::kBuckets, "evidence", drafts.evidence[at + i], "as drafted");
+        require(drafts.source[at + i] < kSources, "source", static_cast<int>(drafts.source[at + i]), "as drafted");
+      }
+    }
+    for (std::size_t b = 0; b < drafts.rows; ++b) accepted[b] = judge(drafts, b, tokens + offsets[b], offsets[b + 1] - offsets[b]);
+    append_rows(sessions, drafts.rows, tokens, offsets);
+  }
+
+  std::string check(std::int64_t tree) {
+    std::lock_guard lock(mutex_);
+    return tree_at(tree).check();
+  }
+  TreeStats stats(std::int64_t tree) {
+    std::lock_guard lock(mutex_);
+    PromptTree& t = tree_at(tree);
+    return {t.bytes(), t.live(), t.kept(), t.automaton().size(), t.alive_tokens()};
+  }
+  /// Weighted occurrences of `text` (at most depth tokens), in units of 1/64 rollout.
+  std::uint32_t count(std::int64_t tree, const std::int32_t* text, std::size_t n) {
+    check_tokens("text", text, n);
+    require(n <= options_.depth, "len(text)", n, "at most the depth");
+    std::lock_guard lock(mutex_);
+    const Automaton& a = tree_at(tree).automaton();
+    StateId s = kRoot;
+    for (std::size_t i = 0; i < n; ++i)
+      if ((s = a.find(s, static_cast<Token>(text[i]))) == kNone) return 0;
+    return a.state(s).count;
+  }
+  /// Number of kept and live occurrences' tokens a session has generated (prompt and context excluded).
+  std::uint64_t generated(std::int64_t session) {
+    std::lock_guard lock(mutex_);
+    return session_at(session).sequence->generated;
+  }
+  std::vector<SourceSums> source_sums() {
+    std::lock_guard lock(mutex_);
+    return {sums_, sums_ + kSources};
+  }
+  const Calibration& calibration() const { return calibration_; }
+  const TreeOptions& options() const { return options_; }
+
+ private:
+  struct Session {
+    PromptTree* tree = nullptr;
+    Sequence* sequence = nullptr;
+    std::uint64_t seed = 0;
+    bool coupled = false;
+  };
+
+  template <class Value>
+  static void require(bool holds, const char* name, Value got, const char* allowed) {
+    if (!holds) throw InputFault(name, std::to_string(got), allowed);
+  }
+  static void check_tokens(const char* name, const std::int32_t* tokens, std::size_t n) {
+    std::int32_t all = 0;
+    for (std::size_t i = 0; i < n; ++i) all |= tokens[i];
+    if (all >= 0) return;
+    for (std::size_t i = 0; i < n; ++i)
+      if (tokens[i] < 0) throw InputFault(std::string(name) + "[" + std::to_string(i) + "]", std::to_string(tokens[i]), "a token id, 0 or more");
+  }
+  void check_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, std::size_t n,
+                  const std::int32_t* offsets) {
+    for (std::size_t b = 0; b < rows; ++b) {
+      session_at(sessions[b]);
+      require(offsets[b] >= 0 && offsets[b] <= offsets[b + 1] && static_cast<std::size_t>(offsets[b + 1]) <= n, "offsets",
+              offsets[b], "rising from 0 to the number of tokens");
+    }
+    check_tokens("tokens", tokens, n);
+  }
+  void append_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, const std::int32_t* offsets) {
+    for (std::size_t b = 0; b < rows; ++b) {
+      const Session& s = session_at(sessions[b]);
+      s.tree->append(*s.sequence, tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b]), false);
+    }
+  }
+
+  PromptTree& tree_at(std::int64_t tree) {
+    auto* found = trees_.get(tree);
+    if (!found) throw ClosedFault("tree " + std::to_string(tree) + " was removed or never existed");
+    return **found;
+  }
+  Session& session_at(std::int64_t session) {
+    Session* found = sessions_.get(session);
+    if (!found) throw ClosedFault("session " + std::to_string(session) + " is closed or never existed: open a new one");
+    return *found;
+  }
+
+  static std::uint8_t source_of(const Session& s, std::uint32_t serial) {
+    if (serial == 0) return kPrompt;
+    if (serial == s.sequence->serial) return kOwn;
+    return serial >= s.tree->first_of_newest() && s.sequence->serial >= s.tree->first_of_newest() ? kSibling : kHistory;
+  }
+
+  /// Walks the draft along the emitted tokens; siblings that lost against an emitted token are misses.
+  std::int32_t judge(const DraftArrays& d, std::size_t b, const std::int32_t* emitted, std::int32_t n) {
+    const std::size_t at = b * d.width;
+    const std::int32_t length = d.lengths[b];
+    for (std::int32_t i = 0; i < length; ++i) ++sums_[d.source[at + static_cast<std::size_t>(i)]].drafted;
+    std::int32_t current = -1, accepted = 0, from = 0;
+    for (std::int32_t t = 0; t < n; ++t) {
+      std::int32_t next = -1;
+      for (std::int32_t i = from; i < length; ++i) {
+        const std::size_t node = at + static_cast<std::size_t>(i);
+        if (d.parents[node] != current) continue;
+        const bool hit = d.tokens[node] == emitted[t];
+        calibration_.observe(d.evidence[node], hit);
+        if (!hit) continue;
+        ++sums_[d.source[node]].accepted;
+        next = i;
+      }
+      if (next < 0) break;
+      current = next;
+      from = next + 1;
+      ++accepted;
+    }
+    return accepted;
+  }
+
+  TreeOptions options_;
+  std::mutex mutex_;
+  HandleTable<std::unique_ptr<PromptTree>> trees_;
+  HandleTable<Session> sessions_;
+  Calibration calibration_;
+  SourceSums sums_[kSources];
+  std::vector<std::uint32_t> scratch_;
+};
+
+}  // namespace rolltree
