@@ -1,0 +1,32 @@
+"""Sampling and verification: from logits to exact samples of the policy, with or without drafts."""
+
+from rolltree.sampling.filters import log_probs, policy_log_probs
+from rolltree.sampling.noise import ACCEPT, COUPLED, DRAFT, RESIDUAL, gumbel, row_keys, sibling_seed, uniform
+from rolltree.sampling.params import SamplingParams
+from rolltree.sampling.rows import RowParams
+from rolltree.sampling.sampler import Samples, sample, sample_coupled
+from rolltree.sampling.verification import RULES, Verified, at, verify_coupled, verify_one_hot, verify_sampled
+
+__all__ = [
+    "ACCEPT",
+    "COUPLED",
+    "DRAFT",
+    "RESIDUAL",
+    "RULES",
+    "RowParams",
+    "Samples",
+    "SamplingParams",
+    "Verified",
+    "at",
+    "gumbel",
+    "log_probs",
+    "policy_log_probs",
+    "row_keys",
+    "sample",
+    "sample_coupled",
+    "sibling_seed",
+    "uniform",
+    "verify_coupled",
+    "verify_one_hot",
+    "verify_sampled",
+]
