@@ -1,0 +1,45 @@
+"""Settings of the built-in engine. Holds no behaviour beyond checking that the values make sense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rolltree.errors import InvalidInputError
+
+Rule = Literal["coupled", "one-hot"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How many requests run at once, how far they may grow, and how drafts are verified."""
+
+    slots: int = 32
+    """Requests decoded together; each owns one row of the KV cache."""
+    max_length: int | None = None
+    """Prompt and generated tokens of one request; None takes the model's context, at most 4096."""
+    max_draft: int = 16
+    """Draft nodes per request and step, above what the drafter's own limits allow."""
+    rule: Rule = "coupled"
+    """Acceptance rule: "coupled" noise (same seed, same rollout) or "one-hot" rejection (same distribution).
+    """
+    tie_margin: float | None = None
+    """Perturbed scores closer than this are decided by a plain one-row forward; None: 1e-4 in float32, else
+    0.
+    """
+    prefill_tokens: int = 4096
+    """Prompt tokens of one prefill forward; longer prompts are filled in pieces."""
+    sample_elements: int = 1 << 26
+    """Logits (tokens x vocabulary) sampled at once; bounds the memory of the sampler's float32 copies."""
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInputError naming the first field that is out of range."""
+        for name, low in (("slots", 1), ("max_draft", 0), ("prefill_tokens", 1), ("sample_elements", 1)):
+            if getattr(self, name) < low:
+                raise InvalidInputError(f"engine.{name}", getattr(self, name), f"at least {low}")
+        if self.max_length is not None and self.max_length < 2:
+            raise InvalidInputError("engine.max_length", self.max_length, "None or at least 2")
+        if self.rule not in get_args(Rule):
+            raise InvalidInputError("engine.rule", self.rule, f"one of {get_args(Rule)}")
+        if self.tie_margin is not None and not 0 <= self.tie_margin < 1:
+            raise InvalidInputError("engine.tie_margin", self.tie_margin, "None or in [0, 1)")

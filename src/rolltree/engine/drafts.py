@@ -1,0 +1,135 @@
+"""The engine's side of the drafter protocol: what a drafter may break here is a step without drafts, never a
+rollout.
+
+Checks every draft (vocabulary, parents, limits) and keeps the longest valid part of each row. An exception is
+logged once and counted; the rows go on undrafted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from rolltree.engine.rows import NO_HANDLE, Job, Rows
+from rolltree.engine.stats import EngineStats
+from rolltree.types import DraftBatch, Drafter, Int32Array, Int64Array
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Checked drafts of the B running rows."""
+
+    tokens: Int32Array
+    """Shape [B, K]."""
+    parents: Int64Array | None
+    """Shape [B, K]: parent node, -1 for the committed token; None when every row is a chain."""
+    lengths: Int64Array
+    """Shape [B]."""
+
+    @classmethod
+    def none(cls, rows: int) -> Drafts:
+        """No drafts."""
+        return cls(np.zeros((rows, 0), np.int32), None, np.zeros(rows, np.int64))
+
+
+class DraftSource:
+    """A drafter, or none, that cannot fail."""
+
+    def __init__(
+        self, drafter: Drafter | None, *, vocab: int, max_draft: int, coupled: bool, stats: EngineStats
+    ) -> None:
+        self.drafter = drafter if max_draft else None
+        self.vocab, self.max_draft, self.coupled, self.stats = vocab, max_draft, coupled, stats
+        self._logged = False
+
+    def open(self, job: Job) -> int:
+        """Handle for a new request, NO_HANDLE without a drafter."""
+        drafter = self.drafter
+        if drafter is None:
+            return NO_HANDLE
+        handle = self._guarded(
+            lambda: drafter.open(job.prompt, key=job.key, seed=job.seed, coupled=self.coupled)
+        )
+        return NO_HANDLE if handle is None else int(handle)
+
+    def draft(self, rows: Rows) -> Drafts:
+        """Drafts of all running rows; a row never drafts past its end."""
+        n, drafter = rows.count, self.drafter
+        limits = np.minimum(rows.end[:n] - rows.length[:n] - 1, self.max_draft).astype(np.int32)
+        active = np.flatnonzero((rows.handle[:n] != NO_HANDLE) & (limits > 0))
+        if drafter is None or not len(active):
+            return Drafts.none(n)
+        handles, allowed = rows.handle[active], limits[active]
+        checked = self._guarded(lambda: self._checked(drafter.draft(handles, allowed), allowed))
+        if checked is None or not checked.lengths.any():
+            return Drafts.none(n)
+        return checked if len(active) == n else _spread(checked, active, n)
+
+    def advance(self, rows: Rows, tokens: Int32Array, counts: Int64Array) -> None:
+        """Commit `tokens` [E], of which row `b` emitted `counts[b]`."""
+        drafter, n = self.drafter, rows.count
+        if drafter is None:
+            return
+        mine = (rows.handle[:n] != NO_HANDLE) & (counts > 0)
+        if not mine.any():
+            return
+        kept = tokens if mine.all() else tokens[np.repeat(mine, counts)]
+        offsets = np.concatenate(([0], np.cumsum(counts[mine]))).astype(np.int32)
+        handles = rows.handle[:n][mine]
+        self._guarded(lambda: drafter.advance(handles, np.ascontiguousarray(kept, np.int32), offsets))
+
+    def close(self, handle: int, *, keep: bool) -> None:
+        """End a request's handle."""
+        drafter = self.drafter
+        if drafter is not None and handle != NO_HANDLE:
+            self._guarded(lambda: drafter.close(handle, keep=keep))
+
+    def _checked(self, batch: DraftBatch, limits: Int32Array) -> Drafts:
+        width = batch.tokens.shape[1]
+        assert batch.tokens.shape == batch.parents.shape == (len(limits), width)
+        column = np.arange(width)
+        claimed = np.clip(batch.lengths, 0, width).astype(np.int64)
+        good = (
+            (batch.tokens >= 0)
+            & (batch.tokens < self.vocab)
+            & (column < np.minimum(claimed, limits)[:, None])
+        )
+        if not batch.is_chain:
+            good &= (batch.parents >= -1) & (batch.parents < column)
+        # Parents come before children, so the part before the first bad node is a valid tree.
+        lengths = np.logical_and.accumulate(good, axis=1).sum(axis=1)
+        self.stats.invalid_drafts += int((claimed - lengths).sum())
+        width = int(lengths.max(initial=0))
+        parents = None if batch.is_chain else batch.parents[:, :width].astype(np.int64)
+        return Drafts(batch.tokens[:, :width], parents, lengths)
+
+    def _guarded(self, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except Exception:  # a plugin's bug must not end the rollouts of others
+            self.stats.drafter_errors += 1
+            if not self._logged:
+                _log.exception(
+                    "The drafter failed; this step goes on without drafts. Logged once, counted always."
+                )
+                self._logged = True
+            return None
+
+
+def _spread(drafts: Drafts, active: Int64Array, rows: int) -> Drafts:
+    """Drafts of the rows `active` as drafts of all rows."""
+    width = drafts.tokens.shape[1]
+    tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int64)
+    tokens[active], lengths[active] = drafts.tokens, drafts.lengths
+    if drafts.parents is None:
+        return Drafts(tokens, None, lengths)
+    parents = np.full((rows, width), -1, np.int64)
+    parents[active] = drafts.parents
+    return Drafts(tokens, parents, lengths)

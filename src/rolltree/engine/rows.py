@@ -1,0 +1,110 @@
+"""The running requests as a struct of arrays: row r of every array belongs to cache row r.
+
+Knows no model and no cache. Rows 0..count-1 are live except for the holes that finished requests left; the
+scheduler fills or closes holes before each step, so every step sees live rows only. Invariant of a live row:
+`tokens[r, :length]` is prompt and output, of which all but the last token are in the cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from rolltree.engine.request import FinishReason, Request, Result
+from rolltree.errors import RequestError
+from rolltree.sampling import SamplingParams
+from rolltree.types import Int32Array, Int64Array
+
+if TYPE_CHECKING:
+    from rolltree.engine.emit import Emission
+
+NO_HANDLE = -1
+
+
+class Job:
+    """A submitted request with its definite seed; what stays on the Python side while it runs."""
+
+    __slots__ = ("id", "key", "prompt", "prompt_bytes", "request", "sampling", "seed")
+
+    def __init__(self, id: int, request: Request, prompt: Int32Array) -> None:
+        """`prompt`: the request's prompt, checked; draws a seed if the request has none."""
+        self.id, self.request, self.key, self.prompt = id, request, request.key, prompt
+        self.prompt_bytes = prompt.tobytes()
+        self.sampling: SamplingParams = request.sampling.with_seed()
+        self.seed = self.sampling.seed or 0
+
+
+class Rows:
+    """State of up to `slots` running requests."""
+
+    def __init__(self, slots: int, max_length: int) -> None:
+        self.count = 0
+        self.jobs: list[Job | None] = [None] * slots
+        self.tokens: Int32Array = np.zeros((slots, max_length), np.int32)
+        self.logprobs: npt.NDArray[np.float32] = np.zeros((slots, max_length), np.float32)
+        self.length: Int64Array = np.zeros(slots, np.int64)
+        self.prompt: Int64Array = np.zeros(slots, np.int64)
+        self.end: Int64Array = np.zeros(slots, np.int64)
+        self.seed: npt.NDArray[np.uint64] = np.zeros(slots, np.uint64)
+        self.handle: Int64Array = np.full(slots, NO_HANDLE, np.int64)
+        self.steps: Int64Array = np.zeros(slots, np.int64)
+        self.stop: Int32Array = np.full((slots, 1), -1, np.int32)
+        self.max_length = max_length
+
+    def place(self, row: int, job: Job) -> None:
+        """Start `job` in `row`."""
+        n = len(job.prompt)
+        self.jobs[row] = job
+        self.tokens[row, :n] = job.prompt
+        self.length[row] = self.prompt[row] = n
+        self.end[row] = min(n + job.sampling.max_tokens, self.max_length)
+        self.seed[row] = job.seed
+        self.handle[row], self.steps[row] = NO_HANDLE, 0
+        self._set_stop(row, job.sampling.stop_token_ids)
+
+    def _set_stop(self, row: int, ids: tuple[int, ...]) -> None:
+        if len(ids) > self.stop.shape[1]:
+            self.stop = np.pad(self.stop, ((0, 0), (0, len(ids) - self.stop.shape[1])), constant_values=-1)
+        self.stop[row] = -1
+        self.stop[row, : len(ids)] = ids
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another one."""
+        n = self.length[source]
+        self.jobs[target], self.jobs[source] = self.jobs[source], None
+        self.tokens[target, :n] = self.tokens[source, :n]
+        self.logprobs[target, :n] = self.logprobs[source, :n]
+        for array in (self.length, self.prompt, self.end, self.seed, self.handle, self.steps, self.stop):
+            array[target] = array[source]
+
+    def holes(self) -> list[int]:
+        """Rows below `count` without a request, ascending."""
+        return [r for r in range(self.count) if self.jobs[r] is None]
+
+    def append(self, emission: Emission) -> None:
+        """Write what the rows emitted and advance their lengths."""
+        n = len(emission.counts)
+        column = self.length[emission.row] + emission.order
+        self.tokens[emission.row, column] = emission.tokens
+        self.logprobs[emission.row, column] = emission.logprobs
+        self.length[:n] += emission.counts
+        self.steps[:n] += 1
+
+    def take(self, row: int, reason: FinishReason, error: RequestError | None) -> Result:
+        """The result of a row, which becomes a hole."""
+        job = self.jobs[row]
+        assert job is not None
+        self.jobs[row], self.handle[row] = None, NO_HANDLE
+        generated = slice(self.prompt[row], self.length[row])
+        return Result(
+            id=job.id,
+            token_ids=self.tokens[row, generated].tolist(),
+            logprobs=self.logprobs[row, generated].tolist(),
+            finish_reason=reason,
+            prompt_token_ids=job.prompt.tolist(),
+            steps=int(self.steps[row]),
+            seed=job.seed,
+            error=error,
+        )
