@@ -1,6 +1,7 @@
 // Python binding of the core; the only file that knows nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <nanobind/stl/tuple.h>
@@ -57,7 +58,7 @@ void translate(const std::exception_ptr& pointer, void*) {
   }
 }
 
-nb::object noise(In<std::uint64_t, 1> keys, std::uint32_t vocab) {
+nb::ndarray<nb::numpy, float, nb::ndim<2>> noise(In<std::uint64_t, 1> keys, std::uint32_t vocab) {
   const std::size_t rows = keys.shape(0);
   auto* data = new float[rows * vocab];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -66,7 +67,7 @@ nb::object noise(In<std::uint64_t, 1> keys, std::uint32_t vocab) {
     for (std::size_t i = 0; i < rows; ++i)
       for (std::uint32_t t = 0; t < vocab; ++t) data[i * vocab + t] = gumbel_noise(keys(i), t);
   }
-  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, vocab}, owner));
+  return {data, {rows, vocab}, owner};
 }
 
 }  // namespace
@@ -129,18 +130,24 @@ NB_MODULE(_native, m) {
           "settle",
           [](Forest& f, In<std::int64_t, 1> sessions, Out<std::int32_t, 2> tokens, Out<std::int32_t, 2> parents,
              Out<float, 2> survival, Out<std::uint16_t, 2> evidence, Out<std::uint8_t, 2> source, Out<std::int32_t, 1> lengths,
-             In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets, Out<std::int32_t, 1> accepted) {
+             In<std::int32_t, 1> verified, In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets,
+             Out<std::int32_t, 1> accepted) {
             const DraftArrays drafts = arrays(tokens, parents, survival, evidence, source, lengths);
             same("sessions.shape", sessions.shape(0), drafts.rows);
+            same("verified.shape", verified.shape(0), drafts.rows);
             same("accepted.shape", accepted.shape(0), drafts.rows);
             same("offsets.shape", offsets.shape(0), drafts.rows + 1);
             nb::gil_scoped_release release;
-            f.settle(sessions.data(), drafts, emitted.data(), emitted.shape(0), offsets.data(), accepted.data());
+            f.settle(sessions.data(), drafts, verified.data(), emitted.data(), emitted.shape(0), offsets.data(), accepted.data());
           },
           "sessions"_a.noconvert(), "tokens"_a.noconvert(), "parents"_a.noconvert(), "survival"_a.noconvert(),
-          "evidence"_a.noconvert(), "source"_a.noconvert(), "lengths"_a.noconvert(), "emitted"_a.noconvert(),
-          "offsets"_a.noconvert(), "accepted"_a.noconvert(),
+          "evidence"_a.noconvert(), "source"_a.noconvert(), "lengths"_a.noconvert(), "verified"_a.noconvert(),
+          "emitted"_a.noconvert(), "offsets"_a.noconvert(), "accepted"_a.noconvert(),
           "Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.")
+      .def(
+          "shared_prefix",
+          [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.shared_prefix(tree, text.data(), text.shape(0)); },
+          "tree"_a, "text"_a.noconvert(), "(common prefix of text and the tree's prompt, length of that prompt), in tokens.")
       .def("check", &Forest::check, "tree"_a, "Integrity walk; '' when sound, else the first fault.")
       .def(
           "stats",

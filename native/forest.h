@@ -151,9 +151,10 @@ class Forest {
     }
   }
 
-  /// Judges drafts by the tokens really emitted, learns from the verdicts and appends the tokens. `accepted` is [rows].
-  void settle(const std::int64_t* sessions, const DraftArrays& drafts, const std::int32_t* tokens, std::size_t n,
-              const std::int32_t* offsets, std::int32_t* accepted) {
+  /// Judges drafts by the tokens really emitted, learns from the verdicts and appends the tokens. Row b verified its
+  /// first verified[b] nodes; a node that the budget left out is judged all the same, so learning never stops.
+  void settle(const std::int64_t* sessions, const DraftArrays& drafts, const std::int32_t* verified,
+              const std::int32_t* tokens, std::size_t n, const std::int32_t* offsets, std::int32_t* accepted) {
     std::lock_guard lock(mutex_);
     check_rows(sessions, drafts.rows, tokens, n, offsets);
     for (std::size_t b = 0; b < drafts.rows; ++b) {
@@ -164,7 +165,8 @@ class Forest {
         require(drafts.source[at + i] < kSources, "source", static_cast<int>(drafts.source[at + i]), "as drafted");
       }
     }
-    for (std::size_t b = 0; b < drafts.rows; ++b) accepted[b] = judge(drafts, b, tokens + offsets[b], offsets[b + 1] - offsets[b]);
+    for (std::size_t b = 0; b < drafts.rows; ++b) 
+      accepted[b] = judge(drafts, b, verified[b], tokens + offsets[b], offsets[b + 1] - offsets[b]);
     append_rows(sessions, drafts.rows, tokens, offsets);
   }
 
@@ -188,7 +190,15 @@ class Forest {
       if ((s = a.find(s, static_cast<Token>(text[i]))) == kNone) return 0;
     return a.state(s).count;
   }
-  /// Number of kept and live occurrences' tokens a session has generated (prompt and context excluded).
+  /// Length of the longest common prefix of `text` and the tree's prompt, and the prompt's length.
+  std::pair<std::size_t, std::size_t> shared_prefix(std::int64_t tree, const std::int32_t* text, std::size_t n) {
+    std::lock_guard lock(mutex_);
+    const PodVector<Token>& prompt = tree_at(tree).prompt();
+    std::size_t i = 0;
+    while (i < n && i < prompt.size() && prompt[i] == static_cast<Token>(text[i])) ++i;
+    return {i, prompt.size()};
+  }
+  /// Tokens that a session has generated so far; prompt and context do not count.
   std::uint64_t generated(std::int64_t session) {
     std::lock_guard lock(mutex_);
     return session_at(session).sequence->generated;
@@ -253,10 +263,12 @@ class Forest {
   }
 
   /// Walks the draft along the emitted tokens; siblings that lost against an emitted token are misses.
-  std::int32_t judge(const DraftArrays& d, std::size_t b, const std::int32_t* emitted, std::int32_t n) {
+  std::int32_t judge(const DraftArrays& d, std::size_t b, std::int32_t verified, const std::int32_t* emitted,
+                     std::int32_t n) {
     const std::size_t at = b * d.width;
     const std::int32_t length = d.lengths[b];
-    for (std::int32_t i = 0; i < length; ++i) ++sums_[d.source[at + static_cast<std::size_t>(i)]].drafted;
+    verified = std::min(verified, length);
+    for (std::int32_t i = 0; i < verified; ++i) ++sums_[d.source[at + static_cast<std::size_t>(i)]].drafted;
     std::int32_t current = -1, accepted = 0, from = 0;
     for (std::int32_t t = 0; t < n; ++t) {
       std::int32_t next = -1;
@@ -266,13 +278,14 @@ class Forest {
         const bool hit = d.tokens[node] == emitted[t];
         calibration_.observe(d.evidence[node], hit);
         if (!hit) continue;
-        ++sums_[d.source[node]].accepted;
         next = i;
+        if (i >= verified) continue;
+        ++sums_[d.source[node]].accepted;
+        ++accepted;
       }
       if (next < 0) break;
       current = next;
       from = next + 1;
-      ++accepted;
     }
     return accepted;
   }

@@ -1,0 +1,79 @@
+"""
+Native core: per-prompt trees, drafts, calibration and the sampler's noise.
+"""
+
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+def gumbel_noise(keys: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], vocab: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+    """
+    Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].
+    """
+
+class Forest:
+    """
+    Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.
+    """
+
+    def __init__(self, *, depth: int = 64, window: int = 64, decay: float = 1.0, context_weight: int = 16) -> None: ...
+
+    def add_tree(self, prompt: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], version: int = 0) -> int:
+        """Index a prompt (int32[n]); returns the tree's handle."""
+
+    def remove_tree(self, tree: int) -> None:
+        """Forget a tree that has no live sessions."""
+
+    def open(self, tree: int, version: int = 0, reader: bool = False, from_prompt: bool = True, seed: int = 0, coupled: bool = False) -> int:
+        """
+        Open a session after the tree's prompt (or at the root); returns its handle.
+        """
+
+    def close(self, session: int, keep: bool = True) -> None:
+        """End a session; keep or forget its text."""
+
+    def append(self, session: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context: bool = False) -> None:
+        """Append int32[n] tokens to one session."""
+
+    def append_token(self, session: int, token: int) -> None:
+        """Append one token to one session."""
+
+    def append_batch(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+        """
+        Append tokens[offsets[b]:offsets[b + 1]] to session b: int64[B], int32[n], int32[B + 1].
+        """
+
+    def draft_batch(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], limits: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_survival: float, min_match: int, tree: bool, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], parents: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], evidence: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """
+        Draft for each session into the given arrays of shape [B, K] (lengths: [B]).
+        """
+
+    def settle(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], parents: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], evidence: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], emitted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], accepted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """
+        Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.
+        """
+
+    def shared_prefix(self, tree: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple[int, int]:
+        """
+        (common prefix of text and the tree's prompt, length of that prompt), in tokens.
+        """
+
+    def check(self, tree: int) -> str:
+        """Integrity walk; '' when sound, else the first fault."""
+
+    def stats(self, tree: int) -> dict[str, int]:
+        """Bytes, live and kept sequences, states, tokens."""
+
+    def count(self, tree: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+        """Weighted occurrences of a substring, in 1/64 rollouts."""
+
+    def generated(self, session: int) -> int:
+        """Tokens generated so far in a session."""
+
+    def source_sums(self) -> list[tuple[int, int]]:
+        """(drafted, accepted) sums for prompt, own, sibling, history."""
+
+    def calibration(self) -> list[tuple[float, float, float]]:
+        """(accepted, judged, estimate) of every evidence bucket."""

@@ -1,0 +1,258 @@
+"""The only owner of trees: prompt key -> tree, sessions, policy versions, the byte cap and eviction.
+
+Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collision is detected) or the user's id.
+Thread-safe. Does not decide what is worth drafting (see `drafting`) and does not persist anything.
+
+Invariants: a prompt with live sessions is never evicted; eviction happens only when a session opens or closes; after
+each of these the trees without live sessions fit into `capacity_bytes` together with the live ones, if the live ones
+alone do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from rolltree._native import Forest
+from rolltree.config import CacheConfig
+from rolltree.errors import InvalidInputError, SessionClosedError
+from rolltree.tokens import as_tokens
+from rolltree.types import Int32Array, TokenIds
+
+
+@dataclass(slots=True)
+class _Entry:
+    key: str
+    tree: int
+    live: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """What a cache holds and what it did since it was made; sums only."""
+
+    prompts: int
+    sessions: int
+    rollouts: int
+    tokens: int
+    bytes: int
+    evicted_prompts: int
+    hits: int
+    """Sessions that found a tree with rollouts in it."""
+    opened: int
+
+
+@dataclass(slots=True)
+class _Totals:
+    opened: int = 0
+    hits: int = 0
+    evicted: int = 0
+    bytes: int = 0
+    live: dict[int, _Entry] = field(default_factory=dict)
+
+
+class RolloutCache:
+    """Trees of earlier and running rollouts, one a prompt."""
+
+    def __init__(self, config: CacheConfig | None = None) -> None:
+        self.config = config or CacheConfig()
+        self._lock = threading.RLock()
+        self._version = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._totals = _Totals()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._forest = Forest(
+            depth=self.config.depth,
+            window=self.config.window,
+            decay=self.config.decay,
+            context_weight=max(1, round(64 * self.config.context_weight)),
+        )
+
+    @property
+    def forest(self) -> Forest:
+        """The native core, for batch calls over session handles."""
+        return self._forest
+
+    @property
+    def version(self) -> int:
+        """Version of the policy that generates now."""
+        return self._version
+
+    def set_version(self, version: int) -> None:
+        """Announce a policy update; text of older versions counts less from now on.
+
+        Raises:
+            InvalidInputError: a version below the current one.
+
+        """
+        with self._lock:
+            if version < self._version:
+                raise InvalidInputError("version", version, f"{self._version} or more", "Versions only grow.")
+            self._version = version
+
+    def open(
+        self,
+        prompt: TokenIds,
+        *,
+        key: str | None = None,
+        version: int | None = None,
+        read_only: bool = False,
+        seed: int | None = None,
+        coupled: bool = False,
+    ) -> int:
+        """Start a session for one request.
+
+        Args:
+            prompt: token ids of the whole prompt.
+            key: the user's id for the prompt (or conversation); None keys by the prompt itself.
+            version: policy version that generates; None is the current one.
+            read_only: draft from the tree but never write to it (validation).
+            seed: of the request's sampler noise, taken modulo 2^64.
+            coupled: the sampler uses coupled noise; drafts then follow it at forks.
+
+        Returns:
+            A handle, never re-used.
+
+        Raises:
+            InvalidInputError: bad token ids.
+
+        """
+        tokens = as_tokens(prompt, "prompt")
+        with self._lock:
+            entry, shared = self._find(tokens, key)
+            number = self._version if version is None else version
+            self._totals.opened += 1
+            self._totals.hits += self._forest.stats(entry.tree)["kept"] > 0
+            handle = self._forest.open(
+                entry.tree, number, read_only, shared > 0, (seed or 0) % 2**64, coupled and seed is not None
+            )
+            if shared < len(tokens):  # another turn or another prompt under the user's key
+                self._forest.append(handle, tokens[shared:], True)
+            entry.live += 1
+            self._totals.live[handle] = entry
+            self._entries.move_to_end(entry.key)
+            self._settle_bytes(entry)
+            return handle
+
+    def extend(self, session: int, tokens: TokenIds, *, context: bool = False) -> None:
+        """Append generated tokens, or tool output (`context=True`: counted like prompt text).
+
+        Raises:
+            SessionClosedError: the session is closed or never existed.
+            InvalidInputError: bad token ids; nothing was appended.
+
+        """
+        self._forest.append(session, as_tokens(tokens), context)
+
+    def close(self, session: int, *, keep: bool = True) -> None:
+        """End a session; its rollout stays in the tree unless `keep` is False.
+
+        Raises:
+            SessionClosedError: the session is closed already or never existed.
+
+        """
+        with self._lock:
+            if session not in self._totals.live:
+                raise SessionClosedError(f"session {session} is closed or never existed: open a new one")
+            entry = self._totals.live.pop(session)
+            self._forest.close(session, keep)
+            entry.live -= 1
+            self._settle_bytes(entry)
+
+    def add(self, prompt: TokenIds, rollout: TokenIds, *, key: str | None = None, version: int | None = None) -> None:
+        """Remember a finished rollout: history from a log, or text that was generated elsewhere."""
+        tokens = as_tokens(rollout, "rollout")
+        session = self.open(prompt, key=key, version=version)
+        self._forest.append(session, tokens, False)
+        self.close(session)
+
+    def clear(self) -> None:
+        """Forget everything.
+
+        Raises:
+            InvalidInputError: sessions are still live.
+
+        """
+        with self._lock:
+            if self._totals.live:
+                raise InvalidInputError("sessions", len(self._totals.live), "0", "Close the live sessions first.")
+            self._reset()
+
+    def stats(self) -> CacheStats:
+        """Count what is held now; O(prompts)."""
+        with self._lock:
+            trees = [self._forest.stats(e.tree) for e in self._entries.values()]
+            return CacheStats(
+                prompts=len(trees),
+                sessions=len(self._totals.live),
+                rollouts=sum(t["kept"] for t in trees),
+                tokens=sum(t["tokens"] for t in trees),
+                bytes=sum(t["bytes"] for t in trees),
+                evicted_prompts=self._totals.evicted,
+                hits=self._totals.hits,
+                opened=self._totals.opened,
+            )
+
+    def check(self) -> None:
+        """Walk every tree.
+
+        Raises:
+            AssertionError: an invariant of the core is broken; the message names the key and the fault.
+
+        """
+        with self._lock:
+            for entry in self._entries.values():
+                fault = self._forest.check(entry.tree)
+                assert not fault, f"tree of {entry.key}: {fault}"
+
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return f"user:{key}" in self._entries
+
+    def _find(self, prompt: Int32Array, key: str | None) -> tuple[_Entry, int]:
+        """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with."""
+        if key is not None:
+            return self._find_by_user(prompt, f"user:{key}")
+        name = _digest(prompt)
+        while (entry := self._entries.get(name)) is not None:
+            if self._forest.shared_prefix(entry.tree, prompt) == (len(prompt), len(prompt)):
+                return entry, len(prompt) or 1
+            name += "'"  # another prompt with the same hash
+        return self._add_entry(name, prompt), len(prompt) or 1
+
+    def _find_by_user(self, prompt: Int32Array, name: str) -> tuple[_Entry, int]:
+        entry = self._entries.get(name)
+        if entry is None:
+            return self._add_entry(name, prompt), len(prompt) or 1
+        shared, whole = self._forest.shared_prefix(entry.tree, prompt)
+        return entry, (shared or 1) if shared == whole else 0
+
+    def _add_entry(self, name: str, prompt: Int32Array) -> _Entry:
+        entry = _Entry(name, self._forest.add_tree(prompt, self._version))
+        self._entries[name] = entry
+        return entry
+
+    def _settle_bytes(self, entry: _Entry) -> None:
+        now = self._forest.stats(entry.tree)["bytes"]
+        self._totals.bytes += now - entry.bytes
+        entry.bytes = now
+        if self._totals.bytes > self.config.capacity_bytes:
+            self._evict()
+
+    def _evict(self) -> None:
+        for name in [n for n, e in self._entries.items() if not e.live]:
+            if self._totals.bytes <= self.config.capacity_bytes:
+                return
+            entry = self._entries.pop(name)
+            self._forest.remove_tree(entry.tree)
+            self._totals.bytes -= entry.bytes
+            self._totals.evicted += 1
+
+
+def _digest(prompt: Int32Array) -> str:
+    return f"{len(prompt)}:{hashlib.blake2b(prompt.tobytes(), digest_size=16).hexdigest()}"

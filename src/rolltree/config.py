@@ -1,0 +1,67 @@
+"""Settings of the cache and of drafting: frozen, keyword-only, checked when made.
+
+Holds no behaviour. Each field's line below it is its documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from rolltree.errors import InvalidInputError
+
+GIB = 2**30
+
+
+def _within(section: str, name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInputError(f"{section}.{name}", value, f"a number from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """What is remembered, how long, and how much memory it may take."""
+
+    capacity_bytes: int = 4 * GIB
+    """Bytes of all trees; least recently used prompts without live sessions are evicted above it."""
+    window: int = 64
+    """Finished rollouts kept for each prompt; the oldest leaves first."""
+    depth: int = 64
+    """Longest indexed substring, tokens; drafts are predicted from at most depth - 1 tokens of context."""
+    decay: float = 0.9
+    """Weight of a rollout relative to one of the next policy version; 1 forgets nothing."""
+    context_weight: float = 0.25
+    """Weight of prompt and tool text relative to a fresh rollout, 1/64 to 1."""
+
+    def __post_init__(self) -> None:
+        _within("cache", "capacity_bytes", self.capacity_bytes, 1, 2**63 - 1)
+        _within("cache", "window", self.window, 0, 2**31 - 1)
+        _within("cache", "depth", self.depth, 2, 4096)
+        _within("cache", "decay", self.decay, 1e-6, 1)
+        _within("cache", "context_weight", self.context_weight, 1 / 64, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftConfig:
+    """How far and how boldly to draft."""
+
+    max_draft: int = 16
+    """Nodes a request drafts in one step at most."""
+    shape: Literal["chain", "tree"] = "chain"
+    """One line of tokens, or a best-first tree (engines with tree verification only)."""
+    min_survival: float = 0.05
+    """Nodes less likely than this to be reached and accepted are not drafted."""
+    min_match: int = 1
+    """Shortest matched context to predict from, tokens."""
+
+    def __post_init__(self) -> None:
+        _within("draft", "max_draft", self.max_draft, 0, 1024)
+        _within("draft", "min_survival", self.min_survival, 0, 1)
+        _within("draft", "min_match", self.min_match, 1, 4096)
+        if self.shape not in ("chain", "tree"):
+            raise InvalidInputError("draft.shape", self.shape, "'chain' or 'tree'")
+
+
+def describe(config: CacheConfig | DraftConfig) -> dict[str, object]:
+    """Return the settings as a plain dict, for logs and reports."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}

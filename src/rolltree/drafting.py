@@ -1,0 +1,139 @@
+"""The drafter that an engine plugs in: drafts from a cache, cut by the whole-batch budget, judged by what was emitted.
+
+Implements `rolltree.types.Drafter`. Owns the reusable draft arrays and the statistics; trees belong to the cache,
+acceptance estimates to the native core. Not thread-safe: one drafter an engine (several may share one cache).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+
+from rolltree.budget import CostModel, allocate
+from rolltree.cache import RolloutCache
+from rolltree.config import DraftConfig
+from rolltree.errors import InvalidInputError
+from rolltree.metrics import SOURCES, DraftStats
+from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds, UInt8Array, UInt16Array
+
+_Rows: TypeAlias = tuple[Int32Array, Int32Array, Float32Array, UInt16Array, UInt8Array, Int32Array]
+
+
+class _Arrays:
+    """Draft arrays of one width, grown to the largest batch seen; rows are views."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.tokens = np.zeros((rows, width), np.int32)
+        self.parents = np.zeros((rows, width), np.int32)
+        self.survival = np.zeros((rows, width), np.float32)
+        self.evidence = np.zeros((rows, width), np.uint16)
+        self.source = np.zeros((rows, width), np.uint8)
+        self.lengths = np.zeros(rows, np.int32)
+
+    def first(self, rows: int) -> _Rows:
+        return (
+            self.tokens[:rows],
+            self.parents[:rows],
+            self.survival[:rows],
+            self.evidence[:rows],
+            self.source[:rows],
+            self.lengths[:rows],
+        )
+
+
+class TreeDrafter:
+    """Drafts each request from its prompt's tree.
+
+    Args:
+        cache: where the trees live; made with default settings when None.
+        config: how far and how boldly to draft.
+        cost: the step-cost model of the engine; None verifies everything that is drafted.
+
+    """
+
+    def __init__(
+        self, cache: RolloutCache | None = None, config: DraftConfig | None = None, *, cost: CostModel | None = None
+    ) -> None:
+        self.cache = cache or RolloutCache()
+        self.config = config or DraftConfig()
+        self.cost = cost
+        self.stats = DraftStats()
+        self._arrays = _Arrays(64, max(1, self.config.max_draft))
+        self._drafted: Int64Array = np.zeros(0, np.int64)  # handles of the last draft, in its order
+        self._verified: Int32Array = np.zeros(0, np.int32)
+        self._source_sums = self.cache.forest.source_sums()
+
+    def open(self, prompt: TokenIds, *, key: str | None = None, seed: int | None = None, coupled: bool = False) -> int:
+        """Start a request; see `RolloutCache.open`."""
+        return self.cache.open(prompt, key=key, seed=seed, coupled=coupled)
+
+    def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
+        """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
+
+        Args:
+            handles: int64 [B], live sessions.
+            limits: int32 [B].
+
+        Returns:
+            Views that stay valid until the next call of `draft`.
+
+        """
+        rows = len(handles)
+        if rows > len(self._arrays.lengths):
+            self._arrays = _Arrays(rows + rows // 2, self._arrays.tokens.shape[1])
+        arrays = self._arrays.first(rows)
+        tokens, parents, survival, _, _, lengths = arrays
+        config = self.config
+        limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
+        tree = config.shape == "tree"
+        self.cache.forest.draft_batch(handles, limits, config.min_survival, config.min_match, tree, *arrays)
+        self._drafted = handles
+        self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
+        return DraftBatch(tokens=tokens, parents=parents, lengths=self._verified, survival=survival, is_chain=not tree)
+
+    def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
+        """Commit the tokens emitted in this step and learn from the verdicts.
+
+        Args:
+            handles: int64 [B], those of the last `draft` in the same order; others are extended without learning.
+            tokens: int32 [n], all emitted tokens.
+            offsets: int32 [B + 1], row b emitted `tokens[offsets[b]:offsets[b + 1]]`.
+
+        """
+        stats = self.stats
+        stats.steps += 1
+        stats.row_steps += len(handles)
+        stats.tokens += len(tokens)
+        if not np.array_equal(handles, self._drafted):
+            self.cache.forest.append_batch(handles, tokens, offsets)
+            return
+        accepted = np.empty(len(handles), np.int32)
+        arrays = self._arrays.first(len(handles))
+        self.cache.forest.settle(handles, *arrays, self._verified, tokens, offsets, accepted)
+        stats.drafted += int(self._verified.sum())
+        stats.accepted += int(accepted.sum())
+        self._drafted = np.zeros(0, np.int64)
+
+    def close(self, handle: int, *, keep: bool = True) -> None:
+        """End a request; `keep=False` forgets its rollout."""
+        self.cache.close(handle, keep=keep)
+
+    def snapshot(self) -> DraftStats:
+        """Return a copy of the statistics with the sums by source (of the whole cache) filled in."""
+        now = self.cache.forest.source_sums()
+        copy = self.stats.copy()
+        for name, (drafted, accepted), (drafted0, accepted0) in zip(SOURCES, now, self._source_sums, strict=True):
+            copy.drafted_by_source[name] = drafted - drafted0
+            copy.accepted_by_source[name] = accepted - accepted0
+        return copy
+
+    def reconfigure(self, **changes: object) -> None:
+        """Change draft settings between steps, e.g. `reconfigure(min_survival=0.2)`."""
+        known = {"max_draft", "shape", "min_survival", "min_match"}
+        for name in changes:
+            if name not in known:
+                raise InvalidInputError(f"draft.{name}", changes[name], f"one of {sorted(known)}")
+        self.config = replace(self.config, **changes)  # type: ignore[arg-type]
+        self._arrays = _Arrays(len(self._arrays.lengths), max(1, self.config.max_draft))
