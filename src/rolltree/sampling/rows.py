@@ -77,7 +77,7 @@ def _build(host: npt.NDArray[np.void], device: torch.device) -> RowParams:
     def tensor(column: npt.NDArray[np.generic], used: npt.NDArray[np.bool_]) -> Tensor | None:
         if not used.any():
             return None
-        return torch.from_numpy(np.ascontiguousarray(column)).unsqueeze(-1).to(device, non_blocking=True)
+        return torch.from_numpy(np.array(column, order="C")).unsqueeze(-1).to(device, non_blocking=True)
 
     cut = (host["top_k"] < NO_TOP_K) | (host["tail"] > NO_TAIL)
     part = host[cut]

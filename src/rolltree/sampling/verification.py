@@ -1,20 +1,20 @@
 """Acceptance rules of speculative decoding: which drafted nodes stay, and which tokens are emitted.
 
 A row is a tree of Q nodes, padded: node 0 is the last committed token, nodes 1..lengths[b] are the drafts,
-parents before children; `parents=None`: every row is a chain (node i hangs on i - 1). `log_p[b, i]` [V] is the
-policy after node i, `positions[b, i]` the index among the generated tokens of the token drawn after it. Every rule
-emits exact samples of the policy. Rules 2 and 3 read one index a row back to the host, rule 1 none. Drafts nothing.
+parents before children; `parents=None`: every row is a chain (node i hangs on i - 1). `log_p[b, i]` [V] is
+the policy after node i, `positions[b, i]` the index among the generated tokens of the token drawn after it.
+Every rule emits exact samples of the policy. Rules 2 and 3 read one index a row on the host, rule 1 none.
 
-1. Coupled (default). The target draws at every node with noise keyed by (seed, position); a draft stays iff it is
-   that token. The output is a function of (policy, seed) alone, whatever was drafted.
+1. Coupled (default). The target draws at every node with noise keyed by (seed, position); a draft stays iff
+   it is that token. The output is a function of (policy, seed) alone, whatever was drafted.
    arXiv 2408.07978, drafter-invariant speculative decoding.
 2. One-hot rejection. Accept draft x with probability p(x); else take x out of p, renormalise, try the next
    sibling; when none is left, sample what remains of p.
    2211.17192 and 2302.01318 with q a point mass; siblings as in 2305.09781, algorithm 2.
-3. Sampled-draft rejection. x was drawn from q (noise of domain DRAFT): accept with probability min(1, p(x)/q(x)),
-   else sample (p - q)+. Chains only: with siblings, each would need the residual of the one before it.
+3. Sampled-draft rejection. x was drawn from q (noise of domain DRAFT): accept with probability
+   min(1, p(x) / q(x)), else sample (p - q)+. Chains only: siblings would need one residual each.
    2211.17192, algorithm 1.
-In rules 2 and 3 uniforms (domain ACCEPT) and noise after a rejection (RESIDUAL) are independent of every draft.
+In rules 2 and 3 uniforms (domain ACCEPT) and residual noise (domain RESIDUAL) are independent of every draft.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def verify_sampled(
 
 
 def at(log_p: Tensor, nodes: Tensor, tokens: Tensor) -> Tensor:
-    """Entries of log_p [B, Q, V] at nodes and tokens [B, K]; of what was emitted: `at(log_p, path, tokens)`."""
+    """Entries of log_p [B, Q, V] at nodes and tokens [B, K], such as `at(log_p, path, tokens)`."""
     return log_p.flatten(1).gather(1, nodes * log_p.shape[-1] + tokens)
 
 
