@@ -26,11 +26,10 @@ struct TreeOptions {
   std::uint32_t context_weight = 16;    // of prompt and tool text, in units of 1/64 rollout
 };
 
-/// One sequence: the text generated for one request. `tip` for writers; `tip` and `match` for readers.
+/// One sequence: the text generated for one request.
 struct Sequence {
   PodVector<std::uint32_t> tokens;  // bit 31 marks context (prompt or tool text)
-  StateId tip = kRoot;
-  std::uint32_t match = 0;       // readers: matched length
+  StateId tip = kRoot;           // writers: the state of the last depth tokens
   std::uint32_t serial = 0;      // order of opening within the tree, from 1
   std::uint32_t weight = kUnit;  // as counted in the automaton
   std::int64_t version = 0;      // policy version that generates it
@@ -71,7 +70,7 @@ class PromptTree {
     made->weight = weight_of(version);
     live_.push_back(std::move(made));
     Sequence* sequence = live_.back().get();
-    restart(*sequence);
+    sequence->tip = start(*sequence);
     return sequence;
   }
 
@@ -106,16 +105,11 @@ class PromptTree {
     if (dead_ > 512 && dead_ > alive_) rebuild();
   }
 
-  std::uint32_t draft(Sequence& s, const Calibration& calibration, DraftOptions options, DraftRow row) const {
+  /// Drafts after the sequence's last token. O(nodes), and O(depth) more for readers.
+  std::uint32_t draft(const Sequence& s, const Calibration& calibration, DraftOptions options, DraftRow row) const {
     options.position += s.generated;
-    StateId state = s.tip;
-    std::uint32_t match = automaton_.state(s.tip).length;
-    if (s.reader) {
-      repair(s);
-      state = s.tip;
-      match = s.match;
-    }
-    return DraftWriter(automaton_, calibration, options).write(state, match, row);
+    const Match at = s.reader ? read(s) : Match{s.tip, automaton_.context_length(s.tip)};
+    return DraftWriter(automaton_, calibration, options).write(at.state, at.length, row);
   }
 
   const Automaton& automaton() const { return automaton_; }
@@ -147,37 +141,36 @@ class PromptTree {
     alive_ += prompt_.size();
   }
 
-  void restart(Sequence& s) {
-    s.tip = s.from_prompt ? prompt_tip_ : kRoot;
-    s.match = automaton_.context_length(s.tip);
-  }
+  StateId start(const Sequence& s) const { return s.from_prompt ? prompt_tip_ : kRoot; }
 
   void feed(Sequence& s, std::uint32_t flagged) {
     const Token token = flagged & ~kContextBit;
-    if (s.reader) return follow(s, token);
+    if (s.reader) return;
     const bool context = flagged & kContextBit;
     s.tip = automaton_.append(s.tip, token, context ? options_.context_weight : s.weight, context ? 0 : s.serial);
     ++alive_;
   }
 
-  // A reader keeps the longest suffix of its text that occurs in the automaton.
-  void follow(Sequence& s, Token token) const {
-    repair(s);
-    s.tip = automaton_.context(s.tip);
-    StateId next;
-    while ((next = automaton_.find(s.tip, token)) == kNone && s.tip != kRoot) {
-      s.tip = automaton_.state(s.tip).link;
-      s.match = automaton_.state(s.tip).length;
-    }
-    s.match = next == kNone ? 0 : std::min(s.match, options_.depth - 1) + 1;
-    if (next != kNone) s.tip = next;
-    s.match = std::min(s.match, options_.depth - 1);
-    repair(s);
+  struct Match {
+    StateId state;
+    std::uint32_t length;
+  };
+  // The longest suffix of a reader's text that is indexed. Read anew each time, because others add to the index what
+  // the reader wrote before them.
+  Match read(const Sequence& s) const {
+    const std::size_t n = s.tokens.size(), longest = options_.depth - 1;
+    Match m{start(s), automaton_.context_length(start(s))};
+    for (std::size_t i = n >= longest ? n - longest : 0; i < n; ++i) m = follow(m, s.tokens[i] & ~kContextBit);
+    return m;
   }
-  /// Others may have split the state since; the matched string went to the shorter part.
-  void repair(Sequence& s) const {
-    while (s.tip != kRoot && s.match <= automaton_.state(automaton_.state(s.tip).link).length)
-      s.tip = automaton_.state(s.tip).link;
+  Match follow(Match m, Token token) const {
+    m.state = automaton_.context(m.state);
+    StateId next;
+    while ((next = automaton_.find(m.state, token)) == kNone && m.state != kRoot) {
+      m.state = automaton_.state(m.state).link;
+      m.length = automaton_.state(m.state).length;
+    }
+    return next == kNone ? Match{kRoot, 0} : Match{next, std::min<std::uint32_t>(m.length + 1, options_.depth)};
   }
   void trim(Sequence& s) const {
     const std::size_t wanted = options_.depth, n = s.tokens.size();
@@ -187,7 +180,7 @@ class PromptTree {
   }
 
   void forget(Sequence& s) {
-    StateId tip = s.from_prompt ? prompt_tip_ : kRoot;
+    StateId tip = start(s);
     for (std::uint32_t flagged : s.tokens)
       tip = automaton_.subtract(tip, flagged & ~kContextBit, flagged & kContextBit ? options_.context_weight : s.weight);
     alive_ -= s.tokens.size();
@@ -220,14 +213,12 @@ class PromptTree {
     feed_prompt();
     auto again = [this](Sequence& s) {
       s.weight = weight_of(s.version);
-      restart(s);
+      s.tip = start(s);
       for (std::uint32_t flagged : s.tokens) feed(s, flagged);
     };
     for (auto& s : kept_) again(*s);
     for (auto& s : live_)
       if (!s->reader) again(*s);
-    for (auto& s : live_)
-      if (s->reader) again(*s);
   }
 
   TreeOptions options_;

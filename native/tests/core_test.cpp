@@ -1,0 +1,179 @@
+// What the property tests do not reach: long degenerate texts, many siblings, handles, calibration, noise.
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "../forest.h"
+
+using namespace rolltree;
+using Tokens = std::vector<std::int32_t>;
+
+#define CHECK(condition)                                                \
+  do {                                                                  \
+    if (!(condition)) {                                                 \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition);       \
+      std::exit(1);                                                     \
+    }                                                                   \
+  } while (false)
+
+namespace {
+
+TreeOptions plain() { return TreeOptions{64, 64, 1.0, 16}; }
+
+TreeStats indexed(const Tokens& text) {
+  Forest forest(TreeOptions{64, 64, 1.0, 16});
+  const auto tree = forest.add_tree(nullptr, 0, 0);
+  const auto session = forest.open(tree, 0, false, true, 0, false);
+  forest.append(session, text.data(), text.size(), false);
+  CHECK(forest.check(tree).empty());
+  return forest.stats(tree);
+}
+
+Tokens periodic(std::size_t n, std::int32_t period) {
+  Tokens out(n);
+  for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<std::int32_t>(i) % period;
+  return out;
+}
+Tokens fibonacci(std::size_t n) {
+  Tokens a{0}, b{0, 1};
+  while (b.size() < n) {
+    Tokens next = b;
+    next.insert(next.end(), a.begin(), a.end());
+    a = b;
+    b = next;
+  }
+  b.resize(n);
+  return b;
+}
+Tokens de_bruijn(std::int32_t letters, std::size_t order) {  // every word of `order` letters once (Lyndon words)
+  Tokens a(static_cast<std::size_t>(letters) * order, 0), out;
+  std::function<void(std::size_t, std::size_t)> grow = [&](std::size_t t, std::size_t p) {
+    if (t > order) {
+      if (order % p == 0) out.insert(out.end(), a.begin() + 1, a.begin() + static_cast<std::ptrdiff_t>(p) + 1);
+      return;
+    }
+    a[t] = a[t - p];
+    grow(t + 1, p);
+    for (std::int32_t j = a[t - p] + 1; j < letters; ++j) {
+      a[t] = j;
+      grow(t + 1, t);
+    }
+  };
+  grow(1, 1);
+  return out;
+}
+
+void degenerate_texts_stay_small() {
+  const std::size_t n = 1000000;
+  for (const Tokens& text : {periodic(n, 1), periodic(n, 2), periodic(n, 7), fibonacci(n)}) {
+    const TreeStats s = indexed(text);
+    CHECK(s.tokens == n);
+    CHECK(s.states < 2000);
+  }
+  for (const Tokens& text : {de_bruijn(2, 17), de_bruijn(10, 5)}) {
+    const TreeStats s = indexed(text);
+    CHECK(s.states <= 2 * text.size() + 1);
+    CHECK(s.bytes <= 120 * text.size());
+  }
+}
+
+void siblings_share() {
+  Forest forest(plain());
+  const Tokens prompt = periodic(50, 7), rollout = de_bruijn(10, 3);
+  const auto tree = forest.add_tree(prompt.data(), prompt.size(), 0);
+  std::vector<std::int64_t> sessions;
+  for (int i = 0; i < 1024; ++i) sessions.push_back(forest.open(tree, 0, false, true, 0, false));
+  for (std::int32_t token : rollout)
+    for (auto s : sessions) forest.append(s, &token, 1, false);
+  CHECK(forest.check(tree).empty());
+  CHECK(forest.count(tree, rollout.data(), 64) == 1024 * kUnit);
+  CHECK(forest.stats(tree).states < 3000);
+  for (auto s : sessions) forest.close(s, false);
+  CHECK(forest.count(tree, rollout.data(), 64) == 0);
+  CHECK(forest.check(tree).empty());
+  CHECK(forest.stats(tree).states < 100);  // rebuilt: only the prompt is left
+}
+
+void window_bounds_memory() {
+  Forest forest(TreeOptions{64, 4, 0.9, 16});
+  const auto tree = forest.add_tree(nullptr, 0, 0);
+  std::size_t most = 0;
+  std::mt19937 random(1);
+  for (std::int32_t i = 0; i < 400; ++i) {
+    Tokens text(1000);
+    for (auto& t : text) t = static_cast<std::int32_t>(random() % 50000);
+    const auto s = forest.open(tree, i, false, true, 0, false);
+    forest.append(s, text.data(), text.size(), false);
+    forest.close(s, true);
+    if (i >= 8) most = std::max(most, forest.stats(tree).bytes);
+    CHECK(forest.stats(tree).kept <= 4);
+  }
+  CHECK(forest.check(tree).empty());
+  CHECK(most < 4 * 1000 * 70 * 3);  // what is kept, as much dead text, and growth
+}
+
+template <class Fault>
+bool throws(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Fault&) {
+    return true;
+  }
+  return false;
+}
+
+void handles_are_never_reused() {
+  Forest forest(plain());
+  const Tokens good{1, 2, 3}, bad{1, -2, 3};
+  const auto tree = forest.add_tree(good.data(), 3, 0);
+  const auto session = forest.open(tree, 0, false, true, 0, false);
+  CHECK(throws<InputFault>([&] { forest.append(session, bad.data(), 3, false); }));
+  CHECK(forest.generated(session) == 0);
+  CHECK(throws<InputFault>([&] { forest.remove_tree(tree); }));
+  forest.close(session, true);
+  CHECK(throws<ClosedFault>([&] { forest.append(session, good.data(), 3, false); }));
+  CHECK(forest.open(tree, 0, false, true, 0, false) != session);
+  CHECK(throws<ClosedFault>([&] { forest.close(session, true); }));
+  CHECK(throws<ClosedFault>([&] { forest.check(12345); }));
+  CHECK(throws<ClosedFault>([&] { forest.check(-1); }));
+  CHECK(throws<InputFault>([] { Forest f(TreeOptions{1, 64, 1.0, 16}); }));
+}
+
+void versions_weigh() {
+  Forest forest(TreeOptions{8, 1000, 0.5, 16});
+  const auto tree = forest.add_tree(nullptr, 0, 0);
+  for (std::int64_t version = 0; version < 40; ++version) {
+    const Tokens text{static_cast<std::int32_t>(version), 99};
+    const auto s = forest.open(tree, version, false, true, 0, false);
+    forest.append(s, text.data(), 2, false);
+    forest.close(s, true);
+  }
+  CHECK(forest.check(tree).empty());
+  auto weight = [&](std::int32_t version) { return forest.count(tree, &version, 1); };
+  CHECK(weight(39) == 2 * weight(38) && weight(38) == 2 * weight(37));
+  CHECK(weight(0) == 1);
+}
+
+void calibration_learns() {
+  Calibration c;
+  const Evidence e = Calibration::evidence(false, 8, Calibration::share_bucket(1.0f), 1.0f);
+  CHECK(c.probability(e) > 0.3f && c.probability(e) < 0.9f);
+  for (int i = 0; i < 20000; ++i) c.observe(e, i % 10 == 0);
+  CHECK(std::abs(c.probability(e) - 0.1f) < 0.01f);
+  CHECK(c.trials(e) <= 8192);
+}
+
+}  // namespace
+
+int main() {
+  degenerate_texts_stay_small();
+  siblings_share();
+  window_bounds_memory();
+  handles_are_never_reused();
+  versions_weigh();
+  calibration_learns();
+  std::printf("core_test: 6 passed, 0 failed\n");
+  return 0;
+}
