@@ -8,9 +8,9 @@
 set -euo pipefail
 venv=$(realpath "$1")
 requirement=$2
-name=${requirement%%==*}
 
-if "$venv/bin/python" -m pip freeze 2> /dev/null | grep -qx "$requirement\|$name @ .*${requirement##*==}.*"; then
+installed='import importlib.metadata, sys; sys.exit(importlib.metadata.version(sys.argv[1]) != sys.argv[2])'
+if "$venv/bin/python" -c "$installed" "${requirement%%==*}" "${requirement##*==}" 2> /dev/null; then
   echo "$requirement is installed"
   exit 0
 fi
