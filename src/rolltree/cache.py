@@ -3,9 +3,8 @@
 Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collision is detected) or the user's id.
 Thread-safe. Does not decide what is worth drafting (see `drafting`) and does not persist anything.
 
-Invariants: a prompt with live sessions is never evicted; eviction happens only when a session opens or closes; after
-each of these the trees without live sessions fit into `capacity_bytes` together with the live ones, if the live ones
-alone do.
+Invariants: a prompt with live sessions is never evicted; eviction happens only when a session opens or closes, least
+recently used first. Running rollouts are measured anew about once per as many opens and closes as there are sessions.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ class _Totals:
     hits: int = 0
     evicted: int = 0
     bytes: int = 0
+    stale: int = 0
     live: dict[int, _Entry] = field(default_factory=dict)
 
 
@@ -238,11 +238,19 @@ class RolloutCache:
         return entry
 
     def _settle_bytes(self, entry: _Entry) -> None:
+        self._measure(entry)
+        self._totals.stale += 1
+        if self._totals.stale >= len(self._totals.live):  # running rollouts grow between calls; amortised O(1)
+            self._totals.stale = 0
+            for running in {e.key: e for e in self._totals.live.values()}.values():
+                self._measure(running)
+        if self._totals.bytes > self.config.capacity_bytes:
+            self._evict()
+
+    def _measure(self, entry: _Entry) -> None:
         now = self._forest.stats(entry.tree)["bytes"]
         self._totals.bytes += now - entry.bytes
         entry.bytes = now
-        if self._totals.bytes > self.config.capacity_bytes:
-            self._evict()
 
     def _evict(self) -> None:
         for name in [n for n, e in self._entries.items() if not e.live]:

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolltree import CostModel
+from rolltree.budget import allocate
+from rolltree.errors import InvalidInputError
+
+
+def rows(*chains: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    width = max(map(len, chains)) or 1
+    survival = np.full((len(chains), width), np.nan, np.float32)
+    for b, chain in enumerate(chains):
+        survival[b, : len(chain)] = chain
+    return survival, np.array([len(c) for c in chains], np.int32)
+
+
+@given(
+    st.lists(st.lists(st.floats(0.01, 0.99), max_size=3), min_size=1, max_size=4),
+    st.floats(0, 10),
+    st.floats(0.001, 3),
+    st.floats(0, 2),
+)
+def test_no_other_lengths_have_more_goodput(
+    factors: list[list[float]], base: float, token: float, ragged: float
+) -> None:
+    chains = [np.cumprod(f).tolist() for f in factors]
+    survival, lengths = rows(*chains)
+    cost = CostModel(base=base, token=token, ragged=ragged)
+
+    def rate(cut: tuple[int, ...] | np.ndarray) -> float:
+        gain = sum(float(survival[b, :n].sum()) for b, n in enumerate(cut))
+        return (len(chains) + gain) / cost.seconds(len(chains), int(sum(cut)))
+
+    best = max(rate(cut) for cut in product(*[range(n + 1) for n in lengths]))
+    assert rate(allocate(survival, lengths, cost)) == pytest.approx(best, rel=1e-5)
+
+
+def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:
+    survival, lengths = rows([0.9, 0.5], [0.2])
+    assert allocate(survival, lengths, CostModel(base=1, token=1e-9)).tolist() == [2, 1]
+    assert allocate(survival, lengths, CostModel(base=0, token=1)).tolist() == [0, 0]
+
+
+def test_rows_are_not_coupled() -> None:
+    survival, lengths = rows([0.99, 0.98, 0.97], [0.01])
+    assert allocate(survival, lengths, CostModel(base=1, token=0.3)).tolist() == [3, 0]
+
+
+def test_nothing_drafted() -> None:
+    survival, lengths = rows([], [])
+    assert allocate(survival, lengths, CostModel(base=1, token=1)).tolist() == [0, 0]
+
+
+def test_fit_recovers_a_model_and_stays_non_negative() -> None:
+    true = CostModel(base=1e-3, row=2e-5, token=3e-5, ragged=2e-4)
+    seen = [(b, d, true.seconds(b, d)) for b in (1, 8, 32, 64) for d in (0, b, 4 * b, 16 * b)]
+    fitted = CostModel.fit(seen)
+    for name in ("base", "row", "token", "ragged"):
+        assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=1e-6)
+    falling = CostModel.fit([(1, 0, 2.0), (64, 0, 1.0), (64, 64, 1.5)])
+    assert min(falling.base, falling.row, falling.token, falling.ragged) >= 0
+
+
+def test_a_frozen_model_comes_back(tmp_path: Path) -> None:
+    cost = CostModel(base=1e-3, row=0.1, token=3e-5, ragged=2e-4)
+    cost.save(tmp_path / "cost.json")
+    assert CostModel.load(tmp_path / "cost.json") == cost
+    (tmp_path / "bad.json").write_text('{"speed": 1}')
+    with pytest.raises(InvalidInputError, match=r"cost\.path"):
+        CostModel.load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("bad", [{"base": -1, "token": 1}, {"base": float("nan"), "token": 1}, {"base": 0, "token": 0}])
+def test_bad_models(bad: dict[str, float]) -> None:
+    with pytest.raises(InvalidInputError, match="cost"):
+        CostModel(**bad)

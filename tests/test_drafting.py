@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rolltree import CacheConfig, CostModel, DraftConfig, RolloutCache, TreeDrafter
+from rolltree._native import gumbel_noise
+from rolltree.errors import InvalidInputError
+from rolltree.types import Drafter
+
+PROMPT = [1, 2, 3]
+TEXT = [10, 11, 12, 13, 14, 15, 16, 17]
+
+
+def drafter(**settings: object) -> TreeDrafter:
+    cache = RolloutCache(CacheConfig(decay=1.0))
+    for _ in range(8):
+        cache.add(PROMPT, TEXT)
+    return TreeDrafter(cache, DraftConfig(min_survival=0.0, **settings))  # type: ignore[arg-type]
+
+
+def step(d: TreeDrafter, handles: list[int], limit: int, emitted: list[list[int]]) -> list[list[int]]:
+    h = np.array(handles, np.int64)
+    batch = d.draft(h, np.full(len(h), limit, np.int32))
+    drafts = [batch.tokens[b, : batch.lengths[b]].tolist() for b in range(len(h))]
+    offsets = np.cumsum([0, *map(len, emitted)]).astype(np.int32)
+    d.advance(h, np.array([t for row in emitted for t in row], np.int32), offsets)
+    return drafts
+
+
+def test_it_is_a_drafter() -> None:
+    assert isinstance(TreeDrafter(), Drafter)
+
+
+def test_drafts_follow_the_text_and_stop_at_its_end() -> None:
+    d = drafter()
+    h = d.open(PROMPT)
+    assert step(d, [h], 3, [[10, 11]]) == [TEXT[:3]]
+    assert step(d, [h], 16, [[12]]) == [TEXT[2:]]
+
+
+def test_statistics_are_sums_by_source() -> None:
+    d = drafter()
+    d.cache.set_version(1)
+    h = d.open(PROMPT)
+    step(d, [h], 4, [[10, 11, 99]])  # 2 of 4 accepted
+    step(d, [h], 4, [[99]])
+    stats = d.snapshot()
+    assert (stats.steps, stats.row_steps, stats.tokens) == (2, 2, 4)
+    assert (stats.drafted, stats.accepted) == (4, 2)
+    assert (stats.drafted_by_source["history"], stats.accepted_by_source["history"]) == (4, 2)
+    assert stats.tokens_per_step == 2.0
+    assert stats.acceptance_rate == 0.5
+    assert stats.snapshot()["drafted_history"] == 4
+
+
+def test_sources_are_told_apart() -> None:
+    d = TreeDrafter(config=DraftConfig(min_survival=0.0))
+    d.cache.set_version(1)
+    a, b = d.open([5, 6, 7, 8]), d.open([5, 6, 7, 8])
+    step(d, [a, b], 0, [[50, 51, 52], [50]])
+    assert step(d, [b], 2, [[51, 52]]) == [[51, 52]]  # from its sibling
+    step(d, [b], 0, [[60, 61, 62, 60, 61]])
+    assert step(d, [b], 1, [[62]]) == [[62]]  # from its own text
+    step(d, [b], 0, [[5, 6]])
+    assert step(d, [b], 1, [[7]]) == [[7]]  # from the prompt
+    by = d.snapshot().accepted_by_source
+    assert (by["sibling"], by["own"], by["prompt"], by["history"]) == (2, 1, 1, 0)
+
+
+def test_verdicts_teach() -> None:
+    d = drafter()
+    first = None
+    for _ in range(60):
+        h = d.open(PROMPT)
+        batch = d.draft(np.array([h]), np.array([1], np.int32))
+        first = first or float(batch.survival[0, 0])
+        last = float(batch.survival[0, 0])
+        d.advance(np.array([h]), np.array([77], np.int32), np.array([0, 1], np.int32))
+        d.close(h, keep=False)
+    assert last < first / 3
+
+
+def test_what_the_budget_left_out_is_judged_too() -> None:
+    d = drafter()
+    d.cost = CostModel(base=0, token=1)  # every draft token costs as much as a step: never worth it
+    h = d.open(PROMPT)
+    assert step(d, [h], 4, [[10]]) == [[]]
+    hits = sum(hit for hit, _, _ in d.cache.forest.calibration())
+    assert hits == 1
+    assert d.stats.drafted == 0
+
+
+def test_an_acceptance_beyond_the_verified_part_is_not_counted() -> None:
+    d = drafter()
+    d.cost = CostModel(base=0, token=1)
+    h = d.open(PROMPT)
+    step(d, [h], 4, [[10]])
+    assert d.snapshot().accepted == 0
+
+
+def test_trees_branch_and_are_judged_by_the_path() -> None:
+    d = TreeDrafter(config=DraftConfig(shape="tree", min_survival=0.0))
+    for rollout in ([10, 11, 12], [10, 21, 22], [30, 31]):
+        d.cache.add(PROMPT, rollout)
+    h = d.open(PROMPT)
+    batch = d.draft(np.array([h]), np.array([16], np.int32))
+    n = int(batch.lengths[0])
+    nodes = list(zip(batch.tokens[0, :n].tolist(), batch.parents[0, :n].tolist(), strict=True))
+    assert not batch.is_chain
+    assert {t for t, p in nodes if p < 0} == {10, 30}
+    ten = [t for t, _ in nodes].index(10)
+    assert {t for t, p in nodes if p == ten} == {11, 21}
+    d.advance(np.array([h]), np.array([10, 21, 5], np.int32), np.array([0, 3], np.int32))
+    assert d.stats.accepted == 2
+
+
+def test_coupled_drafts_take_the_samplers_branch() -> None:
+    cache = RolloutCache()
+    for token in (10, 20, 30, 40):
+        cache.add(PROMPT, [token, token + 1])
+    for seed in range(50):
+        d = TreeDrafter(cache, DraftConfig(min_survival=0.0))
+        h = d.open(PROMPT, seed=seed, coupled=True)
+        batch = d.draft(np.array([h]), np.array([1], np.int32))
+        noise = gumbel_noise(np.array([_key(seed, 0)], np.uint64), 41)[0]
+        assert int(batch.tokens[0, 0]) == max((10, 20, 30, 40), key=lambda t: noise[t])
+        d.close(h, keep=False)
+
+
+def _key(seed: int, position: int) -> int:
+    mask = 2**64 - 1
+    z = (seed + 0x9E3779B97F4A7C15 * (position + 1)) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def test_batches_grow() -> None:
+    d = drafter()
+    handles = [d.open(PROMPT) for _ in range(300)]
+    assert step(d, handles, 2, [[10]] * 300) == [[10, 11]] * 300
+
+
+def test_strange_order_is_committed_without_learning() -> None:
+    d = drafter()
+    a, b = d.open(PROMPT), d.open(PROMPT)
+    d.draft(np.array([a, b]), np.array([1, 1], np.int32))
+    d.advance(np.array([b, a]), np.array([1, 2], np.int32), np.array([0, 1, 2], np.int32))
+    assert d.stats.drafted == 0
+    assert d.stats.tokens == 2
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(InvalidInputError, match=r"draft\.shape = 'bush'"):
+        DraftConfig(shape="bush")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"draft\.wings"):
+        drafter().reconfigure(wings=2)
