@@ -25,20 +25,28 @@ void same(const char* name, std::size_t got, std::size_t wanted) {
   if (got != wanted) throw InputFault(name, std::to_string(got), std::to_string(wanted) + " long, one per row");
 }
 
-DraftArrays arrays(const Out<std::int32_t, 2>& tokens, const Out<std::int32_t, 2>& parents, const Out<float, 2>& survival,
-                   const Out<std::uint16_t, 2>& evidence, const Out<std::uint8_t, 2>& source,
-                   const Out<std::int32_t, 1>& lengths) {
-  const std::size_t rows = tokens.shape(0), width = tokens.shape(1);
-  auto shaped = [&](const char* name, std::size_t a, std::size_t b) {
-    same(name, a, rows);
-    same(name, b, width);
-  };
-  shaped("parents.shape", parents.shape(0), parents.shape(1));
-  shaped("survival.shape", survival.shape(0), survival.shape(1));
-  shaped("evidence.shape", evidence.shape(0), evidence.shape(1));
-  shaped("source.shape", source.shape(0), source.shape(1));
-  same("lengths.shape", lengths.shape(0), rows);
-  return {rows, width, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+/// The memory of a batch of drafts; made once, filled every step, seen by Python as arrays.
+struct Drafts {
+  Drafts(std::size_t rows_, std::size_t width_)
+      : rows(rows_), width(width_), tokens(rows * width), parents(rows * width), survival(rows * width),
+        evidence(rows * width), source(rows * width), lengths(rows) {
+    if (rows == 0 || width == 0) throw InputFault("Drafts.shape", "0", "at least one row and one column");
+  }
+  DraftArrays first(std::size_t n) {
+    if (n > rows) throw InputFault("sessions.shape", std::to_string(n), "at most the rows of the drafts");
+    return {n, width, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+  }
+  std::size_t rows, width;
+  std::vector<std::int32_t> tokens, parents;
+  std::vector<float> survival;
+  std::vector<Evidence> evidence;
+  std::vector<std::uint8_t> source;
+  std::vector<std::int32_t> lengths;
+};
+
+template <class T>
+auto table(std::vector<T> Drafts::* member) {
+  return [member](Drafts& d) { return nb::ndarray<nb::numpy, T, nb::ndim<2>>((d.*member).data(), {d.rows, d.width}); };
 }
 
 void raise_python(const char* kind, nb::object arguments) {
@@ -79,6 +87,17 @@ NB_MODULE(_native, m) {
   m.def("gumbel_noise", &noise, "keys"_a.noconvert(), "vocab"_a,
         "Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].");
 
+  nb::class_<Drafts>(m, "Drafts", "Memory of a batch of drafts; the arrays are views that every draft overwrites.")
+      .def(nb::init<std::size_t, std::size_t>(), "rows"_a, "width"_a)
+      .def_prop_ro("tokens", table(&Drafts::tokens), nb::rv_policy::reference_internal, "int32[rows, width]")
+      .def_prop_ro("parents", table(&Drafts::parents), nb::rv_policy::reference_internal, "int32[rows, width]")
+      .def_prop_ro("survival", table(&Drafts::survival), nb::rv_policy::reference_internal, "float32[rows, width]")
+      .def_prop_ro("evidence", table(&Drafts::evidence), nb::rv_policy::reference_internal, "uint16[rows, width]")
+      .def_prop_ro("source", table(&Drafts::source), nb::rv_policy::reference_internal, "uint8[rows, width]")
+      .def_prop_ro(
+          "lengths", [](Drafts& d) { return nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>(d.lengths.data(), {d.rows}); },
+          nb::rv_policy::reference_internal, "int32[rows]");
+
   nb::class_<Forest>(m, "Forest", "Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.")
       .def(
           "__init__",
@@ -115,35 +134,27 @@ NB_MODULE(_native, m) {
       .def(
           "draft_batch",
           [](Forest& f, In<std::int64_t, 1> sessions, In<std::int32_t, 1> limits, float min_survival, std::uint32_t min_match,
-             bool tree, Out<std::int32_t, 2> tokens, Out<std::int32_t, 2> parents, Out<float, 2> survival,
-             Out<std::uint16_t, 2> evidence, Out<std::uint8_t, 2> source, Out<std::int32_t, 1> lengths) {
-            const DraftArrays out = arrays(tokens, parents, survival, evidence, source, lengths);
-            same("sessions.shape", sessions.shape(0), out.rows);
-            same("limits.shape", limits.shape(0), out.rows);
+             bool tree, Drafts& out) {
+            same("limits.shape", limits.shape(0), sessions.shape(0));
+            const DraftArrays rows = out.first(sessions.shape(0));
             nb::gil_scoped_release release;
-            f.draft_batch(sessions.data(), limits.data(), min_survival, min_match, tree, out);
+            f.draft_batch(sessions.data(), limits.data(), min_survival, min_match, tree, rows);
           },
-          "sessions"_a.noconvert(), "limits"_a.noconvert(), "min_survival"_a, "min_match"_a, "tree"_a, "tokens"_a.noconvert(),
-          "parents"_a.noconvert(), "survival"_a.noconvert(), "evidence"_a.noconvert(), "source"_a.noconvert(),
-          "lengths"_a.noconvert(), "Draft for each session into the given arrays of shape [B, K] (lengths: [B]).")
+          "sessions"_a.noconvert(), "limits"_a.noconvert(), "min_survival"_a, "min_match"_a, "tree"_a, "out"_a,
+          "Draft for each session (int64[B], int32[B]) into the first B rows of `out`.")
       .def(
           "settle",
-          [](Forest& f, In<std::int64_t, 1> sessions, Out<std::int32_t, 2> tokens, Out<std::int32_t, 2> parents,
-             Out<float, 2> survival, Out<std::uint16_t, 2> evidence, Out<std::uint8_t, 2> source, Out<std::int32_t, 1> lengths,
-             In<std::int32_t, 1> verified, In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets,
-             Out<std::int32_t, 1> accepted) {
-            const DraftArrays drafts = arrays(tokens, parents, survival, evidence, source, lengths);
-            same("sessions.shape", sessions.shape(0), drafts.rows);
-            same("verified.shape", verified.shape(0), drafts.rows);
-            same("accepted.shape", accepted.shape(0), drafts.rows);
-            same("offsets.shape", offsets.shape(0), drafts.rows + 1);
+          [](Forest& f, In<std::int64_t, 1> sessions, Drafts& drafts, In<std::int32_t, 1> verified,
+             In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets, Out<std::int32_t, 1> accepted) {
+            const DraftArrays rows = drafts.first(sessions.shape(0));
+            same("verified.shape", verified.shape(0), rows.rows);
+            same("accepted.shape", accepted.shape(0), rows.rows);
+            same("offsets.shape", offsets.shape(0), rows.rows + 1);
             nb::gil_scoped_release release;
-            f.settle(sessions.data(), drafts, verified.data(), emitted.data(), emitted.shape(0), offsets.data(), accepted.data());
+            f.settle(sessions.data(), rows, verified.data(), emitted.data(), emitted.shape(0), offsets.data(), accepted.data());
           },
-          "sessions"_a.noconvert(), "tokens"_a.noconvert(), "parents"_a.noconvert(), "survival"_a.noconvert(),
-          "evidence"_a.noconvert(), "source"_a.noconvert(), "lengths"_a.noconvert(), "verified"_a.noconvert(),
-          "emitted"_a.noconvert(), "offsets"_a.noconvert(), "accepted"_a.noconvert(),
-          "Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.")
+          "sessions"_a.noconvert(), "drafts"_a, "verified"_a.noconvert(), "emitted"_a.noconvert(), "offsets"_a.noconvert(),
+          "accepted"_a.noconvert(), "Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.")
       .def(
           "shared_prefix",
           [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.shared_prefix(tree, text.data(), text.shape(0)); },

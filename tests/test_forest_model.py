@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from rolltree._native import Forest
+from rolltree._native import Drafts, Forest
 from tests.oracle import UNIT, NaiveTree, Text
 
 TOKENS = st.integers(0, 3)
@@ -19,14 +19,10 @@ def ints(tokens: list[int]) -> np.ndarray:
 
 
 def draft(forest: Forest, handle: int, width: int = 6, tree: bool = False) -> tuple[list[int], list[int], list[float]]:
-    tokens, parents = np.zeros((1, width), np.int32), np.zeros((1, width), np.int32)
-    survival, evidence = np.zeros((1, width), np.float32), np.zeros((1, width), np.uint16)
-    source, lengths = np.zeros((1, width), np.uint8), np.zeros(1, np.int32)
-    limits = np.full(1, width, np.int32)
-    handles = np.array([handle], np.int64)
-    forest.draft_batch(handles, limits, 0.0, 1, tree, tokens, parents, survival, evidence, source, lengths)
-    n = int(lengths[0])
-    return tokens[0, :n].tolist(), parents[0, :n].tolist(), survival[0, :n].tolist()
+    out = Drafts(1, width)
+    forest.draft_batch(np.array([handle], np.int64), np.full(1, width, np.int32), 0.0, 1, tree, out)
+    n = int(out.lengths[0])
+    return out.tokens[0, :n].tolist(), out.parents[0, :n].tolist(), out.survival[0, :n].tolist()
 
 
 class ForestMachine(RuleBasedStateMachine):

@@ -13,6 +13,37 @@ def gumbel_noise(keys: Annotated[NDArray[numpy.uint64], dict(shape=(None,), orde
     Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].
     """
 
+class Drafts:
+    """
+    Memory of a batch of drafts; the arrays are views that every draft overwrites.
+    """
+
+    def __init__(self, rows: int, width: int) -> None: ...
+
+    @property
+    def tokens(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
+        """int32[rows, width]"""
+
+    @property
+    def parents(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
+        """int32[rows, width]"""
+
+    @property
+    def survival(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
+        """float32[rows, width]"""
+
+    @property
+    def evidence(self) -> Annotated[NDArray[numpy.uint16], dict(shape=(None, None))]:
+        """uint16[rows, width]"""
+
+    @property
+    def source(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
+        """uint8[rows, width]"""
+
+    @property
+    def lengths(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]"""
+
 class Forest:
     """
     Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.
@@ -45,12 +76,12 @@ class Forest:
         Append tokens[offsets[b]:offsets[b + 1]] to session b: int64[B], int32[n], int32[B + 1].
         """
 
-    def draft_batch(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], limits: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_survival: float, min_match: int, tree: bool, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], parents: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], evidence: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    def draft_batch(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], limits: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_survival: float, min_match: int, tree: bool, out: Drafts) -> None:
         """
-        Draft for each session into the given arrays of shape [B, K] (lengths: [B]).
+        Draft for each session (int64[B], int32[B]) into the first B rows of `out`.
         """
 
-    def settle(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], parents: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')], survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], evidence: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu')], source: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu')], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], emitted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], accepted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    def settle(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], drafts: Drafts, verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], emitted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], accepted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
         """
         Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.
         """

@@ -7,40 +7,26 @@ acceptance estimates to the native core. Not thread-safe: one drafter an engine 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 
+from rolltree._native import Drafts
 from rolltree.budget import CostModel, allocate
 from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.metrics import SOURCES, DraftStats
-from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds, UInt8Array, UInt16Array
-
-_Rows: TypeAlias = tuple[Int32Array, Int32Array, Float32Array, UInt16Array, UInt8Array, Int32Array]
+from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
 
-class _Arrays:
-    """Draft arrays of one width, grown to the largest batch seen; rows are views."""
+class _Buffers:
+    """Reusable memory for `rows` requests; attributes are views of the native arrays."""
 
     def __init__(self, rows: int, width: int) -> None:
-        self.tokens = np.zeros((rows, width), np.int32)
-        self.parents = np.zeros((rows, width), np.int32)
-        self.survival = np.zeros((rows, width), np.float32)
-        self.evidence = np.zeros((rows, width), np.uint16)
-        self.source = np.zeros((rows, width), np.uint8)
-        self.lengths = np.zeros(rows, np.int32)
-
-    def first(self, rows: int) -> _Rows:
-        return (
-            self.tokens[:rows],
-            self.parents[:rows],
-            self.survival[:rows],
-            self.evidence[:rows],
-            self.source[:rows],
-            self.lengths[:rows],
-        )
+        self.rows = rows
+        self.native = Drafts(rows, width)
+        self.tokens, self.parents = self.native.tokens, self.native.parents
+        self.survival, self.lengths = self.native.survival, self.native.lengths
 
 
 class TreeDrafter:
@@ -60,7 +46,7 @@ class TreeDrafter:
         self.config = config or DraftConfig()
         self.cost = cost
         self.stats = DraftStats()
-        self._arrays = _Arrays(64, max(1, self.config.max_draft))
+        self._buffers = _Buffers(64, max(1, self.config.max_draft))
         self._drafted: Int64Array = np.zeros(0, np.int64)  # handles of the last draft, in its order
         self._verified: Int32Array = np.zeros(0, np.int32)
         self._source_sums = self.cache.forest.source_sums()
@@ -80,18 +66,22 @@ class TreeDrafter:
             Views that stay valid until the next call of `draft`.
 
         """
-        rows = len(handles)
-        if rows > len(self._arrays.lengths):
-            self._arrays = _Arrays(rows + rows // 2, self._arrays.tokens.shape[1])
-        arrays = self._arrays.first(rows)
-        tokens, parents, survival, _, _, lengths = arrays
-        config = self.config
+        rows, config = len(handles), self.config
+        if rows > self._buffers.rows:
+            self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
+        out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        tree = config.shape == "tree"
-        self.cache.forest.draft_batch(handles, limits, config.min_survival, config.min_match, tree, *arrays)
+        self.cache.forest.draft_batch(handles, limits, config.min_survival, config.min_match, tree, out.native)
         self._drafted = handles
+        lengths, survival = out.lengths[:rows], out.survival[:rows]
         self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
-        return DraftBatch(tokens=tokens, parents=parents, lengths=self._verified, survival=survival, is_chain=not tree)
+        return DraftBatch(
+            tokens=out.tokens[:rows],
+            parents=out.parents[:rows],
+            lengths=self._verified,
+            survival=survival,
+            is_chain=not tree,
+        )
 
     def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """Commit the tokens emitted in this step and learn from the verdicts.
@@ -110,8 +100,7 @@ class TreeDrafter:
             self.cache.forest.append_batch(handles, tokens, offsets)
             return
         accepted = np.empty(len(handles), np.int32)
-        arrays = self._arrays.first(len(handles))
-        self.cache.forest.settle(handles, *arrays, self._verified, tokens, offsets, accepted)
+        self.cache.forest.settle(handles, self._buffers.native, self._verified, tokens, offsets, accepted)
         stats.drafted += int(self._verified.sum())
         stats.accepted += int(accepted.sum())
         self._drafted = np.zeros(0, np.int64)
@@ -136,4 +125,4 @@ class TreeDrafter:
             if name not in known:
                 raise InvalidInputError(f"draft.{name}", changes[name], f"one of {sorted(known)}")
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]
-        self._arrays = _Arrays(len(self._arrays.lengths), max(1, self.config.max_draft))
+        self._buffers = _Buffers(self._buffers.rows, max(1, self.config.max_draft))
