@@ -1,0 +1,97 @@
+"""`rolltree bench index|draft|engine`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rolltree.cli.output import console, finish, table
+from rolltree.errors import InvalidInputError
+
+app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")]
+Traces = Annotated[
+    list[str] | None, typer.Option("--traces", help="NAME=EARLIER,LATER: trace files of the same prompts.")
+]
+
+
+def _data(traces: list[str] | None, prompts: int, length: int) -> dict[str, Any]:
+    from rolltree.bench.workload import markov, recorded
+
+    data = {"markov": markov(prompts, 8, length)}
+    for spec in traces or []:
+        name, _, files = spec.partition("=")
+        earlier, _, later = files.partition(",")
+        if not later:
+            raise InvalidInputError("--traces", spec, "NAME=EARLIER,LATER", "Name two trace files of the same prompts.")
+        data[name] = recorded(Path(earlier), Path(later), 8)
+    return data
+
+
+@app.command()
+def index(
+    traces: Traces = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each case.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Lock steps of each case.")] = 256,
+    length: Annotated[int, typer.Option(min=8, help="Tokens of a Markov rollout.")] = 1000,
+    json_output: Json = False,
+    out: Out = None,
+) -> None:
+    """Append speed, memory and draft latency of the tree; the peer beside it when installed.
+
+    Example: rolltree bench index --json
+    """
+    from rolltree.bench.index import run_index
+
+    screen = console(json_output)
+    data = _data(traces, 32, length)
+    with screen.status("") as status:
+        document = run_index(data, repeats=repeats, steps=steps, progress=status.update)
+    cases: Any = document["cases"]
+    rows = []
+    for case in cases:
+        peer, ratio, ours = case["peer"] or {}, case["ratio"] or {}, case["rolltree"]
+        cells: list[object] = [f"{case['case']}, {case['live_requests']} live"]
+        for key, short, scale in (
+            ("append_tokens_per_second", "append", 1e-6),
+            ("bytes_per_token", "bytes", 1),
+            ("draft_microseconds", "draft", 1),
+        ):
+            cells += [_scaled(ours.get(key), scale), _scaled(peer.get(key), scale), ratio.get(short)]
+        rows.append(cells)
+    columns = ["case", "Mtok/s", "peer", "x", "B/token", "peer", "x", "draft µs", "peer", "x"]
+    screen.print(table("Index: rolltree and arctic-inference", columns, rows))
+    finish(document, json_output=json_output, out=out)
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value * scale
+
+
+@app.command()
+def draft(
+    traces: Traces = None,
+    steps: Annotated[int, typer.Option(min=1, help="Draft calls of each case.")] = 100,
+    json_output: Json = False,
+    out: Out = None,
+) -> None:
+    """Latency of the draft call, chain and tree, by number of live requests.
+
+    Example: rolltree bench draft
+    """
+    from rolltree.bench.draft import run_draft
+
+    screen = console(json_output)
+    data = _data(traces, 128, 400)
+    with screen.status("") as status:
+        document = run_draft(data, steps=steps, progress=status.update)
+    cases: Any = document["cases"]
+    keys = ["shape", "live_requests", "microseconds_per_request", "batch_milliseconds_p50", "batch_milliseconds_p99"]
+    rows = [[case["case"], *[case[key] for key in keys], case["drafted_per_request"]] for case in cases]
+    columns = ["data", "shape", "live", "µs/request", "batch ms p50", "p99", "nodes/request"]
+    screen.print(table("Draft call, one thread", columns, rows))
+    finish(document, json_output=json_output, out=out)
