@@ -21,9 +21,7 @@ from rolltree.types import Int64Array
 NO_TOP_K = 1 << 31  # above any vocabulary size
 NO_TAIL = -1.0  # below any cumulative probability
 
-_COLUMNS = np.dtype(
-    [("greedy", "?"), ("temperature", "f4"), ("top_k", "i8"), ("tail", "f4"), ("log_min_p", "f4")]
-)
+_COLUMNS = np.dtype([("greedy", "?"), ("temperature", "f4"), ("top_k", "i8"), ("tail", "f4"), ("log_min_p", "f4")])
 
 
 def _column(params: SamplingParams) -> tuple[bool, float, int, float, float]:
