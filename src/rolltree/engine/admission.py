@@ -20,17 +20,22 @@ from rolltree.types import Int32Array
 
 
 def seat(waiting: deque[Job], rows: Rows, cache: SlotCache) -> list[int]:
-    """Give rows to waiting requests, holes first; close the holes that remain. Returns the new rows, oldest
-    first.
-    """
-    holes, slots, seated = rows.holes(), len(rows.jobs), []
-    while waiting and (holes or rows.count < slots):
-        row = holes.pop(0) if holes else rows.count
+    """Give rows to waiting requests and close the holes that remain; the new rows, oldest request first."""
+    holes, seated = rows.holes(), set[int]()
+    while waiting and (holes or rows.count < len(rows.jobs)):
+        job = waiting.popleft()
+        row = _best_hole(holes, rows, job) if holes else rows.count
         rows.count = max(rows.count, row + 1)
-        rows.place(row, waiting.popleft())
-        seated.append(row)
+        rows.place(row, job)
+        seated.add(job.id)
     close_holes(rows, cache)
-    return seated
+    return [row for _, row in sorted((j.id, r) for r, j in enumerate(rows.jobs) if j and j.id in seated)]
+
+
+def _best_hole(holes: list[int], rows: Rows, job: Job) -> int:
+    """Take a hole that holds the prompt already, else the first."""
+    match = next((i for i, row in enumerate(holes) if rows.cached[row] == job.prompt_bytes), 0)
+    return holes.pop(match)
 
 
 def close_holes(rows: Rows, cache: SlotCache) -> None:
@@ -48,28 +53,27 @@ def close_holes(rows: Rows, cache: SlotCache) -> None:
 
 
 def prefill(new: list[int], rows: Rows, runner: Runner, limit: int, stats: EngineStats) -> None:
-    """Fill the cache of the rows `new`; at most about `limit` prompt tokens in one forward."""
+    """Make the rows `new` ready; at most `limit` prompt tokens in one forward."""
     fresh, copies = _share(new, rows)
     for batch in _batches(fresh, rows, limit):
         at, pieces, start = zip(*batch, strict=True)
         runner.prefill(np.array(at), list(pieces), np.array(start))
         stats.prefilled += sum(len(piece) for piece in pieces)
     if copies:
-        stats.shared += _copy(copies, rows, runner.cache)
+        _copy(copies, rows, runner.cache)
+    stats.shared += sum(int(rows.prompt[row]) - 1 for row in set(new) - set(fresh))
+    rows.ready[new] = True
 
 
 def _share(new: list[int], rows: Rows) -> tuple[list[int], list[tuple[int, int]]]:
-    """Split new rows into those to compute and (donor, row) pairs to copy."""
-    arrived = set(new)
-    donors = {
-        job.prompt_bytes: r for r, job in enumerate(rows.jobs[: rows.count]) if job and r not in arrived
-    }
+    """The new rows to compute, and the (donor, row) pairs to copy."""
+    donors = {job.prompt_bytes: r for r, job in enumerate(rows.jobs[: rows.count]) if job and rows.ready[r]}
     fresh, copies = [], []
     for row in new:
         job = rows.jobs[row]
         assert job is not None
         donor = donors.setdefault(job.prompt_bytes, row)
-        if len(job.prompt) == 1:
+        if rows.ready[row] or len(job.prompt) == 1:
             continue
         if donor == row:
             fresh.append(row)
@@ -94,15 +98,10 @@ def _batches(fresh: list[int], rows: Rows, limit: int) -> list[list[tuple[int, I
     return batches
 
 
-def _copy(copies: list[tuple[int, int]], rows: Rows, cache: SlotCache) -> int:
-    """Copy prompts between rows in one go; returns the tokens copied."""
+def _copy(copies: list[tuple[int, int]], rows: Rows, cache: SlotCache) -> None:
+    """Copy prompts between rows in one go."""
     counts = [int(rows.prompt[row]) - 1 for _, row in copies]
-    source = np.concatenate(
-        [donor * cache.length + np.arange(n) for (donor, _), n in zip(copies, counts, strict=True)]
-    )
-    target = np.concatenate(
-        [row * cache.length + np.arange(n) for (_, row), n in zip(copies, counts, strict=True)]
-    )
+    source = np.concatenate([donor * cache.length + np.arange(n) for (donor, _), n in zip(copies, counts, strict=True)])
+    target = np.concatenate([row * cache.length + np.arange(n) for (_, row), n in zip(copies, counts, strict=True)])
     device = cache.data.device
     cache.move(torch.from_numpy(source).to(device), torch.from_numpy(target).to(device))
-    return sum(counts)

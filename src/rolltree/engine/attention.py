@@ -83,9 +83,7 @@ def slot_attention(
 
 def _checked(plan: AttentionPlan | None, extra: dict[str, Any]) -> AttentionPlan:
     if plan is None:
-        raise InvalidInputError(
-            "model", "attention call without a plan", "a family that hands keyword arguments on"
-        )
+        raise InvalidInputError("model", "attention call without a plan", "a family that hands keyword arguments on")
     for name in _UNSUPPORTED:
         if extra.get(name) is not None:
             raise InvalidInputError("model", f"attention with {name}", "a family with plain causal attention")

@@ -54,9 +54,7 @@ class DraftSource:
         drafter = self.drafter
         if drafter is None:
             return NO_HANDLE
-        handle = self._guarded(
-            lambda: drafter.open(job.prompt, key=job.key, seed=job.seed, coupled=self.coupled)
-        )
+        handle = self._guarded(lambda: drafter.open(job.prompt, key=job.key, seed=job.seed, coupled=self.coupled))
         return NO_HANDLE if handle is None else int(handle)
 
     def draft(self, rows: Rows) -> Drafts:
@@ -96,11 +94,7 @@ class DraftSource:
         assert batch.tokens.shape == batch.parents.shape == (len(limits), width)
         column = np.arange(width)
         claimed = np.clip(batch.lengths, 0, width).astype(np.int64)
-        good = (
-            (batch.tokens >= 0)
-            & (batch.tokens < self.vocab)
-            & (column < np.minimum(claimed, limits)[:, None])
-        )
+        good = (batch.tokens >= 0) & (batch.tokens < self.vocab) & (column < np.minimum(claimed, limits)[:, None])
         if not batch.is_chain:
             good &= (batch.parents >= -1) & (batch.parents < column)
         # Parents come before children, so the part before the first bad node is a valid tree.
@@ -116,9 +110,7 @@ class DraftSource:
         except Exception:  # a plugin's bug must not end the rollouts of others
             self.stats.drafter_errors += 1
             if not self._logged:
-                _log.exception(
-                    "The drafter failed; this step goes on without drafts. Logged once, counted always."
-                )
+                _log.exception("The drafter failed; this step goes on without drafts. Logged once, counted always.")
                 self._logged = True
             return None
 

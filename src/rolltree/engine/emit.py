@@ -48,9 +48,7 @@ def emit(rows: Rows, outcome: Outcome) -> Emission:
     return Emission(counts, row, order, tokens, outcome.logprobs[kept], stopped, failed & ~stopped)
 
 
-def _cut(
-    counts: Int64Array, event: npt.NDArray[np.bool_], keep: int
-) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+def _cut(counts: Int64Array, event: npt.NDArray[np.bool_], keep: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
     """Counts cut at each row's first event, of which `keep` tokens stay, and which rows had one."""
     happened: npt.NDArray[np.bool_] = np.any(event, axis=1)
     if not happened.any():

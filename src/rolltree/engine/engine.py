@@ -42,9 +42,7 @@ Progress = Callable[[int, int], None]
 class Engine:
     """Generates rollouts; see `generate`, or `submit` and `step` for one step at a time."""
 
-    def __init__(
-        self, model: PreTrainedModel, config: EngineConfig = DEFAULTS, drafter: Drafter | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, config: EngineConfig = DEFAULTS, drafter: Drafter | None = None) -> None:
         """Allocate the cache; raise InvalidInputError for a model family that cannot work, CapacityError for
         its size.
         """
@@ -121,6 +119,8 @@ class Engine:
             self.stats.finished += 1
             self.stats.failed += 1
         else:
+            if not any(self._rows.jobs):
+                self._rows.forget_cached()
             self._waiting.append(Job(id, request, prompt))
         return id
 
@@ -165,29 +165,34 @@ class Engine:
                 job = rows.jobs[row]
                 assert job is not None
                 rows.handle[row] = self._source.open(job)
+            close_holes(rows, self._cache)  # of prompts that ran out of memory
             if rows.count == 0:
                 return None
             return Step.of(rows, self._source.draft(rows))
 
     def _admit(self) -> list[int]:
+        """Rows that were given to waiting requests, their prompts in the cache."""
         rows, before = self._rows, self._rows.count
         new = seat(self._waiting, rows, self._cache)
         if new or rows.count != before:
             self._params = None
-        limit = self.config.prefill_tokens
-        while new:
-            try:
-                prefill(new, rows, self._runner, limit, self.stats)
-                return new
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
+        if not new or self._prefill(new, self.config.prefill_tokens):
+            return new
+        for row in new:  # one by one, so that only a prompt that is too much by itself fails
+            if not self._prefill([row], SMALL_PREFILL):
+                self._finish(row, "error", RequestError("out of memory in the prefill of this prompt"))
+        return [row for row in new if rows.jobs[row]]
+
+    def _prefill(self, new: list[int], limit: int) -> bool:
+        """Whether there was enough memory."""
+        try:
+            prefill(new, self._rows, self._runner, limit, self.stats)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self.stats.out_of_memory += 1
-            if limit > SMALL_PREFILL:
-                limit = SMALL_PREFILL
-            else:
-                self._finish(new.pop(), "error", RequestError("out of memory in the prefill of this prompt"))
-        return new
+            return False
+        return True
 
     def _run(self, step: Step | None) -> tuple[Step, Outcome] | None:
         """Forward and verify; out of memory, go on with less: first without drafts, then without the newest
@@ -208,9 +213,7 @@ class Engine:
     def _verify(self, step: Step) -> Outcome:
         rows, stats = self._rows, self.stats
         if self._params is None:
-            self._params = RowParams.of(
-                [job.sampling for job in rows.jobs[: rows.count] if job], self.shape.device
-            )
+            self._params = RowParams.of([job.sampling for job in rows.jobs[: rows.count] if job], self.shape.device)
         with stats.timed("forward"):
             logits = self._runner.logits(step.layout, step.tokens, step.start, step.trees)
         with stats.timed("sample"):
@@ -250,9 +253,7 @@ class Engine:
                 self._cache.move(self._places(base + node[moved]), self._places(base + emission.order[moved]))
         if len(outcome.bad_nodes):
             row = step.layout.row_of[outcome.bad_nodes]
-            self._cache.clear(
-                self._places(row * length + step.start[row] + step.layout.node[outcome.bad_nodes])
-            )
+            self._cache.clear(self._places(row * length + step.start[row] + step.layout.node[outcome.bad_nodes]))
 
     def _places(self, places: Int64Array) -> Tensor:
         return torch.from_numpy(places).to(self.shape.device)

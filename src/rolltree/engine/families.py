@@ -59,8 +59,6 @@ def _refuse(model: PreTrainedModel) -> None:
     if window is not None and getattr(config, "use_sliding_window", True):
         raise InvalidInputError("model", f"{name} with a sliding window of {window}", _NEEDS)
     if not getattr(model, "_supports_attention_backend", False):
-        raise InvalidInputError(
-            "model", f"{name} (own attention code)", f"{_NEEDS} that uses AttentionInterface"
-        )
+        raise InvalidInputError("model", f"{name} (own attention code)", f"{_NEEDS} that uses AttentionInterface")
     if getattr(config, "reorder_and_upcast_attn", False):
         raise InvalidInputError("model", f"{name} with reorder_and_upcast_attn", _NEEDS)

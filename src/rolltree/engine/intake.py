@@ -19,18 +19,13 @@ def checked_prompt(request: Request, *, vocab: int, max_length: int) -> Int32Arr
             f"prompt of type {prompt.dtype} and shape {prompt.shape}: must be a list of integer token ids"
         )
     if len(prompt) == 0:
-        raise RequestError(
-            "empty prompt: a request needs at least one token (most models have a start token)"
-        )
+        raise RequestError("empty prompt: a request needs at least one token (most models have a start token)")
     if len(prompt) >= max_length:
         raise RequestError(
-            f"prompt of {len(prompt)} tokens leaves no room in engine.max_length = {max_length}"
-            " (prompt and output)"
+            f"prompt of {len(prompt)} tokens leaves no room in engine.max_length = {max_length} (prompt and output)"
         )
     low, high = int(prompt.min()), int(prompt.max())
     if low < 0 or high >= vocab:
         bad = low if low < 0 else high
-        raise RequestError(
-            f"prompt token {bad} is outside the model's vocabulary of {vocab}: wrong tokenizer?"
-        )
+        raise RequestError(f"prompt token {bad} is outside the model's vocabulary of {vocab}: wrong tokenizer?")
     return np.ascontiguousarray(prompt, np.int32)

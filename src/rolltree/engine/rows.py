@@ -42,12 +42,15 @@ class Rows:
     def __init__(self, slots: int, max_length: int) -> None:
         self.count = 0
         self.jobs: list[Job | None] = [None] * slots
+        self.cached: list[bytes | None] = [None] * slots
+        """Prompt that a hole still holds in the cache, for a sibling that takes its place."""
         self.tokens: Int32Array = np.zeros((slots, max_length), np.int32)
         self.logprobs: npt.NDArray[np.float32] = np.zeros((slots, max_length), np.float32)
         self.length: Int64Array = np.zeros(slots, np.int64)
         self.prompt: Int64Array = np.zeros(slots, np.int64)
         self.end: Int64Array = np.zeros(slots, np.int64)
         self.seed: npt.NDArray[np.uint64] = np.zeros(slots, np.uint64)
+        self.ready: npt.NDArray[np.bool_] = np.zeros(slots, np.bool_)
         self.handle: Int64Array = np.full(slots, NO_HANDLE, np.int64)
         self.steps: Int64Array = np.zeros(slots, np.int64)
         self.stop: Int32Array = np.full((slots, 1), -1, np.int32)
@@ -56,7 +59,8 @@ class Rows:
     def place(self, row: int, job: Job) -> None:
         """Start `job` in `row`."""
         n = len(job.prompt)
-        self.jobs[row] = job
+        self.ready[row] = self.cached[row] == job.prompt_bytes
+        self.jobs[row], self.cached[row] = job, None
         self.tokens[row, :n] = job.prompt
         self.length[row] = self.prompt[row] = n
         self.end[row] = min(n + job.sampling.max_tokens, self.max_length)
@@ -74,9 +78,10 @@ class Rows:
         """Copy a row over another one."""
         n = self.length[source]
         self.jobs[target], self.jobs[source] = self.jobs[source], None
+        self.cached[target] = self.cached[source] = None
         self.tokens[target, :n] = self.tokens[source, :n]
         self.logprobs[target, :n] = self.logprobs[source, :n]
-        for array in (self.length, self.prompt, self.end, self.seed, self.handle, self.steps, self.stop):
+        for array in (self.length, self.prompt, self.end, self.seed, self.ready, self.handle, self.steps, self.stop):
             array[target] = array[source]
 
     def holes(self) -> list[int]:
@@ -92,10 +97,15 @@ class Rows:
         self.length[:n] += emission.counts
         self.steps[:n] += 1
 
+    def forget_cached(self) -> None:
+        """Let no new request take over the prompt of a finished one: the weights may have changed since."""
+        self.cached = [None] * len(self.cached)
+
     def take(self, row: int, reason: FinishReason, error: RequestError | None) -> Result:
         """The result of a row, which becomes a hole."""
         job = self.jobs[row]
         assert job is not None
+        self.cached[row] = job.prompt_bytes if error is None else None
         self.jobs[row], self.handle[row] = None, NO_HANDLE
         generated = slice(self.prompt[row], self.length[row])
         return Result(

@@ -22,6 +22,7 @@ from rolltree.sampling import (
     RowParams,
     Samples,
     at,
+    log_probs,
     policy_log_probs,
     row_keys,
     sample,
@@ -42,9 +43,7 @@ class Verifier:
         self.rule, self.tie_margin, self.sample_elements = rule, tie_margin, sample_elements
         self.stats = stats
 
-    def verify(
-        self, step: Step, logits: Tensor, params: RowParams, seeds: UInt64Array, decide: Decide
-    ) -> Outcome:
+    def verify(self, step: Step, logits: Tensor, params: RowParams, seeds: UInt64Array, decide: Decide) -> Outcome:
         """Outcome of a step with logits [N, V], settings and seeds of its B rows."""
         if self.rule == "one-hot":
             return _one_hot(step, logits, params, seeds)
@@ -140,13 +139,16 @@ def _path_to(step: Step, row: int, node: int) -> Int64Array:
 def _one_hot(step: Step, logits: Tensor, params: RowParams, seeds: UInt64Array) -> Outcome:
     layout = step.layout
     grid = torch.from_numpy(layout.grid).to(logits.device)
-    log_p = policy_log_probs(logits, params.rows(layout.row_of))
+    nodes = params.rows(layout.row_of)
+    log_p = policy_log_probs(logits, nodes)
     bad = np.flatnonzero(log_p.isnan().any(dim=-1).cpu().numpy())
     padded = log_p[grid]
     draft = torch.from_numpy(step.tokens[layout.grid]).to(logits.device)
     parents = None if step.trees is None else torch.from_numpy(step.trees.parents).to(logits.device)
     lengths = torch.from_numpy(layout.counts - 1).to(logits.device)
     verified = verify_one_hot(padded, draft, parents, lengths, seeds, step.positions[layout.grid])
+    if nodes.greedy is not None:  # what a greedy row reports is not the point mass that it samples
+        padded = log_probs(logits, nodes)[grid]
     logprobs = at(padded, verified.path, verified.tokens).cpu().numpy()
     path, accepted, tokens = (part.cpu().numpy() for part in verified)
     return Outcome(accepted + 1, path, tokens, logprobs, bad)
