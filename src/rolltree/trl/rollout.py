@@ -1,0 +1,194 @@
+"""`RolloutFunction`: the object to hand to TRL's GRPOTrainer as `rollout_func`.
+
+Runs the trainer's own model through rolltree's engine and reports what it did. It does not train, copy
+weights or touch random number generators, and it leaves the model as found: training mode, attention
+implementation and gradients.
+
+Invariants: completion i belongs to prompt i; the seeds depend on the run seed and the place in the run
+alone, so a run with speculation, without, or with another cache has the same completions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from rolltree.budget import CostModel
+from rolltree.cache import RolloutCache
+from rolltree.config import DraftConfig
+from rolltree.drafting import TreeDrafter
+from rolltree.engine import Engine, EngineConfig, Request, Result
+from rolltree.errors import InvalidInputError, RequestError
+from rolltree.trl.cost import measure_cost
+from rolltree.trl.history import RolloutRecord
+from rolltree.trl.settings import check_trainer, prompt_token_ids, request_seed, sampling_params
+
+LENGTH_GRAIN = 64  # engine lengths are multiples: a slightly longer prompt needs no new KV cache
+
+
+class RolloutFunction:
+    """Generates a TRL trainer's completions: `GRPOTrainer(..., rollout_func=RolloutFunction())`.
+
+    Prompts are keyed by their token ids; the cache's policy version is the trainer's global step. Sampling
+    settings come from the trainer's arguments. Single process and data parallel; sharded weights are
+    refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: RolloutCache | None = None,
+        draft: DraftConfig | None = None,
+        cost: CostModel | Literal["measure"] | None = "measure",
+        speculate: bool = True,
+        slots: int = 64,
+        seed: int | None = None,
+    ) -> None:
+        """
+        Args:
+            cache: Where rollouts are kept, to share or to bound it; None makes one with default settings.
+            draft: How far and how boldly to draft.
+            cost: What a step costs, which bounds the drafts of a batch: "measure" it at the first call (about a second
+                for a small model), or None to verify everything that is drafted.
+            speculate: False decodes plainly: same completions, no cache.
+            slots: Completions decoded together.
+            seed: Seed of the run; None takes the trainer's `args.seed`.
+        """
+        if cache is not None and not speculate:
+            raise InvalidInputError("cache", "a RolloutCache", "None with speculate=False", "Drop one of the two.")
+        self.draft = draft or DraftConfig()
+        self.drafter = TreeDrafter(cache, self.draft) if speculate else None
+        self.cost, self.slots, self.seed = cost, slots, seed
+        self.history: list[RolloutRecord] = []
+        """One record per call, oldest first."""
+        self._engine: tuple[torch.nn.Module, Engine] | None = None
+        self._calls = (True, -1, 0)
+
+    @property
+    def cache(self) -> RolloutCache | None:
+        """The cache in use; None without speculation."""
+        return self.drafter.cache if self.drafter else None
+
+    def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, list[Any]]:
+        """Complete each prompt once; TRL has already repeated them.
+
+        Returns:
+            `prompt_ids` and `completion_ids` (lists of token ids) and `logprobs` (under the sampling policy), one row a
+            prompt.
+
+        Raises:
+            InvalidInputError: the trainer asks for something this adapter cannot do.
+            RequestError: a completion failed; the message names the prompt.
+        """
+        check_trainer(trainer)
+        prompt_ids = prompt_token_ids(trainer, prompts)
+        requests = self._requests(prompt_ids, trainer)
+        if self.drafter is not None:
+            self.drafter.cache.set_version(trainer.state.global_step)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        training = model.training
+        with rollout_mode(model):
+            engine = self._engine_for(model, prompt_ids, trainer.args.max_completion_length)
+            results, record = _generate(engine, requests, step=trainer.state.global_step, training=training)
+        self._log(record, trainer)
+        return {
+            "prompt_ids": prompt_ids,
+            "completion_ids": [list(result.token_ids) for result in results],
+            "logprobs": [list(result.logprobs) for result in results],
+        }
+
+    def _requests(self, prompt_ids: list[list[int]], trainer: Any) -> list[Request]:
+        run_seed = trainer.args.seed if self.seed is None else self.seed
+        training, step = trainer.model.training, trainer.state.global_step
+        process = trainer.accelerator.process_index
+        call = self._count_call(training, step)
+        return [
+            Request(
+                prompt_token_ids=ids,
+                sampling=sampling_params(trainer, request_seed(run_seed, training, step, call, process, sample)),
+            )
+            for sample, ids in enumerate(prompt_ids)
+        ]
+
+    def _count_call(self, training: bool, step: int) -> int:
+        """How many calls went before at this step: evaluation and small generation batches make several."""
+        call = self._calls[2] + 1 if self._calls[:2] == (training, step) else 0
+        self._calls = (training, step, call)
+        return call
+
+    def _engine_for(self, model: torch.nn.Module, prompt_ids: list[list[int]], completion_length: int) -> Engine:
+        """The engine of the last call if it runs this model and is long enough, else a new one."""
+        needed = max(map(len, prompt_ids)) + completion_length
+        if self._engine is not None and self._engine[0] is model and self._engine[1].max_length >= needed:
+            return self._engine[1]
+        self._engine = None  # frees the old cache before the new one is allocated
+        length = min(-(-needed // LENGTH_GRAIN) * LENGTH_GRAIN, _context_length(model))
+        config = EngineConfig(slots=self.slots, max_length=length, max_draft=self.draft.max_draft)
+        if self.drafter is not None and self.drafter.cost is None and self.cost is not None:
+            self.drafter.cost = self._cost(model)
+        engine = Engine(model, config, drafter=self.drafter)
+        self._engine = (model, engine)
+        return engine
+
+    def _cost(self, model: Any) -> CostModel | None:
+        if self.cost != "measure":
+            return self.cost
+        return measure_cost(model, slots=self.slots, max_draft=self.draft.max_draft)
+
+    def _log(self, record: RolloutRecord, trainer: Any) -> None:
+        """Keep the record, and average it into the trainer's next log line where TRL offers its metrics."""
+        self.history.append(record)
+        metrics = getattr(trainer, "_metrics", {}).get("train" if record.training else "eval")
+        if metrics is not None:
+            for name, value in record.metrics().items():
+                metrics[name].append(value)
+
+
+def _context_length(model: Any) -> int:
+    """Longest sequence of the model; a large number where its config does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+
+
+def _generate(
+    engine: Engine, requests: list[Request], *, step: int, training: bool
+) -> tuple[list[Result], RolloutRecord]:
+    stats = engine.stats
+    stats.reset()
+    start = time.perf_counter()
+    results = engine.generate(requests)
+    seconds = time.perf_counter() - start
+    for i, result in enumerate(results):
+        if result.error is not None:
+            raise RequestError(f"rollout {i} of {len(results)} failed: {result.error}")
+    record = RolloutRecord(
+        step=step,
+        training=training,
+        sequences=len(results),
+        tokens=sum(len(result.token_ids) for result in results),
+        engine_steps=stats.steps,
+        row_steps=stats.row_steps,
+        drafted=stats.drafted,
+        accepted=stats.accepted,
+        drafter_errors=stats.drafter_errors,
+        seconds=seconds,
+    )
+    return results, record
+
+
+@contextmanager
+def rollout_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; puts back mode and attention implementation."""
+    training = model.training
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        if attention is not None and model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
