@@ -67,6 +67,16 @@ def test_a_chain_is_a_tree_without_forks(tree):
         assert torch.equal(chain_path[b, : n + 1], tree_path[b, : n + 1])
 
 
+@pytest.mark.parametrize("width", range(1, 20))
+def test_one_refusal_near_the_root_stops_the_longest_path(width):
+    parents = torch.arange(-1, width - 1).clamp(min=0)[None]
+    for refused in range(1, width):
+        ok = torch.ones(1, width, dtype=torch.bool)
+        ok[0, refused] = False
+        assert accepted_path(ok, parents, torch.tensor([width - 1]))[1].tolist() == [refused - 1]
+    assert accepted_path(torch.ones(1, width, dtype=torch.bool), parents, torch.tensor([width - 1]))[1] == width - 1
+
+
 def test_coupled_by_hand():
     #          0 ── 1(7) ── 3(9)        target after the root 8: node 2, then 5: node 4 (the first of two), then 6
     #            └─ 2(8) ─┬ 4(5)
@@ -126,6 +136,14 @@ def test_one_hot_never_emits_what_it_has_just_refused(siblings_differ):
     for b in range(ROWS):
         n = int(accepted[b])
         assert draft[b, path[b, 1 : n + 1]].tolist() == tokens[b, :n].tolist()
+
+
+def test_a_repeated_sibling_is_never_accepted():
+    log_p, draft, parents, lengths, seeds, positions = case()
+    draft[:, 2] = draft[:, 1]
+    path, accepted, _ = verify_one_hot(log_p, draft, parents, lengths, seeds, positions)
+    taken = path[accepted > 0, 1]
+    assert set(taken.tolist()) == {1, 3}
 
 
 def test_rejection_repeats_itself_and_ignores_the_rows_beside():

@@ -49,11 +49,11 @@ def _first_child(ok: Tensor, parents: Tensor) -> Tensor:
 
 
 def _with_accepted_ancestors(ok: Tensor, parents: Tensor) -> Tensor:
-    """Nodes that are ok up to the root (the root included), by pointer doubling: log2(Q) rounds."""
+    """Nodes that are ok up to the root (the root included), by pointer doubling: round k looks 2**k nodes up."""
     ok = ok.clone()
     ok[:, 0] = True
     ancestor = parents
-    for _ in range((ok.shape[1] - 1).bit_length()):
+    for _ in range(max(ok.shape[1] - 2, 0).bit_length()):
         ok = ok & ok.gather(1, ancestor)
         ancestor = ancestor.gather(1, ancestor)
     return ok
