@@ -212,12 +212,19 @@ class Engine:
 
     def _verify(self, step: Step) -> Outcome:
         rows, stats = self._rows, self.stats
-        if self._params is None:
-            self._params = RowParams.of([job.sampling for job in rows.jobs[: rows.count] if job], self.shape.device)
+        params = self._row_params()
         with stats.timed("forward"):
             logits = self._runner.logits(step.layout, step.tokens, step.start, step.trees)
         with stats.timed("sample"):
-            return self._verifier.verify(step, logits, self._params, rows.seed[: rows.count], self._decide)
+            return self._verifier.verify(step, logits, params, rows.seed[: rows.count], self._decide)
+
+    def _row_params(self) -> RowParams:
+        """Sampling settings of the running rows, kept while the rows stay."""
+        if self._params is None:
+            jobs = [job for job in self._rows.jobs[: self._rows.count] if job]
+            shared = len({job.policy for job in jobs}) == 1
+            self._params = RowParams.of([job.sampling for job in (jobs[:1] if shared else jobs)], self.shape.device)
+        return self._params
 
     def _decide(self, row: int, drafted: Int64Array) -> Tensor:
         prefix = self._rows.tokens[row, : self._rows.length[row]]

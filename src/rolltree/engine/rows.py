@@ -26,7 +26,7 @@ NO_HANDLE = -1
 class Job:
     """A submitted request with its definite seed; what stays on the Python side while it runs."""
 
-    __slots__ = ("id", "key", "prompt", "prompt_bytes", "request", "sampling", "seed")
+    __slots__ = ("id", "key", "policy", "prompt", "prompt_bytes", "request", "sampling", "seed")
 
     def __init__(self, id: int, request: Request, prompt: Int32Array) -> None:
         """`prompt`: the request's prompt, checked; draws a seed if the request has none."""
@@ -34,6 +34,8 @@ class Job:
         self.prompt_bytes = prompt.tobytes()
         self.sampling: SamplingParams = request.sampling.with_seed()
         self.seed = self.sampling.seed or 0
+        s = self.sampling
+        self.policy = (s.temperature, s.top_k, s.top_p, s.min_p)
 
 
 class Rows:
