@@ -3,6 +3,7 @@
 #   ARGS="..."      arguments for the command that a target runs:  make test ARGS="tests/test_cache.py -x"
 #   PYTHON=...      the Python that makes the environment (default: the first >= 3.10 on PATH)
 #   VENV=...        the environment (default: .venv)
+#   TRACES="..."    recorded rollouts for `make bench`:  make bench TRACES="--traces NAME=EARLIER.jsonl.gz,LATER.jsonl.gz"
 
 VENV ?= .venv
 NATIVE_BUILD ?= build/native-tests
@@ -50,7 +51,9 @@ fuzz: native-build  ## random operations on the core under the sanitizers, FUZZ_
 	$(NATIVE_BUILD)/fuzz $(FUZZ_OPERATIONS)
 
 bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUTING.md)
-	scripts/bench.sh $(BIN)/rolltree benchmarks
+	$(BIN)/rolltree bench index $(TRACES) --out benchmarks/index.json
+	$(BIN)/rolltree bench draft $(TRACES) --out benchmarks/draft.json
+	$(BIN)/rolltree bench engine --out benchmarks/engine.json
 
 bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)
 	scripts/install_peer.sh $(VENV) $(PEER)
