@@ -49,6 +49,16 @@ auto table(std::vector<T> Drafts::* member) {
   return [member](Drafts& d) { return nb::ndarray<nb::numpy, T, nb::ndim<2>>((d.*member).data(), {d.rows, d.width}); };
 }
 
+nb::dict as_dict(const TreeStats& s) {
+  nb::dict out;
+  out["bytes"] = s.bytes;
+  out["live"] = s.live;
+  out["kept"] = s.kept;
+  out["states"] = s.states;
+  out["tokens"] = s.tokens;
+  return out;
+}
+
 void raise_python(const char* kind, nb::object arguments) {
   nb::object type = nb::module_::import_("rolltree.errors").attr(kind);
   PyErr_SetObject(type.ptr(), type(*arguments).ptr());
@@ -101,10 +111,12 @@ NB_MODULE(_native, m) {
   nb::class_<Forest>(m, "Forest", "Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.")
       .def(
           "__init__",
-          [](Forest* self, std::uint32_t depth, std::uint32_t window, double decay, std::uint32_t context_weight) {
-            new (self) Forest(TreeOptions{depth, window, decay, context_weight});
+          [](Forest* self, std::uint32_t depth, std::uint32_t window, double decay, std::uint32_t context_weight,
+             std::uint32_t shared_window) {
+            new (self) Forest(TreeOptions{depth, window, decay, context_weight}, shared_window);
           },
-          nb::kw_only(), "depth"_a = 64, "window"_a = 64, "decay"_a = 1.0, "context_weight"_a = 16)
+          nb::kw_only(), "depth"_a = 64, "window"_a = 64, "decay"_a = 1.0, "context_weight"_a = 16,
+          "shared_window"_a = 0)
       .def(
           "add_tree", [](Forest& f, In<std::int32_t, 1> prompt, std::int64_t version) { return f.add_tree(prompt.data(), prompt.shape(0), version); },
           "prompt"_a.noconvert(), "version"_a = 0, "Index a prompt (int32[n]); returns the tree's handle.")
@@ -160,19 +172,13 @@ NB_MODULE(_native, m) {
           [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.shared_prefix(tree, text.data(), text.shape(0)); },
           "tree"_a, "text"_a.noconvert(), "(common prefix of text and the tree's prompt, length of that prompt), in tokens.")
       .def("check", &Forest::check, "tree"_a, "Integrity walk; '' when sound, else the first fault.")
+      .def("check_shared", &Forest::check_shared, "Integrity walk of the shared tree.")
       .def(
-          "stats",
-          [](Forest& f, std::int64_t tree) {
-            const TreeStats s = f.stats(tree);
-            nb::dict out;
-            out["bytes"] = s.bytes;
-            out["live"] = s.live;
-            out["kept"] = s.kept;
-            out["states"] = s.states;
-            out["tokens"] = s.tokens;
-            return out;
-          },
+          "stats", [](Forest& f, std::int64_t tree) { return as_dict(f.stats(tree)); },
           nb::sig("def stats(self, tree: int) -> dict[str, int]"), "tree"_a, "Bytes, live and kept sequences, states, tokens.")
+      .def(
+          "shared_stats", [](Forest& f) { return as_dict(f.shared_stats()); },
+          nb::sig("def shared_stats(self) -> dict[str, int]"), "The same of the shared tree; zeros when there is none.")
       .def(
           "count", [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.count(tree, text.data(), text.shape(0)); },
           "tree"_a, "text"_a.noconvert(), "Weighted occurrences of a substring, in 1/64 rollouts.")
@@ -184,7 +190,7 @@ NB_MODULE(_native, m) {
             for (const SourceSums& s : f.source_sums()) out.emplace_back(s.drafted, s.accepted);
             return out;
           },
-          "(drafted, accepted) sums for prompt, own, sibling, history.")
+          "(drafted, accepted) sums for prompt, own, sibling, history, shared.")
       .def(
           "calibration",
           [](Forest& f) {

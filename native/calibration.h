@@ -16,16 +16,18 @@ using Evidence = std::uint16_t;  // index of a bucket
 
 class Calibration {
  public:
-  static constexpr int kModes = 2, kMatches = 8, kConfidences = 12, kCounts = 6;
+  static constexpr int kModes = 4,  // {plain, coupled} x {own tree, shared tree}
+       kMatches = 8, kConfidences = 12, kCounts = 6;
   static constexpr int kBuckets = kModes * kMatches * kConfidences * kCounts;
 
   explicit Calibration(float prior_strength = 4.0f) : strength_(prior_strength) {
     for (int i = 0; i < kBuckets; ++i) probability_[index(i)] = prior(i);
   }
 
-  /// `confidence` is 0..11 from `share_bucket` (mode 0) or `margin_bucket` (mode 1); `count` in units of one rollout.
-  static Evidence evidence(bool coupled, std::uint32_t match, int confidence, float count) {
-    const int i = ((coupled * kMatches + match_bucket(match)) * kConfidences + confidence) * kCounts;
+  /// `confidence` is 0..11 from `share_bucket` (plain) or `margin_bucket` (coupled); `count` in units of one rollout.
+  static Evidence evidence(bool coupled, bool shared, std::uint32_t match, int confidence, float count) {
+    const int mode = coupled + 2 * shared;
+    const int i = ((mode * kMatches + match_bucket(match)) * kConfidences + confidence) * kCounts;
     return static_cast<Evidence>(i + count_bucket(count));
   }
   /// Share of the candidate among its siblings, 0..1; 11 is an only child.
@@ -69,7 +71,7 @@ class Calibration {
     constexpr std::array<float, 10> lead{0.02f, 0.1f, 0.2f, 0.35f, 0.55f, 0.6f, 0.7f, 0.8f, 0.88f, 0.94f};
     const int n = bucket % kCounts, confidence = bucket / kCounts % kConfidences;
     const int match = bucket / (kCounts * kConfidences) % kMatches;
-    const bool coupled = bucket >= kBuckets / 2;
+    const bool coupled = bucket / (kBuckets / kModes) % 2 == 1;
     const float known = count[index(n)] / (count[index(n)] + 0.4f);
     const float m = length[index(match)];
     const float context = 0.3f + 0.65f * m / (m + 3.0f);

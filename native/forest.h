@@ -16,7 +16,7 @@
 namespace rolltree {
 
 /// Who generated the text behind a drafted token.
-enum Source : std::uint8_t { kPrompt = 0, kOwn = 1, kSibling = 2, kHistory = 3, kSources = 4 };
+enum Source : std::uint8_t { kPrompt = 0, kOwn = 1, kSibling = 2, kHistory = 3, kShared = 4, kSources = 5 };
 
 /// Sums by source; ratios are the reader's business.
 struct SourceSums {
@@ -82,11 +82,16 @@ class HandleTable {
 
 class Forest {
  public:
-  explicit Forest(const TreeOptions& options) : options_(options) {
+  /// `shared_window` > 0 adds a tree that all prompts share, over that many finished rollouts of any prompt.
+  explicit Forest(const TreeOptions& options, std::uint32_t shared_window = 0) : options_(options) {
     require(options.depth >= 2 && options.depth <= 4096, "depth", options.depth, "between 2 and 4096");
     require(options.decay > 0 && options.decay <= 1, "decay", options.decay, "above 0 and at most 1");
     require(options.context_weight >= 1 && options.context_weight <= kUnit, "context_weight", options.context_weight,
             "between 1 and 64 (units of 1/64 rollout)");
+    if (shared_window == 0) return;
+    TreeOptions shared = options;
+    shared.window = shared_window;
+    shared_ = std::make_unique<PromptTree>(shared, 0, nullptr, 0);
   }
 
   std::int64_t add_tree(const std::int32_t* prompt, std::size_t n, std::int64_t version) {
@@ -106,20 +111,25 @@ class Forest {
                     bool coupled) {
     std::lock_guard lock(mutex_);
     PromptTree& t = tree_at(tree);
-    return sessions_.add(Session{&t, t.open(version, reader, from_prompt), seed, coupled});
+    Session s{&t, t.open(version, reader, from_prompt), nullptr, seed, coupled};
+    if (shared_) {
+      s.shared = shared_->open(version, reader, true);
+      if (from_prompt) quote_prompt(t, *s.shared);
+    }
+    return sessions_.add(s);
   }
   void close(std::int64_t session, bool keep) {
     std::lock_guard lock(mutex_);
     const Session s = session_at(session);
     s.tree->close(s.sequence, keep);
+    if (s.shared) shared_->close(s.shared, keep);
     sessions_.remove(session);
   }
 
   void append(std::int64_t session, const std::int32_t* tokens, std::size_t n, bool context) {
     check_tokens("tokens", tokens, n);
     std::lock_guard lock(mutex_);
-    const Session& s = session_at(session);
-    s.tree->append(*s.sequence, tokens, n, context);
+    append_to(session_at(session), tokens, n, context);
   }
   /// Row b appends tokens[offsets[b] .. offsets[b + 1]).
   void append_batch(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, std::size_t n,
@@ -143,9 +153,11 @@ class Forest {
       options.tree = tree;
       options.coupled = s.coupled;
       options.seed = s.seed;
+      options.position = s.sequence->generated;
       const std::size_t at = b * out.width;
       const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.evidence + at, scratch_.data()};
-      const std::uint32_t n = s.tree->draft(*s.sequence, calibration_, options, row);
+      const DraftWriter writer(s.tree->automaton(), s.shared ? &shared_->automaton() : nullptr, calibration_, options);
+      const std::uint32_t n = writer.write({s.tree->place(*s.sequence), s.shared ? shared_->place(*s.shared) : Match{}}, row);
       out.lengths[b] = static_cast<std::int32_t>(n);
       for (std::uint32_t i = 0; i < n; ++i) out.source[at + i] = source_of(s, scratch_[i]);
     }
@@ -176,7 +188,18 @@ class Forest {
   }
   TreeStats stats(std::int64_t tree) {
     std::lock_guard lock(mutex_);
-    PromptTree& t = tree_at(tree);
+    return stats_of(tree_at(tree));
+  }
+  /// The shared tree; zeros when there is none.
+  TreeStats shared_stats() {
+    std::lock_guard lock(mutex_);
+    return shared_ ? stats_of(*shared_) : TreeStats{};
+  }
+  std::string check_shared() {
+    std::lock_guard lock(mutex_);
+    return shared_ ? shared_->check() : std::string{};
+  }
+  static TreeStats stats_of(const PromptTree& t) {
     return {t.bytes(), t.live(), t.kept(), t.automaton().size(), t.alive_tokens()};
   }
   /// Weighted occurrences of `text` (at most depth tokens), in units of 1/64 rollout.
@@ -214,6 +237,7 @@ class Forest {
   struct Session {
     PromptTree* tree = nullptr;
     Sequence* sequence = nullptr;
+    Sequence* shared = nullptr;  // the same text in the shared tree
     std::uint64_t seed = 0;
     bool coupled = false;
   };
@@ -239,10 +263,20 @@ class Forest {
     check_tokens("tokens", tokens, n);
   }
   void append_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, const std::int32_t* offsets) {
-    for (std::size_t b = 0; b < rows; ++b) {
-      const Session& s = session_at(sessions[b]);
-      s.tree->append(*s.sequence, tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b]), false);
-    }
+    for (std::size_t b = 0; b < rows; ++b)
+      append_to(session_at(sessions[b]), tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b]), false);
+  }
+  void append_to(const Session& s, const std::int32_t* tokens, std::size_t n, bool context) {
+    s.tree->append(*s.sequence, tokens, n, context);
+    if (s.shared) shared_->append(*s.shared, tokens, n, context);
+  }
+  /// The end of the prompt gives the shared tree a context for the first tokens of the rollout.
+  void quote_prompt(const PromptTree& t, Sequence& sequence) {
+    const PodVector<Token>& prompt = t.prompt();
+    const std::size_t n = std::min<std::size_t>(prompt.size(), kQuoted);
+    std::int32_t end[kQuoted];
+    for (std::size_t i = 0; i < n; ++i) end[i] = static_cast<std::int32_t>(prompt[prompt.size() - n + i]);
+    shared_->append(sequence, end, n, true);
   }
 
   PromptTree& tree_at(std::int64_t tree) {
@@ -257,6 +291,7 @@ class Forest {
   }
 
   static std::uint8_t source_of(const Session& s, std::uint32_t serial) {
+    if (serial & kSharedBit) return kShared;
     if (serial == 0) return kPrompt;
     if (serial == s.sequence->serial) return kOwn;
     return serial >= s.tree->first_of_newest() && s.sequence->serial >= s.tree->first_of_newest() ? kSibling : kHistory;
@@ -290,7 +325,10 @@ class Forest {
     return accepted;
   }
 
+  static constexpr std::size_t kQuoted = 8;
+
   TreeOptions options_;
+  std::unique_ptr<PromptTree> shared_;
   std::mutex mutex_;
   HandleTable<std::unique_ptr<PromptTree>> trees_;
   HandleTable<Session> sessions_;

@@ -105,11 +105,9 @@ class PromptTree {
     if (dead_ > 512 && dead_ > alive_) rebuild();
   }
 
-  /// Drafts after the sequence's last token. O(nodes), and O(depth) more for readers.
-  std::uint32_t draft(const Sequence& s, const Calibration& calibration, DraftOptions options, DraftRow row) const {
-    options.position += s.generated;
-    const Match at = s.reader ? read(s) : Match{s.tip, automaton_.context_length(s.tip)};
-    return DraftWriter(automaton_, calibration, options).write(at.state, at.length, row);
+  /// Where a sequence stands: what to draft from. O(1) for writers, O(depth) for readers.
+  Match place(const Sequence& s) const {
+    return s.reader ? read(s) : Match{s.tip, automaton_.context_length(s.tip)};
   }
 
   const Automaton& automaton() const { return automaton_; }
@@ -151,26 +149,13 @@ class PromptTree {
     ++alive_;
   }
 
-  struct Match {
-    StateId state;
-    std::uint32_t length;
-  };
   // The longest suffix of a reader's text that is indexed. Read anew each time, because others add to the index what
   // the reader wrote before them.
   Match read(const Sequence& s) const {
     const std::size_t n = s.tokens.size(), longest = options_.depth - 1;
     Match m{start(s), automaton_.context_length(start(s))};
-    for (std::size_t i = n >= longest ? n - longest : 0; i < n; ++i) m = follow(m, s.tokens[i] & ~kContextBit);
+    for (std::size_t i = n >= longest ? n - longest : 0; i < n; ++i) m = follow(automaton_, m, s.tokens[i] & ~kContextBit);
     return m;
-  }
-  Match follow(Match m, Token token) const {
-    m.state = automaton_.context(m.state);
-    StateId next;
-    while ((next = automaton_.find(m.state, token)) == kNone && m.state != kRoot) {
-      m.state = automaton_.state(m.state).link;
-      m.length = automaton_.state(m.state).length;
-    }
-    return next == kNone ? Match{kRoot, 0} : Match{next, std::min<std::uint32_t>(m.length + 1, options_.depth)};
   }
   void trim(Sequence& s) const {
     const std::size_t wanted = options_.depth, n = s.tokens.size();

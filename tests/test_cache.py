@@ -83,7 +83,7 @@ def test_empty_prompts_are_a_prompt() -> None:
 
 
 def test_eviction_is_lru_and_spares_live_prompts() -> None:
-    cache = RolloutCache(CacheConfig(capacity_bytes=150_000))
+    cache = RolloutCache(CacheConfig(capacity_bytes=150_000, shared_window=0))
     live = cache.open([0])
     cache.extend(live, list(range(1000)))
     for prompt in range(1, 40):
@@ -100,7 +100,7 @@ def test_eviction_is_lru_and_spares_live_prompts() -> None:
 
 
 def test_one_prompt_larger_than_the_cap_is_dropped_only_when_idle() -> None:
-    cache = RolloutCache(CacheConfig(capacity_bytes=1000))
+    cache = RolloutCache(CacheConfig(capacity_bytes=1000, shared_window=0))
     session = cache.open(PROMPT)
     cache.extend(session, list(range(5000)))
     assert cache.stats().prompts == 1
@@ -110,7 +110,7 @@ def test_one_prompt_larger_than_the_cap_is_dropped_only_when_idle() -> None:
 
 
 def test_accounting_equals_the_sum_of_the_trees() -> None:
-    cache = RolloutCache(CacheConfig(window=2))
+    cache = RolloutCache(CacheConfig(window=2, shared_window=0))
     for version in range(6):
         cache.set_version(version)
         for prompt in range(4):
@@ -196,7 +196,7 @@ def test_clear_needs_closed_sessions() -> None:
 
 
 def test_threads_share_a_cache() -> None:
-    cache = RolloutCache(CacheConfig(capacity_bytes=300_000, window=3))
+    cache = RolloutCache(CacheConfig(capacity_bytes=300_000, window=3, shared_window=8))
     errors: list[BaseException] = []
 
     def work(worker: int) -> None:
@@ -218,4 +218,5 @@ def test_threads_share_a_cache() -> None:
     assert not errors
     cache.check()
     assert cache.stats().sessions == 0
-    assert cache._totals.bytes == cache.stats().bytes
+    assert cache._totals.bytes + cache.forest.shared_stats()["bytes"] == cache.stats().bytes
+    assert cache.forest.shared_stats()["kept"] <= 8

@@ -13,7 +13,7 @@ TEXT = [10, 11, 12, 13, 14, 15, 16, 17]
 
 
 def drafter(**settings: object) -> TreeDrafter:
-    cache = RolloutCache(CacheConfig(decay=1.0))
+    cache = RolloutCache(CacheConfig(decay=1.0, shared_window=0))
     for _ in range(8):
         cache.add(PROMPT, TEXT)
     return TreeDrafter(cache, DraftConfig(min_survival=0.0, **settings))  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def test_statistics_are_sums_by_source() -> None:
 
 
 def test_sources_are_told_apart() -> None:
-    d = TreeDrafter(config=DraftConfig(min_survival=0.0))
+    d = TreeDrafter(RolloutCache(CacheConfig(shared_window=0)), config=DraftConfig(min_survival=0.0))
     d.cache.set_version(1)
     a, b = d.open([5, 6, 7, 8]), d.open([5, 6, 7, 8])
     step(d, [a, b], 0, [[50, 51, 52], [50]])
@@ -66,6 +66,31 @@ def test_sources_are_told_apart() -> None:
     assert step(d, [b], 1, [[7]]) == [[7]]  # from the prompt
     by = d.snapshot().accepted_by_source
     assert (by["sibling"], by["own"], by["prompt"], by["history"]) == (2, 1, 1, 0)
+
+
+def test_other_prompts_speak_through_the_shared_tree() -> None:
+    d = TreeDrafter(RolloutCache(CacheConfig(shared_window=4)), DraftConfig(min_survival=0.0))
+    for prompt in range(3):
+        d.cache.add([prompt, 90], TEXT)
+    h = d.open([50, 90])  # a prompt never seen, ending like the others
+    assert step(d, [h], 3, [[*TEXT[:3], 77]]) == [TEXT[:3]]
+    assert d.snapshot().accepted_by_source["shared"] == 3
+    for _ in range(4):
+        d.cache.add([7], [1])  # four younger rollouts push the text out of the window
+    d.close(h, keep=False)
+    h = d.open([51, 90])
+    assert step(d, [h], 3, [[5]]) == [[]]
+    d.cache.check()
+
+
+def test_the_surer_tree_speaks() -> None:
+    d = TreeDrafter(RolloutCache(CacheConfig(shared_window=99, decay=1.0)), DraftConfig(min_survival=0.0))
+    for prompt in range(20):
+        d.cache.add([prompt, 90], [10, 11, 12])
+    for _ in range(8):
+        d.cache.add([50, 90], [20, 21, 22])
+    h = d.open([50, 90])
+    assert step(d, [h], 2, [[20]]) == [[20, 21]]  # its own tree, though the shared one saw 10 more often
 
 
 def test_verdicts_teach() -> None:
@@ -100,7 +125,7 @@ def test_an_acceptance_beyond_the_verified_part_is_not_counted() -> None:
 
 
 def test_trees_branch_and_are_judged_by_the_path() -> None:
-    d = TreeDrafter(config=DraftConfig(shape="tree", min_survival=0.0))
+    d = TreeDrafter(RolloutCache(CacheConfig(shared_window=0)), config=DraftConfig(shape="tree", min_survival=0.0))
     for rollout in ([10, 11, 12], [10, 21, 22], [30, 31]):
         d.cache.add(PROMPT, rollout)
     h = d.open(PROMPT)

@@ -158,7 +158,7 @@ void versions_weigh() {
 
 void calibration_learns() {
   Calibration c;
-  const Evidence e = Calibration::evidence(false, 8, Calibration::share_bucket(1.0f), 1.0f);
+  const Evidence e = Calibration::evidence(false, false, 8, Calibration::share_bucket(1.0f), 1.0f);
   CHECK(c.probability(e) > 0.3f && c.probability(e) < 0.9f);
   for (int i = 0; i < 20000; ++i) c.observe(e, i % 10 == 0);
   CHECK(std::abs(c.probability(e) - 0.1f) < 0.01f);

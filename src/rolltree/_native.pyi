@@ -49,7 +49,7 @@ class Forest:
     Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.
     """
 
-    def __init__(self, *, depth: int = 64, window: int = 64, decay: float = 1.0, context_weight: int = 16) -> None: ...
+    def __init__(self, *, depth: int = 64, window: int = 64, decay: float = 1.0, context_weight: int = 16, shared_window: int = 0) -> None: ...
 
     def add_tree(self, prompt: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], version: int = 0) -> int:
         """Index a prompt (int32[n]); returns the tree's handle."""
@@ -94,8 +94,14 @@ class Forest:
     def check(self, tree: int) -> str:
         """Integrity walk; '' when sound, else the first fault."""
 
+    def check_shared(self) -> str:
+        """Integrity walk of the shared tree."""
+
     def stats(self, tree: int) -> dict[str, int]:
         """Bytes, live and kept sequences, states, tokens."""
+
+    def shared_stats(self) -> dict[str, int]:
+        """The same of the shared tree; zeros when there is none."""
 
     def count(self, tree: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
         """Weighted occurrences of a substring, in 1/64 rollouts."""
@@ -104,7 +110,7 @@ class Forest:
         """Tokens generated so far in a session."""
 
     def source_sums(self) -> list[tuple[int, int]]:
-        """(drafted, accepted) sums for prompt, own, sibling, history."""
+        """(drafted, accepted) sums for prompt, own, sibling, history, shared."""
 
     def calibration(self) -> list[tuple[float, float, float]]:
         """(accepted, judged, estimate) of every evidence bucket."""

@@ -1,4 +1,4 @@
-"""The only owner of trees: prompt key -> tree, sessions, policy versions, the byte cap and eviction.
+"""The only owner of trees: prompt key -> tree, the shared tree, sessions, policy versions, byte cap and eviction.
 
 Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collision is detected) or the user's id.
 Thread-safe. Does not decide what is worth drafting (see `drafting`) and does not persist anything.
@@ -50,6 +50,7 @@ class _Totals:
     hits: int = 0
     evicted: int = 0
     bytes: int = 0
+    shared: int = 0
     stale: int = 0
     live: dict[int, _Entry] = field(default_factory=dict)
 
@@ -71,6 +72,7 @@ class RolloutCache:
             window=self.config.window,
             decay=self.config.decay,
             context_weight=max(1, round(64 * self.config.context_weight)),
+            shared_window=self.config.shared_window,
         )
 
     @property
@@ -192,7 +194,7 @@ class RolloutCache:
                 sessions=len(self._totals.live),
                 rollouts=sum(t["kept"] for t in trees),
                 tokens=sum(t["tokens"] for t in trees),
-                bytes=sum(t["bytes"] for t in trees),
+                bytes=sum(t["bytes"] for t in trees) + self._forest.shared_stats()["bytes"],
                 evicted_prompts=self._totals.evicted,
                 hits=self._totals.hits,
                 opened=self._totals.opened,
@@ -209,6 +211,8 @@ class RolloutCache:
             for entry in self._entries.values():
                 fault = self._forest.check(entry.tree)
                 assert not fault, f"tree of {entry.key}: {fault}"
+            fault = self._forest.check_shared()
+            assert not fault, f"shared tree: {fault}"
 
     def __contains__(self, key: str) -> bool:
         with self._lock:
@@ -244,8 +248,12 @@ class RolloutCache:
             self._totals.stale = 0
             for running in {e.key: e for e in self._totals.live.values()}.values():
                 self._measure(running)
-        if self._totals.bytes > self.config.capacity_bytes:
+        self._totals.shared = self._forest.shared_stats()["bytes"]
+        if self._over_capacity():
             self._evict()
+
+    def _over_capacity(self) -> bool:
+        return self._totals.bytes + self._totals.shared > self.config.capacity_bytes
 
     def _measure(self, entry: _Entry) -> None:
         now = self._forest.stats(entry.tree)["bytes"]
@@ -254,7 +262,7 @@ class RolloutCache:
 
     def _evict(self) -> None:
         for name in [n for n, e in self._entries.items() if not e.live]:
-            if self._totals.bytes <= self.config.capacity_bytes:
+            if not self._over_capacity():
                 return
             entry = self._entries.pop(name)
             self._forest.remove_tree(entry.tree)

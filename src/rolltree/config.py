@@ -26,6 +26,8 @@ class CacheConfig:
     """Bytes of all trees; least recently used prompts without live sessions are evicted above it."""
     window: int = 64
     """Finished rollouts kept for each prompt; the oldest leaves first."""
+    shared_window: int = 512
+    """Finished rollouts of any prompt in the tree that all prompts share; 0 leaves that tree out."""
     depth: int = 64
     """Longest indexed substring, tokens; drafts are predicted from at most depth - 1 tokens of context."""
     decay: float = 0.9
@@ -36,6 +38,7 @@ class CacheConfig:
     def __post_init__(self) -> None:
         _within("cache", "capacity_bytes", self.capacity_bytes, 1, 2**63 - 1)
         _within("cache", "window", self.window, 0, 2**31 - 1)
+        _within("cache", "shared_window", self.shared_window, 0, 2**31 - 1)
         _within("cache", "depth", self.depth, 2, 4096)
         _within("cache", "decay", self.decay, 1e-6, 1)
         _within("cache", "context_weight", self.context_weight, 1 / 64, 1)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SOURCES = ("prompt", "own", "sibling", "history")
-"""Whose text a draft was copied from; the order is that of the native core."""
+SOURCES = ("prompt", "own", "sibling", "history", "shared")
+"""Whose text a draft was copied from (shared: the tree of all prompts); the order is that of the native core."""
 
 
 def ratio(part: float, whole: float) -> float:

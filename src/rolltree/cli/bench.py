@@ -95,3 +95,45 @@ def draft(
     columns = ["data", "shape", "live", "µs/request", "batch ms p50", "p99", "nodes/request"]
     screen.print(table("Draft call, one thread", columns, rows))
     finish(document, json_output=json_output, out=out)
+
+
+@app.command()
+def engine(
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Slots of the engine; repeat it.")] = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option("--drafter", help="What to run; repeat it. Default: all.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Times that every prompt is generated.")] = 6,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions with fresh caches.")] = 3,
+    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of an epoch.")] = 64,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
+    cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
+    json_output: Json = False,
+    out: Out = None,
+) -> None:
+    """Rollout seconds over epochs with every drafter and stock generate, on the demo's model.
+
+    Example: rolltree bench engine --batch 8 --batch 64 --epochs 4
+    """
+    from rolltree.bench.demo_workload import demo_workload
+    from rolltree.bench.engine import DRAFTERS, run_engine
+    from rolltree.bench.subjects import peer_installed
+    from rolltree.budget import CostModel
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    screen = console(json_output)
+    names = drafter or [name for name in DRAFTERS if name != "suffix" or peer_installed()]
+    with screen.status("") as status:
+        document = run_engine(
+            demo_workload(), batches=batch or [8, 32, 64], drafters=names, epochs=epochs, repeats=repeats,
+            rollouts=rollouts, cost=CostModel.load(cost) if cost else None, progress=status.update,
+        )  # fmt: skip
+    cases: Any = document["cases"]
+    keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
+    rows = [[f"batch {c['batch']}", *[c[k] for k in keys], "{:.2f}-{:.2f}".format(*c["spread"])] for c in cases]
+    columns = ["batch", "epoch", "drafter", "tokens/s", "tokens/step", "drafted/step", "speedup", "spread"]
+    screen.print(table("Engine: speedup over the same engine without drafts", columns, rows))
+    finish(document, json_output=json_output, out=out)

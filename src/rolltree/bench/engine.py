@@ -1,0 +1,218 @@
+"""`rolltree bench engine`: rollout seconds of the built-in engine over epochs, with every drafter and stock `generate`.
+
+Each epoch generates the same prompts with new seeds; the policy is frozen. Within an epoch all drafters get the same
+requests one after the other, so ratios are paired; with coupled noise they also produce the same rollouts, which is
+checked. Everything is repeated with fresh caches; figures are medians over the repeats, `spread` the extremes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from rolltree.bench import machine
+from rolltree.bench.peers import NgramDrafter, SuffixDrafter
+from rolltree.budget import CostModel
+from rolltree.config import DraftConfig
+from rolltree.drafting import TreeDrafter
+from rolltree.engine import Engine, EngineConfig, Request, Result
+from rolltree.errors import InvalidInputError
+from rolltree.sampling import SamplingParams
+from rolltree.types import Drafter
+
+BASELINE = "none"
+STOCK = "generate"
+CHUNKED = "none-chunked"
+DRAFTERS = (STOCK, CHUNKED, BASELINE, "ngram", "suffix", "rolltree", "rolltree-tree")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is generated."""
+
+    name: str
+    model: PreTrainedModel
+    prompts: list[list[int]]
+    samples: int
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    pad_token_id: int = 0
+    temperature: float = 1.0
+
+    def requests(self, epoch: int, count: int) -> list[Request]:
+        """The first `count` requests of an epoch, samples of a prompt side by side."""
+        made = []
+        for index in range(count):
+            seed = (epoch << 32) + index
+            sampling = SamplingParams(
+                temperature=self.temperature, max_tokens=self.max_tokens, stop_token_ids=self.stop_token_ids, seed=seed
+            )
+            made.append(Request(self.prompts[index // self.samples % len(self.prompts)], sampling))
+        return made
+
+
+@dataclass(slots=True)
+class _Run:
+    seconds: list[float] = field(default_factory=list)
+    ratio: list[float] = field(default_factory=list)
+    tokens: int = 0
+    row_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    identical: bool = True
+
+
+def run_engine(
+    workload: Workload,
+    *,
+    batches: Sequence[int],
+    drafters: Sequence[str] = DRAFTERS,
+    epochs: int = 5,
+    repeats: int = 3,
+    rollouts: int = 64,
+    cost: CostModel | None = None,
+    progress: Callable[[str], None] = lambda case: None,
+) -> dict[str, object]:
+    """Measure every drafter at every batch size.
+
+    Args:
+        workload: model, prompts and sampling.
+        batches: slots of the engine; stock `generate` gets padded batches of that size.
+        drafters: names out of `DRAFTERS`; "none" is always run, as the baseline.
+        epochs: times that all prompts are generated; the first finds an empty cache.
+        repeats: times that everything is repeated with fresh caches.
+        rollouts: requests of an epoch, at least one batch.
+        cost: frozen step-cost model; measured for each batch size when None.
+        progress: called with the name of each case before it runs.
+
+    Returns:
+        `{"cases": [{engine, model, device, batch, epoch, drafter, tokens, seconds, tokens_per_step, speedup, ...}]}`;
+        `speedup` is seconds of "none" over seconds of the case, per token.
+
+    """
+    unknown = set(drafters) - set(DRAFTERS)
+    if unknown:
+        raise InvalidInputError("--drafter", sorted(unknown), f"out of {', '.join(DRAFTERS)}")
+    names = [BASELINE, *[d for d in drafters if d != BASELINE]]
+    cases: list[dict[str, object]] = []
+    for batch in batches:
+        model = cost or _measured(workload.model, batch)
+        runs: dict[tuple[str, int], _Run] = {(name, e): _Run() for name in names for e in range(epochs)}
+        for repeat in range(repeats):
+            generators = {name: _generator(name, workload, batch, model) for name in names}
+            for epoch in range(epochs):
+                progress(f"batch {batch}, run {repeat + 1} of {repeats}, epoch {epoch + 1} of {epochs}")
+                requests = workload.requests(epoch, max(batch, rollouts))
+                _epoch(generators, requests, {name: runs[name, epoch] for name in names}, epoch)
+        cases += [_case(workload, batch, name, epoch, run) for (name, epoch), run in runs.items()]
+    return {"cases": cases, "repeats": repeats, "threads": torch.get_num_threads(), "machine": machine.describe()}
+
+
+Generate = Callable[[list[Request], int], tuple[list[Result] | None, int, dict[str, int]]]
+
+
+def _epoch(generators: dict[str, Generate], requests: list[Request], runs: dict[str, _Run], epoch: int) -> None:
+    reference: list[list[int]] = []
+    base = 0.0
+    for name, generate in generators.items():
+        run = runs[name]
+        begin = time.perf_counter()
+        results, run.tokens, sums = generate(requests, epoch)
+        seconds = time.perf_counter() - begin
+        run.seconds.append(seconds)
+        if name == BASELINE:
+            base = seconds / run.tokens
+            reference = [r.token_ids for r in results or []]
+        run.ratio.append(base / (seconds / run.tokens))
+        run.identical &= results is None or [r.token_ids for r in results] == reference
+        run.row_steps, run.drafted, run.accepted = sums["row_steps"], sums["drafted"], sums["accepted"]
+
+
+def _generator(name: str, workload: Workload, batch: int, cost: CostModel) -> Generate:
+    if name == STOCK:
+        return lambda requests, epoch: _stock(workload, requests, batch)
+    drafter = _drafter(name, cost)
+    config = EngineConfig(slots=batch, max_length=max(map(len, workload.prompts)) + workload.max_tokens)
+    engine = Engine(workload.model, config, drafter)
+
+    def generate(requests: list[Request], epoch: int) -> tuple[list[Result], int, dict[str, int]]:
+        before = (engine.stats.row_steps, engine.stats.drafted, engine.stats.accepted)
+        if isinstance(drafter, TreeDrafter):
+            drafter.cache.set_version(epoch)
+        size = batch if name == CHUNKED else len(requests)
+        results = [r for i in range(0, len(requests), size) for r in engine.generate(requests[i : i + size])]
+        after = (engine.stats.row_steps, engine.stats.drafted, engine.stats.accepted)
+        sums = dict(
+            zip(("row_steps", "drafted", "accepted"), (a - b for a, b in zip(after, before, strict=True)), strict=True)
+        )
+        return results, sum(len(r.token_ids) for r in results), sums
+
+    return generate
+
+
+def _drafter(name: str, cost: CostModel) -> Drafter | None:
+    match name:
+        case "ngram":
+            return NgramDrafter()
+        case "suffix":
+            return SuffixDrafter()
+        case "rolltree":
+            return TreeDrafter(cost=cost)
+        case "rolltree-tree":
+            return TreeDrafter(config=DraftConfig(shape="tree"), cost=cost)
+    return None
+
+
+def _stock(workload: Workload, requests: list[Request], batch: int) -> tuple[None, int, dict[str, int]]:
+    """Transformers' own `generate` on left-padded batches; tokens after the stop token do not count."""
+    model, total, rows = workload.model, 0, 0
+    for i in range(0, len(requests), batch):
+        prompts = [list(r.prompt_token_ids) for r in requests[i : i + batch]]
+        width = max(map(len, prompts))
+        ids = torch.tensor([[workload.pad_token_id] * (width - len(p)) + p for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        generator: Any = model
+        with torch.inference_mode():
+            out = generator.generate(
+                input_ids=ids, attention_mask=mask, do_sample=workload.temperature > 0,
+                temperature=workload.temperature or None, top_k=0, top_p=1.0, max_new_tokens=workload.max_tokens,
+                eos_token_id=list(workload.stop_token_ids), pad_token_id=workload.pad_token_id,
+            )  # fmt: skip
+        for row in out[:, width:].tolist():
+            ends = [row.index(stop) + 1 for stop in workload.stop_token_ids if stop in row]
+            total += min(ends, default=len(row))
+        rows += out[:, width:].numel()
+    return None, total, {"row_steps": rows, "drafted": 0, "accepted": 0}
+
+
+def _measured(model: PreTrainedModel, batch: int) -> CostModel:
+    from rolltree.engine.cost import measure_cost
+
+    return measure_cost(model, slots=batch, max_draft=16)
+
+
+def _case(workload: Workload, batch: int, name: str, epoch: int, run: _Run) -> dict[str, object]:
+    return {
+        "engine": "transformers" if name == STOCK else "builtin",
+        "model": workload.name,
+        "device": str(workload.model.device),
+        "dtype": str(workload.model.dtype).removeprefix("torch."),
+        "batch": batch,
+        "epoch": epoch + 1,
+        "drafter": name,
+        "tokens": run.tokens,
+        "seconds": median(run.seconds),
+        "tokens_per_second": run.tokens / median(run.seconds),
+        "tokens_per_step": run.tokens / run.row_steps,
+        "drafted_per_step": run.drafted / run.row_steps,
+        "acceptance_rate": run.accepted / run.drafted if run.drafted else 0.0,
+        "speedup": median(run.ratio),
+        "spread": [min(run.ratio), max(run.ratio)],
+        "identical_rollouts": run.identical if name not in (STOCK,) else None,
+    }
