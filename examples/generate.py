@@ -1,4 +1,4 @@
-"""Sample the demo model twice with the built-in engine. Same seeds, same rollouts: the second time the cache knows them all."""
+"""Sample the demo model twice. Same seeds, same rollouts; the second time the cache knows them all."""
 
 import time
 

@@ -29,11 +29,25 @@ def test_layout_round_trip(counts: list[int]) -> None:
         np.testing.assert_array_equal(grid[row, :count], packed[layout.row_of == row])
         assert (grid[row, count:] == grid[row, count - 1]).all()
         np.testing.assert_array_equal(layout.node[layout.row_of == row], np.arange(count))
+    covered = np.zeros(grid.shape, int)
+    for block in layout.blocks:
+        rows = np.arange(len(counts)) if block.rows is None else block.rows
+        covered[rows, block.first : block.first + block.queries] += 1
+    assert (covered[np.arange(layout.queries) < np.array(counts)[:, None]] == 1).all()
+    assert sum(counts) <= layout.padded <= grid.size
+
+
+def test_few_long_drafts_get_a_rectangle_of_their_own() -> None:
+    layout = Layout.of(np.array([1] * 30 + [9, 7]))
+    assert [(b.first, b.queries) for b in layout.blocks] == [(0, 1), (1, 8)]
+    assert layout.padded == 32 + 16
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
-def test_tree_logits_are_those_of_plain_forwards(family: str) -> None:
+@pytest.mark.parametrize("split", [False, True])
+def test_tree_logits_are_those_of_plain_forwards(family: str, split: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged trees over ragged prefixes; then again after an accepted path was moved into place."""
+    monkeypatch.setattr("rolltree.engine.layout.SPLIT_GAIN", 10.0 if split else 0.0)
     engine = Engine(tiny_model(family), EngineConfig(slots=4, max_length=64, max_draft=8))
     runner, cache, rng = engine._runner, engine._cache, np.random.default_rng(0)
     before = [rng.integers(0, 23, n).astype(np.int32) for n in (5, 17, 1, 30)]
@@ -41,6 +55,7 @@ def test_tree_logits_are_those_of_plain_forwards(family: str) -> None:
     shapes = [[0, 0, 0, 1, 1, 3], [0, 0], [0], [0, 0, 1, 2, 0]]  # parents, the root's own first
     counts = np.array([len(s) for s in shapes])
     layout = Layout.of(counts)
+    assert len(layout.blocks) == 1 + split
     padded = np.array([s + [0] * (layout.queries - len(s)) for s in shapes])
     trees = Trees.of(padded)
     tokens = rng.integers(0, 23, int(counts.sum()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,24 @@ _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 
 
 @dataclass(frozen=True, slots=True)
+class Rectangle:
+    """The queries of b rows with q nodes each, packed nodes gathered into cells."""
+
+    rows: slice | Tensor
+    """The cache rows, in the order of the cells."""
+    queries: int
+    """q."""
+    gather: Tensor | None
+    """Shape [b * q], int64: packed index of each cell; None: the cells are the packed nodes."""
+    cells: Tensor | None
+    """Shape [n], int64: the cells that are nodes, the others are padding; None with `gather`."""
+    nodes: Tensor | None
+    """Shape [n], int64: packed index of these; None where the plan has this rectangle only."""
+    bias: Tensor
+    """Shape [b, 1, group * q, width]: 0 where visible, else -inf; group = query heads per key/value head."""
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """Where one packed forward writes keys and values, and what each query sees."""
 
@@ -34,21 +52,10 @@ class AttentionPlan:
     """The slot cache that is written and read."""
     write: Tensor
     """Shape [N], int64: flat cache place of each packed token."""
-    rows: slice | Tensor
-    """The B cache rows that take part, in packed order."""
     width: int
     """Cache columns that are read."""
-    queries: int
-    """Q: the largest number of tokens of one row."""
-    gather: Tensor | None
-    """Shape [B * Q], int64: packed index of each rectangle cell (clamped); None when every row has Q tokens.
-    """
-    scatter: Tensor | None
-    """Shape [N], int64: rectangle cell of each packed token; None with `gather`."""
-    bias: Tensor
-    """Shape [B, 1, group * Q, width]: 0 where visible, -inf elsewhere; group = query heads per key/value
-    head.
-    """
+    rectangles: tuple[Rectangle, ...]
+    """Together they hold every packed token once."""
 
 
 def slot_attention(
@@ -66,19 +73,27 @@ def slot_attention(
     plan = _checked(rolltree_plan, extra)
     layer: int = module.layer_idx  # type: ignore[assignment]
     plan.cache.write(layer, plan.write, key, value)
-    keys, values = plan.cache.read(layer, plan.rows, plan.width)
-    heads, dim, batch, kv_heads = query.shape[1], query.shape[3], keys.shape[0], keys.shape[1]
     packed = query[0].transpose(0, 1)
-    if plan.gather is not None:
-        packed = packed.index_select(0, plan.gather)
-    grid = packed.view(batch, plan.queries, heads, dim).transpose(1, 2)
+    parts = [_attend(plan, part, layer, packed, scaling) for part in plan.rectangles]
+    out = parts[0]
+    if len(parts) > 1:
+        out = torch.empty_like(packed, memory_format=torch.contiguous_format)
+        for rectangle, part in zip(plan.rectangles, parts, strict=True):
+            out.index_copy_(0, cast("Tensor", rectangle.nodes), part)
+    return out.unsqueeze(0), None
+
+
+def _attend(plan: AttentionPlan, part: Rectangle, layer: int, packed: Tensor, scaling: float | None) -> Tensor:
+    """Attention of a rectangle's nodes, [n, heads, head_dim], for packed queries [N, heads, head_dim]."""
+    keys, values = plan.cache.read(layer, part.rows, plan.width)
+    (_, heads, dim), (batch, kv_heads) = packed.shape, keys.shape[:2]
+    cells = packed if part.gather is None else packed.index_select(0, part.gather)
+    grid = cells.view(batch, part.queries, heads, dim).transpose(1, 2)
     # Heads that share keys become more queries of one head: no copy of K/V for grouped-query models.
     grid = grid.reshape(batch, kv_heads, -1, dim).to(keys.dtype)
-    out = scaled_dot_product_attention(grid, keys, values, attn_mask=plan.bias, scale=scaling)
-    cells = out.view(batch, heads, plan.queries, dim).transpose(1, 2).reshape(-1, heads, dim)
-    if plan.scatter is not None:
-        cells = cells.index_select(0, plan.scatter)
-    return cells.unsqueeze(0).to(query.dtype), None
+    out = scaled_dot_product_attention(grid, keys, values, attn_mask=part.bias, scale=scaling)
+    out = out.view(batch, heads, part.queries, dim).transpose(1, 2).reshape(-1, heads, dim)
+    return (out if part.cells is None else out.index_select(0, part.cells)).to(packed.dtype)
 
 
 def _checked(plan: AttentionPlan | None, extra: dict[str, Any]) -> AttentionPlan:

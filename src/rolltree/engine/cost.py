@@ -18,7 +18,7 @@ from rolltree.engine.request import Request
 from rolltree.sampling import SamplingParams
 from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
-DRAFTS = (0, 1, 3, 7, 15)
+SHAPES = ((0, 1), (1, 1), (3, 1), (7, 1), (15, 1), (7, 4), (15, 4))  # draft length of every n-th row; others: a fifth
 REPEATS = 6
 WARM_UP = 2  # the first step prefills, the second meets cold caches
 PROMPT = 32  # tokens: attention over a rollout of typical length, not over an empty cache
@@ -26,14 +26,16 @@ PROMPT = 32  # tokens: attention over a rollout of typical length, not over an e
 
 def measure_cost(model: PreTrainedModel, *, slots: int, max_draft: int) -> CostModel:
     """Step-cost model of `model` for up to `slots` rows and `max_draft` drafted tokens a row."""
-    lengths = [length for length in DRAFTS if length <= max(1, max_draft)]
-    drafter = _FixedLength()
-    room = PROMPT + (REPEATS + WARM_UP) * (max(lengths) + 1) + 1
-    engine = Engine(model, EngineConfig(slots=slots, max_length=room, max_draft=max(lengths)), drafter)
+    shapes = [(length, every) for length, every in SHAPES if length <= max(1, max_draft)]
+    longest = max(length for length, _ in shapes)
+    drafter = _FixedLengths()
+    room = PROMPT + (REPEATS + WARM_UP) * (longest + 1) + 1
+    engine = Engine(model, EngineConfig(slots=slots, max_length=room, max_draft=longest), drafter)
     observations = []
     for rows in sorted({1, max(1, slots // 4), max(1, slots // 2), slots}):
-        for drafter.length in lengths:
-            observations.append((rows, rows * drafter.length, _fastest_step(engine, rows)))
+        for drafter.length, drafter.every in shapes:
+            drafted = int(drafter.lengths(rows).sum())
+            observations.append((rows, drafted, drafter.length, _fastest_step(engine, rows)))
     return CostModel.fit(observations)
 
 
@@ -51,10 +53,14 @@ def _fastest_step(engine: Engine, rows: int) -> float:
     return min(seconds[WARM_UP:])
 
 
-class _FixedLength:
-    """Drafts token 0 again and again."""
+class _FixedLengths:
+    """Drafts token 0 again and again: `length` times in every n-th row, a fifth of that in the others."""
 
     length = 0
+    every = 1
+
+    def lengths(self, rows: int) -> Int32Array:
+        return np.where(np.arange(rows) % self.every == 0, self.length, self.length // 5).astype(np.int32)
 
     def open(self, prompt: TokenIds, *, key: str | None = None, seed: int | None = None, coupled: bool = False) -> int:
         return 0
@@ -64,7 +70,7 @@ class _FixedLength:
         return DraftBatch(
             tokens=np.zeros(shape, np.int32),
             parents=np.tile(np.arange(-1, shape[1] - 1, dtype=np.int32), (shape[0], 1)),
-            lengths=np.full(shape[0], self.length, np.int32),
+            lengths=self.lengths(shape[0]),
             survival=np.ones(shape, np.float32),
             is_chain=True,
         )

@@ -273,7 +273,7 @@ class Engine:
         stats.tokens += len(emission.tokens)
         stats.drafted += verified - rows
         stats.verified += verified
-        stats.padded += layout.grid.size
+        stats.padded += layout.padded
         stats.accepted += int(np.maximum(emission.counts - 1, 0).sum())
 
     def _retire(self, emission: Emission) -> None:

@@ -15,6 +15,19 @@ import numpy.typing as npt
 
 from rolltree.types import Int64Array
 
+SPLIT_GAIN = 0.8  # one attention call more must save a fifth of the cells
+COPY_CELLS = 3  # gathering a row's keys and values costs about as much as attending to them with 3 queries
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A rectangle of attention: nodes `first` .. `first + queries - 1` of some rows."""
+
+    rows: Int64Array | None
+    """Shape [b]: which rows; None: all of them."""
+    first: int
+    queries: int
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -30,8 +43,18 @@ class Layout:
     """Shape [N]: index of each packed node in its row."""
     grid: Int64Array
     """Shape [B, Q]: packed index of each cell; cells past the count repeat the row's last node."""
-    ragged: bool
-    """False when every row has Q nodes, so that packed order is rectangle order."""
+    blocks: tuple[Block, ...]
+    """Rectangles that cover all nodes: one, or where few rows have long drafts, a second for what these have more."""
+
+    @property
+    def ragged(self) -> bool:
+        """False when every row has Q nodes, so that packed order is rectangle order."""
+        return self.grid.size != len(self.node)
+
+    @property
+    def padded(self) -> int:
+        """Cells of all blocks, at least N."""
+        return sum(b.queries * (len(self.counts) if b.rows is None else len(b.rows)) for b in self.blocks)
 
     @classmethod
     def of(cls, counts: Int64Array) -> Layout:
@@ -41,16 +64,28 @@ class Layout:
         packed = np.arange(total)
         if total == rows * queries:
             row_of, node = np.divmod(packed, queries)
-            return cls(counts, queries, row_of, node, packed.reshape(rows, queries), False)
+            return cls(counts, queries, row_of, node, packed.reshape(rows, queries), (Block(None, 0, queries),))
         offsets = np.cumsum(counts) - counts
         row_of = np.repeat(np.arange(rows), counts)
         grid = offsets[:, None] + np.minimum(np.arange(queries), counts[:, None] - 1)
-        return cls(counts, queries, row_of, packed - offsets[row_of], grid, True)
+        return cls(counts, queries, row_of, packed - offsets[row_of], grid, _blocks(counts, queries))
 
     @property
     def cells(self) -> Int64Array:
         """Shape [N]: flat rectangle cell of each packed node."""
         return self.row_of * self.queries + self.node
+
+
+def _blocks(counts: Int64Array, queries: int) -> tuple[Block, ...]:
+    """One block, or the cheapest cut into a wide one of few queries and a small one of many."""
+    cuts = np.arange(1, queries)
+    longer = (counts[:, None] > cuts).sum(axis=0)
+    cost = len(counts) * cuts + longer * (queries - cuts + COPY_CELLS)
+    best = int(cost.argmin()) if queries > 1 else 0
+    if queries == 1 or cost[best] > SPLIT_GAIN * len(counts) * queries:
+        return (Block(None, 0, queries),)
+    cut = int(cuts[best])
+    return Block(None, 0, cut), Block(np.flatnonzero(counts > cut), cut, queries - cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,11 @@ class SlotCache:
 
     def read(self, layer: int, rows: slice | Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Keys and values of `rows`, each [B, kv_heads, width, head_dim]; views when `rows` is a slice."""
-        key, value = (self._rows(store, rows)[:, :width].transpose(1, 2) for store in self._layers[layer])
+        key, value = (self._rows(store, rows, width).transpose(1, 2) for store in self._layers[layer])
         return key, value
 
-    def _rows(self, store: Tensor, rows: slice | Tensor) -> Tensor:
-        return store.view(self.slots, self.length, self.kv_heads, self.head_dim)[rows]
+    def _rows(self, store: Tensor, rows: slice | Tensor, width: int) -> Tensor:
+        return store.view(self.slots, self.length, self.kv_heads, self.head_dim)[:, :width][rows]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy flat places `source` to `target`, both [M], in every layer (accepted tree paths, shared
