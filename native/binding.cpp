@@ -8,6 +8,7 @@
 
 #include <tuple>
 
+#include "budget.h"
 #include "forest.h"
 
 namespace nb = nanobind;
@@ -96,6 +97,22 @@ NB_MODULE(_native, m) {
 
   m.def("gumbel_noise", &noise, "keys"_a.noconvert(), "vocab"_a,
         "Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].");
+
+  m.def(
+      "allocate",
+      [](In<float, 2> survival, In<std::int32_t, 1> lengths, double base, double row, double token, double cell,
+         double ragged, Out<std::int32_t, 1> verified) {
+        const std::size_t rows = survival.shape(0), width = survival.shape(1);
+        same("lengths.shape", lengths.shape(0), rows);
+        same("verified.shape", verified.shape(0), rows);
+        for (std::size_t b = 0; b < rows; ++b)
+          if (lengths(b) < 0 || static_cast<std::size_t>(lengths(b)) > width)
+            throw InputFault("lengths", std::to_string(lengths(b)), "between 0 and the width of survival");
+        nb::gil_scoped_release release;
+        allocate(survival.data(), lengths.data(), rows, width, StepCost{base, row, token, cell, ragged}, verified.data());
+      },
+      "survival"_a.noconvert(), "lengths"_a.noconvert(), nb::kw_only(), "base"_a, "row"_a, "token"_a, "cell"_a, "ragged"_a,
+      "verified"_a.noconvert(), "Cut drafts to the lengths of most goodput: float32[B, K], int32[B] -> int32[B].");
 
   nb::class_<Drafts>(m, "Drafts", "Memory of a batch of drafts; the arrays are views that every draft overwrites.")
       .def(nb::init<std::size_t, std::size_t>(), "rows"_a, "width"_a)

@@ -26,17 +26,18 @@ def rows(*chains: list[float]) -> tuple[np.ndarray, np.ndarray]:
     st.floats(0, 10),
     st.floats(0.001, 3),
     st.floats(0, 2),
+    st.sampled_from([0.0, 0.05, 0.5]),
 )
 def test_no_other_lengths_have_more_goodput(
-    factors: list[list[float]], base: float, token: float, ragged: float
+    factors: list[list[float]], base: float, token: float, ragged: float, cell: float
 ) -> None:
     chains = [np.cumprod(f).tolist() for f in factors]
     survival, lengths = rows(*chains)
-    cost = CostModel(base=base, token=token, ragged=ragged)
+    cost = CostModel(base=base, token=token, ragged=ragged, cell=cell)
 
     def rate(cut: tuple[int, ...] | np.ndarray) -> float:
         gain = sum(float(survival[b, :n].sum()) for b, n in enumerate(cut))
-        return (len(chains) + gain) / cost.seconds(len(chains), int(sum(cut)))
+        return (len(chains) + gain) / cost.seconds(len(chains), int(sum(cut)), max(cut))
 
     best = max(rate(cut) for cut in product(*[range(n + 1) for n in lengths]))
     assert rate(allocate(survival, lengths, cost)) == pytest.approx(best, rel=1e-5)
@@ -53,19 +54,27 @@ def test_rows_are_not_coupled() -> None:
     assert allocate(survival, lengths, CostModel(base=1, token=0.3)).tolist() == [3, 0]
 
 
+def test_the_rectangle_caps_the_longest_draft() -> None:
+    survival, lengths = rows([0.9, 0.8, 0.7, 0.6], *[[0.9, 0.2]] * 7)
+    assert allocate(survival, lengths, CostModel(base=1, token=0.01)).tolist() == [4, 2, 2, 2, 2, 2, 2, 2]
+    padded = CostModel(base=1, token=0.01, cell=0.05)  # a second column costs eight cells for little
+    assert allocate(survival, lengths, padded).tolist() == [1] * 8
+
+
 def test_nothing_drafted() -> None:
     survival, lengths = rows([], [])
     assert allocate(survival, lengths, CostModel(base=1, token=1)).tolist() == [0, 0]
 
 
 def test_fit_recovers_a_model_and_stays_non_negative() -> None:
-    true = CostModel(base=1e-3, row=2e-5, token=3e-5, ragged=2e-4)
-    seen = [(b, d, true.seconds(b, d)) for b in (1, 8, 32, 64) for d in (0, b, 4 * b, 16 * b)]
-    fitted = CostModel.fit(seen)
-    for name in ("base", "row", "token", "ragged"):
+    true = CostModel(base=1e-3, row=2e-5, token=3e-5, cell=1e-5, ragged=2e-4)
+    shapes = [(b, n * b // 2, n) for b in (1, 8, 32, 64) for n in (0, 1, 4, 16)]
+    shapes += [(b, n * b, n) for b in (8, 32) for n in (1, 4, 16)]
+    fitted = CostModel.fit([(*shape, true.seconds(*shape)) for shape in shapes])
+    for name in ("base", "row", "token", "cell", "ragged"):
         assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=1e-6)
-    falling = CostModel.fit([(1, 0, 2.0), (64, 0, 1.0), (64, 64, 1.5)])
-    assert min(falling.base, falling.row, falling.token, falling.ragged) >= 0
+    falling = CostModel.fit([(1, 0, 0, 2.0), (64, 0, 0, 1.0), (64, 64, 1, 1.5)])
+    assert min(falling.base, falling.row, falling.token, falling.cell, falling.ragged) >= 0
 
 
 def test_a_frozen_model_comes_back(tmp_path: Path) -> None:

@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from rolltree import _native
 from rolltree.errors import InvalidInputError
 from rolltree.types import Float32Array, Int32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:
-    """Seconds of one engine step that verifies `tokens` tokens in `rows` rows.
+    """Seconds of one engine step over `rows` requests that verifies `drafted` draft tokens, at most `longest` in a row.
 
-    `base + row * rows + token * tokens (+ ragged when any draft is verified)`. Only ratios matter to the budget.
+    `base + row * rows + token * (rows + drafted) + cell * rows * (1 + longest) (+ ragged when drafted)`. Only ratios
+    matter to the budget.
     """
 
     base: float
@@ -31,6 +33,8 @@ class CostModel:
     """Seconds for each request in the batch."""
     token: float
     """Seconds for each token in the batch, drafts included."""
+    cell: float = 0.0
+    """Seconds for each cell of the padded rectangle rows x (1 + longest draft): engines that pad their attention."""
     ragged: float = 0.0
     """Extra seconds of a step with drafts: gathering, verification."""
 
@@ -38,23 +42,25 @@ class CostModel:
         for name, value in asdict(self).items():
             if not (np.isfinite(value) and value >= 0):
                 raise InvalidInputError(f"cost.{name}", value, "a finite number of seconds, 0 or more")
-        if self.base + self.row + self.token <= 0:
+        if self.base + self.row + self.token + self.cell <= 0:
             raise InvalidInputError("cost", asdict(self), "positive for a step of one token")
 
-    def seconds(self, rows: float, drafted: float) -> float:
-        """Seconds of a step over `rows` requests that verifies `drafted` draft tokens in all."""
-        return self.base + self.row * rows + self.token * (rows + drafted) + (self.ragged if drafted else 0.0)
+    def seconds(self, rows: int, drafted: int = 0, longest: int = 0) -> float:
+        """Seconds of a step; see the class."""
+        per_row = self.row + self.token + self.cell * (1 + longest)
+        return self.base + per_row * rows + self.token * drafted + (self.ragged if drafted else 0.0)
 
     @classmethod
-    def fit(cls, observations: Sequence[tuple[int, int, float]]) -> CostModel:
-        """Least squares, non-negative, over (rows, drafted, seconds); relative errors count, not absolute ones."""
+    def fit(cls, observations: Sequence[tuple[int, int, int, float]]) -> CostModel:
+        """Least squares, non-negative, of relative errors over (rows, drafted, longest, seconds)."""
         table = np.array(observations, dtype=np.float64)
-        if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] != 3 or not (table[:, 2] > 0).all():
-            raise InvalidInputError("cost.observations", observations, "two or more (rows, drafted, seconds > 0)")
-        rows, drafted, seconds = table.T
-        design = np.stack([np.ones_like(rows), rows, rows + drafted, drafted > 0], axis=1) / seconds[:, None]
-        base, row, token, ragged = _non_negative(design, np.ones_like(seconds))
-        return cls(base=base, row=row, token=max(token, 1e-12), ragged=ragged)
+        if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] != 4 or not (table[:, 3] > 0).all():
+            raise InvalidInputError("cost.observations", observations, "two or more (rows, drafted, longest, seconds)")
+        rows, drafted, longest, seconds = table.T
+        terms = [np.ones_like(rows), rows, rows + drafted, rows * (1 + longest), drafted > 0]
+        design = np.stack(terms, axis=1) / seconds[:, None]
+        base, row, token, cell, ragged = _non_negative(design, np.ones_like(seconds))
+        return cls(base=base, row=row, token=max(token, 1e-12), cell=cell, ragged=ragged)
 
     def save(self, path: str | Path) -> None:
         """Freeze into a JSON file, for tests and replays."""
@@ -82,6 +88,9 @@ def _non_negative(design: np.ndarray, target: np.ndarray) -> list[float]:
 def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> Int32Array:
     """Cut drafts to the lengths that maximise expected tokens per second over the whole batch.
 
+    For every useful cap on the longest draft (which the padded rectangle pays for), tokens are taken in the order of
+    their survival; the best (cap, number of tokens) wins.
+
     Args:
         survival: float32 [B, K], falling along each row; entries past `lengths` are ignored.
         lengths: int32 [B], drafted nodes.
@@ -91,15 +100,6 @@ def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> In
         int32 [B], at most `lengths`. All zero when speculation would lose.
 
     """
-    rows = len(lengths)
-    offered = np.arange(survival.shape[1]) < lengths[:, None]
-    values = np.sort(survival[offered])[::-1].astype(np.float64)
-    if not len(values):
-        return np.zeros_like(lengths)
-    drafted = np.arange(1, len(values) + 1)
-    seconds = cost.seconds(rows, 0) + cost.ragged + cost.token * drafted
-    rate = (rows + np.cumsum(values)) / seconds
-    best = int(np.argmax(rate))
-    if rate[best] <= rows / cost.seconds(rows, 0):
-        return np.zeros_like(lengths)
-    return np.asarray((offered & (survival >= values[best])).sum(axis=1), dtype=np.int32)
+    verified = np.empty_like(lengths)
+    _native.allocate(np.ascontiguousarray(survival), lengths, **asdict(cost), verified=verified)
+    return verified
