@@ -13,7 +13,6 @@ from rolltree.demo.assets import load_model, load_tokenizer
 from rolltree.demo.task import Problem, sample_problems
 from rolltree.errors import InvalidInputError, RequestError
 from rolltree.trl import RolloutFunction, RolloutRecord
-from rolltree.trl.cost import measure_cost
 from rolltree.trl.history import total
 from rolltree.trl.settings import check_trainer, end_token_ids, prompt_token_ids, request_seed, sampling_params
 
@@ -212,11 +211,6 @@ def test_the_model_is_left_as_found_when_generation_breaks(trainer, model, monke
 def test_a_failed_completion_is_an_error_not_an_empty_row(trainer):
     with pytest.raises(RequestError, match="rollout 1 of 2"):
         plain()([PROMPTS[0], "sum" + " 12" * 200], trainer)
-
-
-def test_measured_cost_grows_with_drafts(model):
-    cost = measure_cost(model, slots=4, max_draft=16)
-    assert cost.seconds(4, 60) > cost.seconds(4, 0) > 0
 
 
 def train(model, rollout, tmp_path):

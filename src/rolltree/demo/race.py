@@ -35,8 +35,8 @@ class Side(Protocol):
     def stop(self) -> None:
         """Release what the side holds."""
 
-    def weights_sha256(self) -> str:
-        """SHA-256 of the weights as they are."""
+    def weights_sha256(self) -> str | None:
+        """SHA-256 of the weights as they are; None where nothing is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,14 +108,14 @@ class Race:
             for batch in range(self.batches)
             for a, b in zip(self.plain.completions[batch], self.fast.completions[batch], strict=True)
         ]
-        level = len(self.plain.rewards) == len(self.fast.rewards)
-        hashes = {"plain": self.plain.weights_sha256(), "rolltree": self.fast.weights_sha256()} if level else None
+        plain, fast = self.plain.weights_sha256(), self.fast.weights_sha256()
+        level = len(self.plain.rewards) == len(self.fast.rewards) and plain is not None
         return {
             "identical_rollouts": sum(a == b for a, b in pairs),
             "rollouts": len(pairs),
             "identical_rewards": self.plain.rewards[: self.batches] == self.fast.rewards[: self.batches],
-            "identical_weights": hashes["plain"] == hashes["rolltree"] if hashes else None,
-            "weights_sha256": hashes,
+            "identical_weights": plain == fast if level else None,
+            "weights_sha256": {"plain": plain, "rolltree": fast} if level else None,
         }
 
     def _epoch(self, index: int) -> Epoch:

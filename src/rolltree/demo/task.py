@@ -62,7 +62,8 @@ def work_out(problem: Problem, rng: random.Random, slip: float = 0.0) -> str:
     unlearn.
     """
     first, *rest = rng.sample(problem.numbers, len(problem.numbers))
-    total, lines = first, []
+    total = first
+    lines: list[str] = []
     plain_start = rng.random() < 0.5
     for number in rest:
         lead = "" if plain_start and not lines else rng.choice(CONNECTORS) + " "

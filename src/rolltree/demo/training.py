@@ -54,7 +54,7 @@ class Training:
         """Mean reward by step."""
         self.generate = GenerateTimer() if time_generate else None
         self._folder = tempfile.TemporaryDirectory(prefix="rolltree-demo-")
-        self.trainer = self._make_trainer(config)
+        self.trainer: Any = self._make_trainer(config)
         self._stepper = Stepper(self.trainer, config.seed)
 
     def advance(self) -> None:
@@ -105,10 +105,10 @@ class Training:
             self.generate.measure(trainer, output["prompt_ids"])
         return output
 
-    def _reward(self, completions: list[str], numbers: list[list[int]], **_: Any) -> list[float]:
+    def _reward(self, completions: list[str], numbers: list[list[int]], **_: Any) -> list[float | None]:
         rewards = [Problem(tuple(n)).reward(text) for n, text in zip(numbers, completions, strict=True)]
         self.rewards.append(sum(rewards) / len(rewards))
-        return rewards
+        return list(rewards)
 
 
 def grpo_config(config: DemoConfig, folder: str) -> GRPOConfig:

