@@ -83,8 +83,7 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> noise(In<std::uint64_t, 1> keys, std:
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   {
     nb::gil_scoped_release release;
-    for (std::size_t i = 0; i < rows; ++i)
-      for (std::uint32_t t = 0; t < vocab; ++t) data[i * vocab + t] = gumbel_noise(keys(i), t);
+    for (std::size_t i = 0; i < rows; ++i) gumbel_row(keys(i), vocab, data + i * vocab);
   }
   return {data, {rows, vocab}, owner};
 }

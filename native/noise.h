@@ -5,7 +5,7 @@
 // branch that the sampler is going to take. `rolltree.sampling.noise` is the torch twin of this file.
 #pragma once
 
-#include <cmath>
+#include <bit>
 #include <cstdint>
 
 namespace rolltree {
@@ -29,13 +29,46 @@ inline std::uint32_t noise_bits(std::uint64_t key, std::uint32_t token) {
   return x ^ (x >> 15);
 }
 
-/// Exponential(1) noise; small values, which decide the winner, keep full float precision.
-inline float exponential_noise(std::uint64_t key, std::uint32_t token) {
-  const double v = (static_cast<double>(noise_bits(key, token)) + 0.5) * 0x1p-32;
-  return static_cast<float>(-std::log1p(-v));
+/// Natural logarithm of a positive normal float within 2 ulp, branch-free so that loops over it vectorise (the
+/// polynomial of Cephes' logf, Moshier 1989).
+inline float fast_log(float a) {
+  const std::uint32_t word = std::bit_cast<std::uint32_t>(a) - 0x3F3504F3u;  // mantissa in [sqrt(1/2), sqrt(2))
+  const float e = static_cast<float>(static_cast<std::int32_t>(word) >> 23);
+  const float x = std::bit_cast<float>((word & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+  float p = 7.0376836292e-2f;
+  for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                  2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f})
+    p = p * x + c;
+  const float z = x * x;
+  return x + (p * x * z + e * -2.12194440e-4f - 0.5f * z) + e * 0.693359375f;
 }
 
-/// Standard Gumbel noise.
-inline float gumbel_noise(std::uint64_t key, std::uint32_t token) { return -std::log(exponential_noise(key, token)); }
+/// Exponential(1) noise -log(1 - v) of v = (bits + 1/2) / 2^32. Small values, which decide the winner, keep full float
+/// precision: the upper half takes the logarithm of 1 - v itself, the lower half corrects what rounding 1 - v lost.
+inline float exponential_of_bits(std::uint32_t bits) {
+  const bool upper = bits >> 31;
+  const std::uint32_t y = upper ? ~bits : bits;
+  const float high = static_cast<float>(static_cast<std::int32_t>(y >> 8));
+  const float low = static_cast<float>(static_cast<std::int32_t>(y & 255u)) + 0.5f;
+  const float w = (high * 256.0f + low) * 0x1p-32f;
+  const float u = 1.0f - w;
+  const float lost = ((1.0f - u) - w) / u;
+  return upper ? -fast_log(w) : -(fast_log(u) + lost);
+}
+
+inline float exponential_noise(std::uint64_t key, std::uint32_t token) { return exponential_of_bits(noise_bits(key, token)); }
+
+// One function for several instruction sets; without contraction to fused operations all give the same bits.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
+#define ROLLTREE_VECTORISED [[gnu::target_clones("avx512f", "avx2", "default")]]
+#else
+#define ROLLTREE_VECTORISED
+#endif
+
+/// Standard Gumbel noise of tokens 0..vocabulary-1 under a key.
+ROLLTREE_VECTORISED
+inline void gumbel_row(std::uint64_t key, std::uint32_t vocabulary, float* out) {
+  for (std::uint32_t t = 0; t < vocabulary; ++t) out[t] = -fast_log(exponential_noise(key, t));
+}
 
 }  // namespace rolltree

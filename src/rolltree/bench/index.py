@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from rolltree.bench import machine
-from rolltree.bench.subjects import Ours, Peer, Subject, peer_installed
+from rolltree.bench.subjects import Ours, OursShared, Peer, Subject, peer_installed
 from rolltree.bench.workload import Group, take
 from rolltree.types import Int32Array
 
@@ -42,7 +43,7 @@ def run_index(
         `{"cases": [...], "machine": {...}}`, see docs; `peer` is None when arctic-inference is not installed.
 
     """
-    subjects: list[Callable[[], Subject]] = [Ours, Peer] if peer_installed() else [Ours]
+    subjects: list[Callable[[], Subject]] = [Ours, OursShared, *([Peer] if peer_installed() else [])]
     cases = []
     for name, groups in data.items():
         progress(f"{name}, whole responses")
@@ -97,20 +98,25 @@ def _lock_step(groups: Sequence[Group], steps: int, subject: Subject) -> dict[st
 
 
 def _case(name: str, live: int, runs: Sequence[Figures]) -> dict[str, object]:
-    medians = [{key: median(values) for key, values in figures.items()} for figures in runs]
-    ours, peer = medians[0], medians[1] if len(medians) > 1 else None
-    spread = {key: [min(values), max(values)] for key, values in runs[0].items()}
-    peer_spread = {key: [min(values), max(values)] for key, values in runs[1].items()} if peer else None
+    ours, shared, *peers = [_summary(figures) for figures in runs]
+    peer = peers[0] if peers else None
     return {
         "case": name,
         "live_requests": live,
-        "rolltree": {**ours, "spread": spread},
-        "peer": {**peer, "spread": peer_spread} if peer else None,
+        "rolltree": ours,
+        "rolltree_with_shared_tree": shared,
+        "peer": peer,
         "ratio": _ratios(ours, peer) if peer else None,
+        "ratio_with_shared_tree": _ratios(shared, peer) if peer else None,
     }
 
 
-def _ratios(ours: dict[str, float], peer: dict[str, float]) -> dict[str, float | None]:
+def _summary(figures: Figures) -> dict[str, Any]:
+    medians: dict[str, Any] = {key: median(values) for key, values in figures.items()}
+    return medians | {"spread": {key: [min(values), max(values)] for key, values in figures.items()}}
+
+
+def _ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float | None]:
     """How many times better ours is."""
     append = ours["append_tokens_per_second"] / peer["append_tokens_per_second"]
     draft = peer["draft_microseconds"] / ours["draft_microseconds"] if "draft_microseconds" in ours else None

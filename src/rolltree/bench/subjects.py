@@ -49,9 +49,10 @@ class Ours:
     """rolltree's native forest, one tree a prompt."""
 
     name = "rolltree"
+    shared_window = 0
 
     def __init__(self) -> None:
-        self._forest = Forest(depth=DEPTH, window=2**20)
+        self._forest = Forest(depth=DEPTH, window=2**20, shared_window=self.shared_window)
         self._trees: list[int] = []
         self._out = Drafts(1, MAX_DRAFT)
 
@@ -71,7 +72,7 @@ class Ours:
 
     def bytes(self) -> int:
         """See Subject."""
-        return sum(self._forest.stats(tree)["bytes"] for tree in self._trees)
+        return sum(self._forest.stats(tree)["bytes"] for tree in self._trees) + self._forest.shared_stats()["bytes"]
 
     def start(self, groups: Sequence[Group]) -> None:
         """See Subject."""
@@ -106,6 +107,13 @@ class Ours:
         """See Subject."""
         for handle in self._handles.tolist():
             self._forest.close(handle)
+
+
+class OursShared(Ours):
+    """The same with the tree that all prompts share, as the cache has it by default: every token is indexed twice."""
+
+    name = "rolltree with the shared tree"
+    shared_window = 512
 
 
 class Peer:

