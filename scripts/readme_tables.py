@@ -36,8 +36,8 @@ def _sections() -> Iterable[str]:
 
 def _demo(document: dict[str, Any]) -> str:
     rows = [
-        (e["epoch"], f"{e['reward']:.3f}", f"{e['tokens_per_step']:.2f}", f"{e['seconds']:.2f}", f"{e['seconds_plain']:.2f}",
-         f"{e['speedup']:.2f}x", _times(e.get("speedup_over_generate")))
+        (e["epoch"], f"{e['reward']:.3f}", f"{e['tokens_per_step']:.2f}", f"{e['seconds']:.2f}",
+         f"{e['seconds_plain']:.2f}", f"{e['speedup']:.2f}x", _times(e.get("speedup_over_generate")))
         for e in document["epochs"]
     ]  # fmt: skip
     same = f"{document['identical_rollouts']:,} of {document['rollouts']:,} rollouts identical"
@@ -102,7 +102,8 @@ def _table(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 def _footnote(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return f"\n{machine['processor']}, {machine['cores']} cores; {versions}; commit {machine['commit']}, {machine['date']}.\n"
+    where = f"{machine['processor']}, {machine['cores']} cores; {versions}"
+    return f"\n{where}; commit {machine['commit']}, {machine['date']}.\n"
 
 
 if __name__ == "__main__":

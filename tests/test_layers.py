@@ -42,7 +42,7 @@ FRAMEWORKS = "torch transformers trl datasets accelerate"
 HEAVY = "sampling engine trl"
 ROWS = (
     row("errors types _native"),
-    row("tokens config metrics"),
+    row("tokens config machine metrics"),
     row("budget cache"),
     row("drafting"),
     row("sampling", "numpy torch"),

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rolltree import machine
 from rolltree._native import Drafts, Forest
-from rolltree.bench import machine
 from rolltree.bench.subjects import DEPTH, MIN_PROBABILITY
 from rolltree.bench.workload import Group, take
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from rolltree.bench import machine
+from rolltree import machine
 from rolltree.bench.peers import NgramDrafter, SuffixDrafter
 from rolltree.budget import CostModel
 from rolltree.config import DraftConfig

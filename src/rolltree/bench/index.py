@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rolltree.bench import machine
+from rolltree import machine
 from rolltree.bench.subjects import Ours, OursShared, Peer, Subject, peer_installed
 from rolltree.bench.workload import Group, take
 from rolltree.types import Int32Array

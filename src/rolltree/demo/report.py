@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from rolltree import machine
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.race import Race, epoch_rows
 
@@ -20,6 +18,8 @@ Document = dict[str, Any]
 
 def document(config: DemoConfig, race: Race, plot: Path | None, seconds: float) -> Document:
     """Everything that was measured, ready for JSON. Keys are a contract; units are in the names."""
+    import torch
+
     rows = epoch_rows(race)
     return {
         **race.identity(),
@@ -28,19 +28,7 @@ def document(config: DemoConfig, race: Race, plot: Path | None, seconds: float) 
         "plot": str(plot) if plot else None,
         "seconds_total": seconds,
         "settings": config.settings(),
-        "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Where the numbers are from."""
-    import torch
-
-    return {
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        **{name: version(name) for name in ("torch", "transformers")},
+        "machine": machine.describe() | {"torch_threads": torch.get_num_threads()},
     }
 
 
