@@ -88,11 +88,16 @@ def _attend(plan: AttentionPlan, part: Rectangle, layer: int, packed: Tensor, sc
     keys, values = plan.cache.read(layer, part.rows, plan.width)
     (_, heads, dim), (batch, kv_heads) = packed.shape, keys.shape[:2]
     cells = packed if part.gather is None else packed.index_select(0, part.gather)
-    grid = cells.view(batch, part.queries, heads, dim).transpose(1, 2)
     # Heads that share keys become more queries of one head: no copy of K/V for grouped-query models.
-    grid = grid.reshape(batch, kv_heads, -1, dim).to(keys.dtype)
-    out = scaled_dot_product_attention(grid, keys, values, attn_mask=part.bias, scale=scaling)
-    out = out.view(batch, heads, part.queries, dim).transpose(1, 2).reshape(-1, heads, dim)
+    if part.queries == 1:
+        grid = cells.reshape(batch, kv_heads, -1, dim)
+    else:
+        grid = cells.view(batch, part.queries, heads, dim).transpose(1, 2).reshape(batch, kv_heads, -1, dim)
+    out = scaled_dot_product_attention(grid.to(keys.dtype), keys, values, attn_mask=part.bias, scale=scaling)
+    if part.queries == 1:
+        out = out.reshape(batch, heads, dim)
+    else:
+        out = out.reshape(batch, heads, part.queries, dim).transpose(1, 2).reshape(-1, heads, dim)
     return (out if part.cells is None else out.index_select(0, part.cells)).to(packed.dtype)
 
 

@@ -38,6 +38,8 @@ class SlotCache:
                 f" cache on {device} ({error}). Lower engine.slots or engine.max_length."
             ) from error
         self._layers = [(layer[0], layer[1]) for layer in self.data]
+        self._viewed: tuple[slice, int] | None = None
+        self._views: list[tuple[Tensor, Tensor]] = []
 
     @property
     def nbytes(self) -> int:
@@ -54,11 +56,19 @@ class SlotCache:
 
     def read(self, layer: int, rows: slice | Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Keys and values of `rows`, each [B, kv_heads, width, head_dim]; views when `rows` is a slice."""
-        key, value = (self._rows(store, rows, width).transpose(1, 2) for store in self._layers[layer])
-        return key, value
+        if isinstance(rows, Tensor):
+            key, value = (self._rows(store, rows, width) for store in self._layers[layer])
+            return key, value
+        if self._viewed != (rows, width):  # the same for many steps: making views costs more than small attention
+            self._viewed = (rows, width)
+            self._views = [
+                (self._rows(key, rows, width), self._rows(value, rows, width)) for key, value in self._layers
+            ]
+        return self._views[layer]
 
     def _rows(self, store: Tensor, rows: slice | Tensor, width: int) -> Tensor:
-        return store.view(self.slots, self.length, self.kv_heads, self.head_dim)[:, :width][rows]
+        grid = store.view(self.slots, self.length, self.kv_heads, self.head_dim)
+        return grid[:, :width][rows].transpose(1, 2)
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy flat places `source` to `target`, both [M], in every layer (accepted tree paths, shared
