@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from rolltree import CostModel
+from rolltree.bench.demo_workload import demo_workload
+from rolltree.bench.engine import DRAFTERS, run_engine
+from rolltree.bench.peers import NgramDrafter
+from rolltree.bench.subjects import peer_installed
+from rolltree.errors import InvalidInputError
+
+
+def test_every_drafter_gives_the_same_rollouts() -> None:
+    torch.set_num_threads(1)
+    names = [name for name in DRAFTERS if name != "suffix" or peer_installed()]
+    cost = CostModel(base=2e-3, token=2e-5)
+    document = run_engine(
+        demo_workload(prompts=2, samples=2, max_tokens=24), batches=[4], drafters=names, epochs=2, repeats=1,
+        rollouts=4, cost=cost,
+    )  # fmt: skip
+    cases = document["cases"]
+    assert {(c["drafter"], c["epoch"]) for c in cases} == {(name, e) for name in names for e in (1, 2)}
+    assert all(c["identical_rollouts"] for c in cases if c["drafter"] != "generate")
+    by = {(c["drafter"], c["epoch"]): c for c in cases}
+    assert by["none", 2]["tokens_per_step"] == 1.0
+    assert by["rolltree", 2]["tokens_per_step"] > by["rolltree", 1]["tokens_per_step"] > 1
+
+
+def test_unknown_drafters_are_named() -> None:
+    with pytest.raises(InvalidInputError, match="--drafter = \\['magic'\\]"):
+        run_engine(demo_workload(prompts=1), batches=[1], drafters=["magic"])
+
+
+def test_ngram_copies_the_latest_continuation() -> None:
+    drafter = NgramDrafter()
+    handle = drafter.open([1, 2, 3, 4, 1, 2, 9, 9, 1, 2])
+    batch = drafter.draft(np.array([handle]), np.array([2], np.int32))
+    assert batch.tokens[0, : batch.lengths[0]].tolist() == [9, 9]
+    drafter.advance(np.array([handle]), np.array([77], np.int32), np.array([0, 1], np.int32))
+    assert drafter.draft(np.array([handle]), np.array([2], np.int32)).lengths[0] == 0
