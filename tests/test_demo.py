@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import signal
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 
 from rolltree.demo import DemoConfig, figure, passed, render
+from rolltree.demo.interrupt import patient_interrupts
 from rolltree.demo.race import Race
 from rolltree.demo.report import document
 from rolltree.demo.stepper import Stepper
@@ -114,6 +116,17 @@ def test_an_interrupt_keeps_what_both_sides_finished(at, epochs, rollouts):
     assert fast.stopped
     assert passed(doc)
     assert f"stopped after {epochs} of 3 epochs" in text_of(doc)
+
+
+def test_a_ctrl_c_that_arrives_twice_interrupts_once():
+    before = signal.getsignal(signal.SIGINT)
+    with patient_interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_error_stops_both_sides():

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rolltree.demo import figure, report
 from rolltree.demo.config import DemoConfig
+from rolltree.demo.interrupt import patient_interrupts
 from rolltree.demo.race import Race, Side
 from rolltree.errors import MissingDependencyError
 
@@ -36,7 +37,7 @@ def run(config: DemoConfig | None = None, console: Console | None = None) -> rep
     config = config or DemoConfig()
     _check_installed(config)
     start = time.perf_counter()
-    with _quiet():
+    with patient_interrupts(), _quiet():
         plain, fast = _make_sides(config)
         race = Race(plain, fast, config.steps_per_epoch, config.epochs)
         with _progress(config, console or Console(stderr=True)) as on_batch:
