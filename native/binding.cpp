@@ -172,17 +172,22 @@ NB_MODULE(_native, m) {
           "Draft for each session (int64[B], int32[B]) into the first B rows of `out`.")
       .def(
           "settle",
-          [](Forest& f, In<std::int64_t, 1> sessions, Drafts& drafts, In<std::int32_t, 1> verified,
-             In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets, Out<std::int32_t, 1> accepted) {
-            const DraftArrays rows = drafts.first(sessions.shape(0));
-            same("verified.shape", verified.shape(0), rows.rows);
-            same("accepted.shape", accepted.shape(0), rows.rows);
-            same("offsets.shape", offsets.shape(0), rows.rows + 1);
+          [](Forest& f, In<std::int64_t, 1> sessions, Drafts& drafts, In<std::int32_t, 1> rows,
+             In<std::int32_t, 1> verified, In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets,
+             Out<std::int32_t, 1> accepted) {
+            const std::size_t n = sessions.shape(0);
+            const DraftArrays drafted = drafts.first(verified.shape(0));
+            same("rows.shape", rows.shape(0), n);
+            same("accepted.shape", accepted.shape(0), n);
+            same("offsets.shape", offsets.shape(0), n + 1);
             nb::gil_scoped_release release;
-            f.settle(sessions.data(), rows, verified.data(), emitted.data(), emitted.shape(0), offsets.data(), accepted.data());
+            f.settle(sessions.data(), n, drafted, rows.data(), verified.data(), emitted.data(), emitted.shape(0),
+                     offsets.data(), accepted.data());
           },
-          "sessions"_a.noconvert(), "drafts"_a, "verified"_a.noconvert(), "emitted"_a.noconvert(), "offsets"_a.noconvert(),
-          "accepted"_a.noconvert(), "Judge drafts by the emitted tokens, learn from the verdicts, append the tokens.")
+          "sessions"_a.noconvert(), "drafts"_a, "rows"_a.noconvert(), "verified"_a.noconvert(), "emitted"_a.noconvert(),
+          "offsets"_a.noconvert(), "accepted"_a.noconvert(),
+          "Judge drafts by the emitted tokens, learn from the verdicts, append the tokens. rows[b]: where the draft of\n"
+          "session b is, or -1; verified[row]: how many of its nodes were verified.")
       .def(
           "shared_prefix",
           [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.shared_prefix(tree, text.data(), text.shape(0)); },

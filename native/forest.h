@@ -163,12 +163,16 @@ class Forest {
     }
   }
 
-  /// Judges drafts by the tokens really emitted, learns from the verdicts and appends the tokens. Row b verified its
-  /// first verified[b] nodes; a node that the budget left out is judged all the same, so learning never stops.
-  void settle(const std::int64_t* sessions, const DraftArrays& drafts, const std::int32_t* verified,
-              const std::int32_t* tokens, std::size_t n, const std::int32_t* offsets, std::int32_t* accepted) {
+  /// Judges drafts by the tokens really emitted, learns from the verdicts and appends the tokens. The draft of session b
+  /// is in row `rows[b]` (-1: it has none), of which the first verified[row] nodes were verified; a node that the budget
+  /// left out is judged all the same, so learning never stops. `accepted` is [n_sessions].
+  void settle(const std::int64_t* sessions, std::size_t n_sessions, const DraftArrays& drafts, const std::int32_t* rows,
+              const std::int32_t* verified, const std::int32_t* tokens, std::size_t n, const std::int32_t* offsets,
+              std::int32_t* accepted) {
     std::lock_guard lock(mutex_);
-    check_rows(sessions, drafts.rows, tokens, n, offsets);
+    check_rows(sessions, n_sessions, tokens, n, offsets);
+    for (std::size_t b = 0; b < n_sessions; ++b)
+      require(rows[b] >= -1 && rows[b] < static_cast<std::int32_t>(drafts.rows), "rows", rows[b], "a row of the drafts, or -1");
     for (std::size_t b = 0; b < drafts.rows; ++b) {
       require(drafts.lengths[b] >= 0 && static_cast<std::size_t>(drafts.lengths[b]) <= drafts.width, "lengths",
               drafts.lengths[b], "between 0 and the width of the drafts");
@@ -177,9 +181,11 @@ class Forest {
         require(drafts.source[at + i] < kSources, "source", static_cast<int>(drafts.source[at + i]), "as drafted");
       }
     }
-    for (std::size_t b = 0; b < drafts.rows; ++b) 
-      accepted[b] = judge(drafts, b, verified[b], tokens + offsets[b], offsets[b + 1] - offsets[b]);
-    append_rows(sessions, drafts.rows, tokens, offsets);
+    for (std::size_t b = 0; b < n_sessions; ++b) {
+      const auto row = static_cast<std::size_t>(std::max(rows[b], 0));
+      accepted[b] = rows[b] < 0 ? 0 : judge(drafts, row, verified[row], tokens + offsets[b], offsets[b + 1] - offsets[b]);
+    }
+    append_rows(sessions, n_sessions, tokens, offsets);
   }
 
   std::string check(std::int64_t tree) {

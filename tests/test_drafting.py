@@ -167,13 +167,17 @@ def test_batches_grow() -> None:
     assert step(d, handles, 2, [[10]] * 300) == [[10, 11]] * 300
 
 
-def test_strange_order_is_committed_without_learning() -> None:
+def test_rows_may_come_back_in_another_order_or_be_missing() -> None:
     d = drafter()
-    a, b = d.open(PROMPT), d.open(PROMPT)
-    d.draft(np.array([a, b]), np.array([1, 1], np.int32))
-    d.advance(np.array([b, a]), np.array([1, 2], np.int32), np.array([0, 1, 2], np.int32))
-    assert d.stats.drafted == 0
-    assert d.stats.tokens == 2
+    a, b, c, late = (d.open(PROMPT) for _ in range(4))
+    d.advance(np.array([b]), np.array(TEXT[:4], np.int32), np.array([0, 4], np.int32))
+    d.draft(np.array([a, b, c]), np.array([1, 2, 1], np.int32))
+    # b accepts both of its two, a none; c failed and is gone; late was not drafted for
+    emitted = np.array([*TEXT[4:6], 99, 1, 5], np.int32)
+    d.advance(np.array([b, late, a]), emitted, np.array([0, 3, 4, 5], np.int32))
+    assert (d.stats.drafted, d.stats.accepted) == (3, 2)
+    assert d.stats.tokens == 9
+    assert d.cache.forest.generated(late) == 1
 
 
 def test_settings_are_checked() -> None:

@@ -86,7 +86,9 @@ struct Trial {
       emitted.insert(emitted.end(), out.begin(), out.end());
       offsets[b + 1] = static_cast<std::int32_t>(emitted.size());
     }
-    forest.settle(handles.data(), d, lengths.data(), emitted.data(), emitted.size(), offsets.data(), accepted.data());
+    Tokens where(rows);
+    for (std::size_t b = 0; b < rows; ++b) where[b] = pick(0, 9) ? static_cast<std::int32_t>(b) : -1;
+    forest.settle(handles.data(), rows, d, where.data(), lengths.data(), emitted.data(), emitted.size(), offsets.data(), accepted.data());
   }
 
   std::string verify() {

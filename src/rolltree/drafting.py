@@ -87,7 +87,7 @@ class TreeDrafter:
         """Commit the tokens emitted in this step and learn from the verdicts.
 
         Args:
-            handles: int64 [B], those of the last `draft` in the same order; others are extended without learning.
+            handles: int64 [B]; those that were in the last `draft` are judged, all are extended.
             tokens: int32 [n], all emitted tokens.
             offsets: int32 [B + 1], row b emitted `tokens[offsets[b]:offsets[b + 1]]`.
 
@@ -96,14 +96,13 @@ class TreeDrafter:
         stats.steps += 1
         stats.row_steps += len(handles)
         stats.tokens += len(tokens)
-        if not np.array_equal(handles, self._drafted):
-            self.cache.forest.append_batch(handles, tokens, offsets)
-            return
+        rows = _find(handles, self._drafted)
         accepted = np.empty(len(handles), np.int32)
-        self.cache.forest.settle(handles, self._buffers.native, self._verified, tokens, offsets, accepted)
-        stats.drafted += int(self._verified.sum())
+        self.cache.forest.settle(handles, self._buffers.native, rows, self._verified, tokens, offsets, accepted)
+        stats.drafted += int(self._verified[rows[rows >= 0]].sum())
         stats.accepted += int(accepted.sum())
         self._drafted = np.zeros(0, np.int64)
+        self._verified = np.zeros(0, np.int32)
 
     def close(self, handle: int, *, keep: bool = True) -> None:
         """End a request; `keep=False` forgets its rollout."""
@@ -126,3 +125,14 @@ class TreeDrafter:
                 raise InvalidInputError(f"draft.{name}", changes[name], f"one of {sorted(known)}")
         self.config = replace(self.config, **changes)  # type: ignore[arg-type]
         self._buffers = _Buffers(self._buffers.rows, max(1, self.config.max_draft))
+
+
+def _find(wanted: Int64Array, among: Int64Array) -> Int32Array:
+    """Where each handle stands in `among`, -1 where it does not."""
+    if np.array_equal(wanted, among):
+        return np.arange(len(wanted), dtype=np.int32)
+    if not len(among):
+        return np.full(len(wanted), -1, np.int32)
+    order = np.argsort(among)
+    place = order[np.searchsorted(among, wanted, sorter=order).clip(max=len(among) - 1)]
+    return np.where(among[place] == wanted, place, -1).astype(np.int32)
