@@ -1,6 +1,7 @@
 """`rolltree bench engine`: rollout seconds of the built-in engine over epochs, with every drafter and stock `generate`.
 
-Each epoch generates the same prompts with new seeds; the policy is frozen. Within an epoch all drafters get the same
+Each epoch generates the same prompts with new seeds; the policy is frozen meanwhile. Caches start empty, or warmed by
+the rollouts of the training that made the policy. Within an epoch all drafters get the same
 requests one after the other, so ratios are paired; with coupled noise they also produce the same rollouts, which is
 checked. Everything is repeated with fresh caches; figures are medians over the repeats, `spread` the extremes.
 """
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from rolltree import machine
 from rolltree.bench.peers import NgramDrafter, SuffixDrafter
+from rolltree.bench.trained import Remembered
 from rolltree.budget import CostModel
 from rolltree.config import DraftConfig
 from rolltree.drafting import TreeDrafter
@@ -44,6 +46,8 @@ class Workload:
     stop_token_ids: tuple[int, ...]
     pad_token_id: int = 0
     temperature: float = 1.0
+    remembered: list[Remembered] = field(default_factory=list)
+    """Earlier rollouts that every drafter with a memory is given first."""
 
     def requests(self, epoch: int, count: int) -> list[Request]:
         """The first `count` requests of an epoch, samples of a prompt side by side."""
@@ -138,13 +142,15 @@ def _generator(name: str, workload: Workload, batch: int, cost: CostModel) -> Ge
     if name == STOCK:
         return lambda requests, epoch: _stock(workload, requests, batch)
     drafter = _drafter(name, cost)
+    _warm(drafter, workload.remembered)
+    first = workload.remembered[-1].version + 1 if workload.remembered else 0
     config = EngineConfig(slots=batch, max_length=max(map(len, workload.prompts)) + workload.max_tokens)
     engine = Engine(workload.model, config, drafter)
 
     def generate(requests: list[Request], epoch: int) -> tuple[list[Result], int, dict[str, int]]:
         before = (engine.stats.row_steps, engine.stats.drafted, engine.stats.accepted)
         if isinstance(drafter, TreeDrafter):
-            drafter.cache.set_version(epoch)
+            drafter.cache.set_version(first + epoch)
         size = batch if name == CHUNKED else len(requests)
         results = [r for i in range(0, len(requests), size) for r in engine.generate(requests[i : i + size])]
         after = (engine.stats.row_steps, engine.stats.drafted, engine.stats.accepted)
@@ -167,6 +173,17 @@ def _drafter(name: str, cost: CostModel) -> Drafter | None:
         case "rolltree-tree":
             return TreeDrafter(config=DraftConfig(shape="tree"), cost=cost)
     return None
+
+
+def _warm(drafter: Drafter | None, remembered: list[Remembered]) -> None:
+    for earlier in remembered:
+        if isinstance(drafter, TreeDrafter):
+            drafter.cache.set_version(earlier.version)
+            drafter.cache.add(earlier.prompt, earlier.rollout)
+        elif isinstance(drafter, SuffixDrafter):
+            handle = drafter.open(earlier.prompt)
+            drafter.added(handle, earlier.rollout)
+            drafter.close(handle)
 
 
 def _stock(workload: Workload, requests: list[Request], batch: int) -> tuple[None, int, dict[str, int]]:
@@ -204,6 +221,7 @@ def _case(workload: Workload, batch: int, name: str, epoch: int, run: _Run) -> d
         "device": str(workload.model.device),
         "dtype": str(workload.model.dtype).removeprefix("torch."),
         "batch": batch,
+        "remembered_rollouts": len(workload.remembered),
         "epoch": epoch + 1,
         "drafter": name,
         "tokens": run.tokens,

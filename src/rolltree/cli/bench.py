@@ -106,7 +106,10 @@ def engine(
     epochs: Annotated[int, typer.Option(min=1, help="Times that every prompt is generated.")] = 6,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions with fresh caches.")] = 3,
     rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of an epoch.")] = 64,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 leaves its own choice.")] = 0,
+    train_epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of GRPO before; their rollouts warm the caches.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
     json_output: Json = False,
     out: Out = None,
@@ -115,21 +118,21 @@ def engine(
 
     Example: rolltree bench engine --batch 8 --batch 64 --epochs 4
     """
+    import torch
+
     from rolltree.bench.demo_workload import demo_workload
     from rolltree.bench.engine import DRAFTERS, run_engine
     from rolltree.bench.subjects import peer_installed
     from rolltree.budget import CostModel
 
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     screen = console(json_output)
     names = drafter or [name for name in DRAFTERS if name != "suffix" or peer_installed()]
-    with screen.status("") as status:
+    with screen.status("training" if train_epochs else "") as status:
+        workload = demo_workload(train_epochs=train_epochs)
         document = run_engine(
-            demo_workload(), batches=batch or [8, 32, 64], drafters=names, epochs=epochs, repeats=repeats,
-            rollouts=rollouts, cost=CostModel.load(cost) if cost else None, progress=status.update,
+            workload, batches=batch or [8, 32, 64], drafters=names, epochs=epochs, repeats=repeats, rollouts=rollouts,
+            cost=CostModel.load(cost) if cost else None, progress=status.update,
         )  # fmt: skip
     cases: Any = document["cases"]
     keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
