@@ -23,6 +23,7 @@ class Remembered:
 def train(config: DemoConfig) -> tuple[Any, list[Remembered]]:
     """Run GRPO as the demo does, with speculation; return the trained model and all its rollouts, oldest first."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOTrainer
 
     from rolltree.demo.assets import PROMPT_SEED, load_model, load_tokenizer
@@ -53,5 +54,6 @@ def train(config: DemoConfig) -> tuple[Any, list[Remembered]]:
             processing_class=load_tokenizer(),
             rollout_func=roll_out,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer.accelerator.unwrap_model(trainer.model).eval(), remembered
