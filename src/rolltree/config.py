@@ -26,8 +26,8 @@ class CacheConfig:
     """Bytes of all trees; least recently used prompts without live sessions are evicted above it."""
     window: int = 64
     """Finished rollouts kept for each prompt; the oldest leaves first."""
-    shared_window: int = 512
-    """Finished rollouts of any prompt in the tree that all prompts share; 0 leaves that tree out."""
+    shared_window: int = 2048
+    """Finished rollouts of any prompt in the tree that all prompts share (about 55 bytes a token); 0 leaves it out."""
     depth: int = 64
     """Longest indexed substring, tokens; drafts are predicted from at most depth - 1 tokens of context."""
     decay: float = 0.9

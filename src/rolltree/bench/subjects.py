@@ -14,6 +14,7 @@ import numpy as np
 
 from rolltree._native import Drafts, Forest
 from rolltree.bench.workload import Group
+from rolltree.config import CacheConfig
 from rolltree.types import Int32Array
 
 DEPTH = 64
@@ -113,7 +114,7 @@ class OursShared(Ours):
     """The same with the tree that all prompts share, as the cache has it by default: every token is indexed twice."""
 
     name = "rolltree with the shared tree"
-    shared_window = 512
+    shared_window = CacheConfig().shared_window
 
 
 class Peer:
