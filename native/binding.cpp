@@ -171,6 +171,12 @@ NB_MODULE(_native, m) {
           "sessions"_a.noconvert(), "limits"_a.noconvert(), "min_survival"_a, "min_match"_a, "tree"_a, "out"_a,
           "Draft for each session (int64[B], int32[B]) into the first B rows of `out`.")
       .def(
+          "draft_one",
+          [](Forest& f, std::int64_t session, std::int32_t limit, float min_survival, std::uint32_t min_match, bool tree,
+             Drafts& out) { f.draft_batch(&session, &limit, min_survival, min_match, tree, out.first(1)); },
+          "session"_a, "limit"_a, "min_survival"_a, "min_match"_a, "tree"_a, "out"_a,
+          "Draft for one session into the first row of `out`: a batch of one without the arrays.")
+      .def(
           "settle",
           [](Forest& f, In<std::int64_t, 1> sessions, Drafts& drafts, In<std::int32_t, 1> rows,
              In<std::int32_t, 1> verified, In<std::int32_t, 1> emitted, In<std::int32_t, 1> offsets,

@@ -22,6 +22,9 @@ def draft(forest: Forest, handle: int, width: int = 6, tree: bool = False) -> tu
     out = Drafts(1, width)
     forest.draft_batch(np.array([handle], np.int64), np.full(1, width, np.int32), 0.0, 1, tree, out)
     n = int(out.lengths[0])
+    one = Drafts(1, width)
+    forest.draft_one(handle, width, 0.0, 1, tree, one)
+    assert one.tokens[0, :n].tolist() == out.tokens[0, :n].tolist()
     return out.tokens[0, :n].tolist(), out.parents[0, :n].tolist(), out.survival[0, :n].tolist()
 
 

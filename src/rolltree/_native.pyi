@@ -86,6 +86,11 @@ class Forest:
         Draft for each session (int64[B], int32[B]) into the first B rows of `out`.
         """
 
+    def draft_one(self, session: int, limit: int, min_survival: float, min_match: int, tree: bool, out: Drafts) -> None:
+        """
+        Draft for one session into the first row of `out`: a batch of one without the arrays.
+        """
+
     def settle(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], drafts: Drafts, rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], emitted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], offsets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], accepted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
         """
         Judge drafts by the emitted tokens, learn from the verdicts, append the tokens. rows[b]: where the draft of

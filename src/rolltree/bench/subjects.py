@@ -89,6 +89,11 @@ class Ours:
             self._live, self._chosen = live, np.ascontiguousarray(self._handles[live])
             self._limits = np.full(len(live), MAX_DRAFT, np.int32)
             self._offsets = np.arange(len(live) + 1, dtype=np.int32)
+        if len(live) == 1:
+            session = int(self._chosen[0])
+            begin = time.perf_counter()
+            self._forest.draft_one(session, MAX_DRAFT, MIN_PROBABILITY, 1, False, self._out)
+            return time.perf_counter() - begin
         begin = time.perf_counter()
         self._forest.draft_batch(self._chosen, self._limits, MIN_PROBABILITY, 1, False, self._out)
         return time.perf_counter() - begin
