@@ -53,7 +53,10 @@ fuzz: native-build  ## random operations on the core under the sanitizers, FUZZ_
 bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUTING.md)
 	$(BIN)/rolltree bench index $(TRACES) --out benchmarks/index.json
 	$(BIN)/rolltree bench draft $(TRACES) --out benchmarks/draft.json
-	$(BIN)/rolltree bench engine --out benchmarks/engine.json
+	$(BIN)/rolltree bench engine --threads 2 --epochs 4 --repeats 2 --out benchmarks/engine_cold.json
+	$(BIN)/rolltree bench engine --threads 2 --train-epochs 8 --epochs 1 --out benchmarks/engine_warm.json
+	$(BIN)/rolltree demo --plot docs/demo.png --out benchmarks/demo.json
+	$(BIN)/python scripts/readme_tables.py
 
 bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)
 	scripts/install_peer.sh $(VENV) $(PEER)

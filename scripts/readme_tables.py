@@ -28,7 +28,8 @@ def main() -> int:
 
 
 def _sections() -> Iterable[str]:
-    for name, section in (("demo", _demo), ("engine", _engine), ("index", _index)):
+    sections = (("demo", _demo), ("engine_warm", _engine), ("engine_cold", _engine), ("index", _index))
+    for name, section in sections:
         path = ROOT / "benchmarks" / f"{name}.json"
         if path.exists():
             yield section(json.loads(path.read_text()))
@@ -52,17 +53,18 @@ def _demo(document: dict[str, Any]) -> str:
 
 def _engine(document: dict[str, Any]) -> str:
     cases = document["cases"]
-    names = [n for n in ("generate", "ngram", "suffix", "rolltree") if any(c["drafter"] == n for c in cases)]
+    warm = cases[0]["remembered_rollouts"]
+    order = ("generate", "ngram", "suffix", "rolltree", "rolltree-tree")
+    names = [n for n in order if any(c["drafter"] == n for c in cases)]
     last = max(c["epoch"] for c in cases)
     rows = []
     for batch in sorted({c["batch"] for c in cases}):
-        for epoch in sorted({1, 2, last}):
+        for epoch in sorted({1, min(2, last), last}):
             found = {c["drafter"]: c for c in cases if c["batch"] == batch and c["epoch"] == epoch}
             cells = [f"{found[n]['speedup']:.2f}x" for n in names]
             rows.append((batch, epoch, *cells, f"{found['rolltree']['tokens_per_step']:.2f}"))
-    title = (
-        "**`rolltree bench engine`**: rollout speed relative to the same engine without drafts, frozen policy, T = 1"
-    )
+    what = f"{cases[0]['model']}, cache warmed by its {warm:,} rollouts" if warm else f"{cases[0]['model']}, cold start"
+    title = f"**`rolltree bench engine`**, {what}: rollout speed relative to the same engine without drafts, T = 1"
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
     return title + note + _table(("slots", "epoch", *names, "tokens/step"), rows) + _footnote(document["machine"])
 
