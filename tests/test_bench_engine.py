@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,23 @@ def test_every_drafter_gives_the_same_rollouts() -> None:
     by = {(c["drafter"], c["epoch"]): c for c in cases}
     assert by["none", 2]["tokens_per_step"] == 1.0
     assert by["rolltree", 2]["tokens_per_step"] > by["rolltree", 1]["tokens_per_step"] > 1
+
+
+def test_the_rollouts_of_a_training_warm_the_caches() -> None:
+    pytest.importorskip("trl")
+    torch.set_num_threads(1)
+    workload = demo_workload(prompts=8, samples=8, max_tokens=24, train_epochs=1)
+    assert len(workload.remembered) == 64
+    assert {r.version for r in workload.remembered} == {0}
+    cost = CostModel(base=2e-3, token=2e-5)
+    document = run_engine(workload, batches=[4], drafters=["rolltree"], epochs=1, repeats=1, rollouts=4, cost=cost)
+    warm = next(c for c in document["cases"] if c["drafter"] == "rolltree")
+    cold = run_engine(
+        replace(workload, remembered=[]), batches=[4], drafters=["rolltree"], epochs=1, repeats=1, rollouts=4, cost=cost
+    )["cases"][1]
+    assert warm["remembered_rollouts"] == 64
+    assert warm["tokens"] == cold["tokens"]
+    assert warm["tokens_per_step"] > cold["tokens_per_step"]
 
 
 def test_unknown_drafters_are_named() -> None:

@@ -22,13 +22,7 @@ class Remembered:
 
 def train(config: DemoConfig) -> tuple[Any, list[Remembered]]:
     """Run GRPO as the demo does, with speculation; return the trained model and all its rollouts, oldest first."""
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import GRPOTrainer
-
-    from rolltree.demo.assets import PROMPT_SEED, load_model, load_tokenizer
-    from rolltree.demo.task import Problem, sample_problems
-    from rolltree.demo.training import grpo_config
+    from rolltree.demo.training import make_trainer, problem_rewards
     from rolltree.trl import RolloutFunction
 
     generate = RolloutFunction(slots=config.slots, seed=config.seed)
@@ -40,20 +34,7 @@ def train(config: DemoConfig) -> tuple[Any, list[Remembered]]:
             remembered.append(Remembered(as_tokens(prompt), as_tokens(rollout), trainer.state.global_step))
         return output
 
-    def reward(completions: list[str], numbers: list[list[int]], **_: Any) -> list[float | None]:
-        return [Problem(tuple(n)).reward(text) for n, text in zip(numbers, completions, strict=True)]
-
-    problems = sample_problems(config.prompts, PROMPT_SEED)
-    rows = {"prompt": [p.prompt for p in problems], "numbers": [list(p.numbers) for p in problems]}
     with tempfile.TemporaryDirectory() as folder:
-        trainer: Any = GRPOTrainer(
-            model=load_model(),
-            reward_funcs=reward,
-            args=grpo_config(config, folder),
-            train_dataset=Dataset.from_dict(rows),
-            processing_class=load_tokenizer(),
-            rollout_func=roll_out,
-        )
-        trainer.remove_callback(PrinterCallback)
+        trainer = make_trainer(config, folder, rollout=roll_out, reward=problem_rewards)
         trainer.train()
     return trainer.accelerator.unwrap_model(trainer.model).eval(), remembered

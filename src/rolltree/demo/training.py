@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -24,6 +25,9 @@ from rolltree.demo.process import Baton, Report
 from rolltree.demo.quiet import quiet
 from rolltree.demo.task import Problem, sample_problems
 from rolltree.trl import RolloutFunction
+
+Rollout: TypeAlias = Callable[[list[str], Any], dict[str, list[Any]]]
+Reward: TypeAlias = Callable[..., Any]  # lists of floats; TRL asks for list[float | None], which list[float] is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Training:
         """Train, one optimizer step an "advance"; returns the SHA-256 of the final weights."""
         with quiet(), tempfile.TemporaryDirectory(prefix="rolltree-demo-") as folder:
             steps = _Steps(self, baton)
-            trainer = _make_trainer(self.config, folder, steps)
+            trainer = make_trainer(self.config, folder, rollout=steps.roll_out, reward=steps.reward, callbacks=[steps])
             if baton.wait():
                 trainer.train()
             return weights_sha256(trainer.model)
@@ -71,7 +75,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def reward(self, completions: list[str], numbers: list[list[int]], **_: Any) -> list[float | None]:
         """TRL's reward function."""
-        rewards = [Problem(tuple(n)).reward(text) for n, text in zip(numbers, completions, strict=True)]
+        rewards = problem_rewards(completions, numbers)
         self._reward = sum(rewards) / len(rewards)
         return list(rewards)
 
@@ -81,6 +85,11 @@ class _Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._baton.send(Report(self._completions, self._reward, record, self._generate_seconds))
         control.should_training_stop |= not self._baton.wait()
         return control
+
+
+def problem_rewards(completions: list[str], numbers: list[list[int]], **_: Any) -> list[float]:
+    """1.0 for each completion that ends in the sum of its numbers, else 0.0."""
+    return [Problem(tuple(n)).reward(text) for n, text in zip(numbers, completions, strict=True)]
 
 
 def generate_seconds(trainer: Any, prompt_ids: list[list[int]]) -> float:
@@ -100,17 +109,20 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _make_trainer(config: DemoConfig, folder: str, steps: _Steps) -> Any:
+def make_trainer(
+    config: DemoConfig, folder: str, *, rollout: Rollout, reward: Reward, callbacks: Sequence[TrainerCallback] = ()
+) -> Any:
+    """TRL's GRPOTrainer over the demo's model and problems."""
     problems = sample_problems(config.prompts, PROMPT_SEED)
     rows = {"prompt": [p.prompt for p in problems], "numbers": [list(p.numbers) for p in problems]}
     trainer = GRPOTrainer(
         model=load_model(),
-        reward_funcs=steps.reward,
+        reward_funcs=reward,
         args=grpo_config(config, folder),
         train_dataset=Dataset.from_dict(rows),
         processing_class=load_tokenizer(),
-        rollout_func=steps.roll_out,
-        callbacks=[steps],
+        rollout_func=rollout,
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
