@@ -81,7 +81,19 @@ def _index(document: dict[str, Any]) -> str:
         ))  # fmt: skip
     columns = ("case", "live", "append Mtok/s (peer)", "x", "bytes/token (peer)", "x", "draft µs (peer)", "x")
     title = "**`rolltree bench index`**: the tree beside arctic-inference, one run, one thread"
-    return f"{title}, median of {document['repeats']}.\n\n" + _table(columns, rows) + _footnote(document["machine"])
+    table = f"{title}, median of {document['repeats']}.\n\n" + _table(columns, rows)
+    return table + _with_shared_tree(document["cases"]) + _footnote(document["machine"])
+
+
+def _with_shared_tree(cases: list[dict[str, Any]]) -> str:
+    """What the default cache costs, which indexes recent rollouts twice."""
+    shared = [case["rolltree_with_shared_tree"] for case in cases]
+    low, high = (f(s["bytes_per_token"] for s in shared) for f in (min, max))
+    slow, fast = (f(s["append_tokens_per_second"] * 1e-6 for s in shared) for f in (min, max))
+    return (
+        "\nThese are the trees of the prompts alone. The default cache indexes its latest 2,048 rollouts a second time, in the"
+        f" tree that\nall prompts share: then {low:.0f} to {high:.0f} bytes a token and {slow:.1f} to {fast:.1f} Mtok/s.\n"
+    )
 
 
 def _pair(ours: dict[str, Any], peer: dict[str, Any], key: str, scale: float) -> str:
