@@ -90,10 +90,10 @@ def _with_shared_tree(cases: list[dict[str, Any]]) -> str:
     shared = [case["rolltree_with_shared_tree"] for case in cases]
     low, high = (f(s["bytes_per_token"] for s in shared) for f in (min, max))
     slow, fast = (f(s["append_tokens_per_second"] * 1e-6 for s in shared) for f in (min, max))
+    figures = f"{low:.0f} to {high:.0f} bytes a token and {slow:.1f} to {fast:.1f} Mtok/s"
     return (
-        "\nThese are the trees of the prompts alone. The default cache indexes its latest 2,048 rollouts a second time,\n"
-        f"in the tree that all prompts share: then {low:.0f} to {high:.0f} bytes a token and {slow:.1f} to {fast:.1f}"
-        " Mtok/s.\n"
+        "\nThese are the trees of the prompts alone. The default cache indexes its latest 2,048 rollouts twice,\n"
+        f"once more in the tree that all prompts share: then {figures}.\n"
     )
 
 
