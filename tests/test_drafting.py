@@ -183,5 +183,3 @@ def test_rows_may_come_back_in_another_order_or_be_missing() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(InvalidInputError, match=r"draft\.shape = 'bush'"):
         DraftConfig(shape="bush")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match=r"draft\.wings"):
-        drafter().reconfigure(wings=2)

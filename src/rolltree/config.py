@@ -5,7 +5,7 @@ Holds no behaviour. Each field's line below it is its documentation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from rolltree.errors import InvalidInputError
@@ -63,8 +63,3 @@ class DraftConfig:
         _within("draft", "min_match", self.min_match, 1, 4096)
         if self.shape not in ("chain", "tree"):
             raise InvalidInputError("draft.shape", self.shape, "'chain' or 'tree'")
-
-
-def describe(config: CacheConfig | DraftConfig) -> dict[str, object]:
-    """Return the settings as a plain dict, for logs and reports."""
-    return {field.name: getattr(config, field.name) for field in fields(config)}

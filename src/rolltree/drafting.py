@@ -6,15 +6,12 @@ acceptance estimates to the native core. Not thread-safe: one drafter an engine 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from rolltree._native import Drafts
 from rolltree.budget import CostModel, allocate
 from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
-from rolltree.errors import InvalidInputError
 from rolltree.metrics import SOURCES, DraftStats
 from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
@@ -116,15 +113,6 @@ class TreeDrafter:
             copy.drafted_by_source[name] = drafted - drafted0
             copy.accepted_by_source[name] = accepted - accepted0
         return copy
-
-    def reconfigure(self, **changes: object) -> None:
-        """Change draft settings between steps, e.g. `reconfigure(min_survival=0.2)`."""
-        known = {"max_draft", "shape", "min_survival", "min_match"}
-        for name in changes:
-            if name not in known:
-                raise InvalidInputError(f"draft.{name}", changes[name], f"one of {sorted(known)}")
-        self.config = replace(self.config, **changes)  # type: ignore[arg-type]
-        self._buffers = _Buffers(self._buffers.rows, max(1, self.config.max_draft))
 
 
 def _find(wanted: Int64Array, among: Int64Array) -> Int32Array:

@@ -23,10 +23,6 @@ class SessionClosedError(RolltreeError, ValueError):
     """The session was closed, or its handle never existed."""
 
 
-class KeyCollisionError(RolltreeError, ValueError):
-    """A prompt key is already bound to a different prompt."""
-
-
 class CapacityError(RolltreeError, RuntimeError):
     """A limit (bytes, slots, context) leaves no room for this request, however long it waits."""
 

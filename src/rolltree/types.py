@@ -15,8 +15,6 @@ import numpy.typing as npt
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
-UInt8Array: TypeAlias = npt.NDArray[np.uint8]
-UInt16Array: TypeAlias = npt.NDArray[np.uint16]
 TokenIds: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
