@@ -237,7 +237,6 @@ class Forest {
     return {sums_, sums_ + kSources};
   }
   const Calibration& calibration() const { return calibration_; }
-  const TreeOptions& options() const { return options_; }
 
  private:
   struct Session {
