@@ -209,6 +209,13 @@ NB_MODULE(_native, m) {
       .def(
           "count", [](Forest& f, std::int64_t tree, In<std::int32_t, 1> text) { return f.count(tree, text.data(), text.shape(0)); },
           "tree"_a, "text"_a.noconvert(), "Weighted occurrences of a substring, in 1/64 rollouts.")
+      .def(
+          "longest_continuation",
+          [](Forest& f, std::int64_t session, In<std::int32_t, 1> text, bool shared) {
+            return f.longest_continuation(session, text.data(), text.shape(0), shared);
+          },
+          "session"_a, "text"_a.noconvert(), "shared"_a = false,
+          "How many first tokens of int32[n] follow some suffix of the session's text in its tree: a clairvoyant's draft.")
       .def("generated", &Forest::generated, "session"_a, "Tokens generated so far in a session.")
       .def(
           "source_sums",

@@ -227,6 +227,16 @@ class Forest {
     while (i < n && i < prompt.size() && prompt[i] == static_cast<Token>(text[i])) ++i;
     return {i, prompt.size()};
   }
+  /// The clairvoyant's draft: how many of `text`'s first tokens follow, in the session's tree (and the shared tree), some
+  /// suffix of at least one token of the session's text. O(suffixes x n).
+  std::size_t longest_continuation(std::int64_t session, const std::int32_t* text, std::size_t n, bool shared) {
+    check_tokens("text", text, n);
+    std::lock_guard lock(mutex_);
+    const Session& s = session_at(session);
+    std::size_t best = longest_after(s.tree->automaton(), s.tree->place(*s.sequence).state, text, n);
+    if (shared && s.shared) best = std::max(best, longest_after(shared_->automaton(), shared_->place(*s.shared).state, text, n));
+    return best;
+  }
   /// Tokens that a session has generated so far; prompt and context do not count.
   std::uint64_t generated(std::int64_t session) {
     std::lock_guard lock(mutex_);
@@ -282,6 +292,19 @@ class Forest {
     std::int32_t end[kQuoted];
     for (std::size_t i = 0; i < n; ++i) end[i] = static_cast<std::int32_t>(prompt[prompt.size() - n + i]);
     shared_->append(sequence, end, n, true);
+  }
+
+  static std::size_t longest_after(const Automaton& a, StateId from, const std::int32_t* text, std::size_t n) {
+    std::size_t best = 0;
+    for (StateId suffix = from; suffix != kRoot && best < n; suffix = a.state(suffix).link) {
+      StateId s = suffix;
+      for (std::size_t i = 0; i < n; ++i) {
+        s = a.find(a.context(s), static_cast<Token>(text[i]));
+        if (s == kNone || a.state(s).count == 0) break;
+        best = std::max(best, i + 1);
+      }
+    }
+    return best;
   }
 
   PromptTree& tree_at(std::int64_t tree) {

@@ -117,6 +117,11 @@ class Forest:
     def count(self, tree: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
         """Weighted occurrences of a substring, in 1/64 rollouts."""
 
+    def longest_continuation(self, session: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], shared: bool = False) -> int:
+        """
+        How many first tokens of int32[n] follow some suffix of the session's text in its tree: a clairvoyant's draft.
+        """
+
     def generated(self, session: int) -> int:
         """Tokens generated so far in a session."""
 
