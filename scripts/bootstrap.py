@@ -1,4 +1,7 @@
-"""Set up the virtual environment of `make demo` and `make test`: torch, the pinned packages, the built core.
+"""Set up a virtual environment: torch, the pinned packages of a lock file, the built core.
+
+Without options the environment of `make demo` and `make test`; `--lock` names another lock file of requirements/, for
+the environment of a host (vLLM, verl) whose pins do not fit the others.
 
 Runs on a bare Python >= 3.10 and imports only the standard library. A step is skipped while its stamp, a hash
 of what it was made from, is unchanged, so a second call takes under a second. Uses uv when it is on PATH,
@@ -7,11 +10,15 @@ pip otherwise.
 Does not install a CUDA build of torch on a machine without an NVIDIA GPU, does not move pins (`make lock`
 does), and touches nothing outside the environment and the build folder.
 
-usage: python scripts/bootstrap.py [VENV]       (default: .venv in the project's root)
+usage: python scripts/bootstrap.py [VENV] [--lock NAME] [--cpu]
+  VENV         the environment, seen from the project's root; default .venv
+  --lock NAME  install requirements/NAME.txt; default lock
+  --cpu        the CPU build of torch, also where there is a GPU (the pinned host is a CPU build)
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -25,7 +32,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements" / "lock.txt"
 CORE_SOURCES = ("CMakeLists.txt", "pyproject.toml", "native/*.h", "native/*.cpp")
 """What the built core depends on. The install is editable: Python sources are live."""
 
@@ -42,10 +48,15 @@ class SetupError(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the steps whose stamps are out of date; return the exit status."""
-    environment = Environment(ROOT / (arguments[0] if arguments else ".venv"))
+    parser = argparse.ArgumentParser(prog="bootstrap.py", usage=(__doc__ or "").partition("usage: python ")[2])
+    parser.add_argument("venv", nargs="?", default=".venv")
+    parser.add_argument("--lock", default="lock")
+    parser.add_argument("--cpu", action="store_true")
+    options = parser.parse_args(arguments)
+    environment = Environment(ROOT / options.venv)
     started = time.monotonic()
     try:
-        steps_done = set_up(environment)
+        steps_done = set_up(environment, find_lock(options.lock), cpu=options.cpu)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,20 +65,29 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def set_up(environment: Environment) -> int:
-    """Bring `environment` up to date; return how many steps had to run."""
+def find_lock(name: str) -> Path:
+    """Return requirements/NAME.txt; raise when there is none."""
+    folder = ROOT / "requirements"
+    if (folder / f"{name}.txt").exists():
+        return folder / f"{name}.txt"
+    known = ", ".join(sorted(path.stem for path in folder.glob("*.txt")))
+    raise SetupError(f"--lock {name}: there is no requirements/{name}.txt; known are {known}.")
+
+
+def set_up(environment: Environment, lock: Path, *, cpu: bool = False) -> int:
+    """Bring `environment` up to date with `lock`; return how many steps had to run."""
     done = 0
     if not environment.works():
         check_compiler()
         with step(f"virtual environment {environment.path.name}", "5 s"):
             environment.create()
         done += 1
-    lock_hash = hash_files([LOCK], salt=f"torch {TORCH}")
+    lock_hash = hash_files([lock], salt=f"torch {TORCH}")
     if not environment.is_stamped("lock", lock_hash):
         with step(f"torch {TORCH}", "20 s to 2 min"):
-            install_torch(environment)
-        with step("pinned packages of requirements/lock.txt", "20 s with uv, 1 to 2 min with pip"):
-            environment.install("--no-deps", "--require-hashes", "-r", str(LOCK))
+            install_torch(environment, cpu=cpu)
+        with step(f"pinned packages of requirements/{lock.name}", "20 s with uv, 1 to 3 min with pip"):
+            environment.install("--no-deps", "--require-hashes", "-r", str(lock))
         environment.stamp("lock", lock_hash)
         done += 1
     core_hash = hash_files(core_sources(), salt=environment.version() + module_names())
@@ -145,16 +165,21 @@ class Environment:
         return [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
 
     def variables(self) -> dict[str, str]:
-        """Return the process environment, with the venv's tools first and pip's wheel folders told to uv."""
+        """Return the process environment: the venv's tools first, pip's wheel folders told to uv, a build folder.
+
+        The build folder remembers the venv's cmake and nanobind, so each environment but the first has its own.
+        """
         variables = {**os.environ, "PATH": f"{self.bin}{os.pathsep}{os.environ.get('PATH', '')}"}
+        if self.path.name != ".venv":
+            variables.setdefault("SKBUILD_BUILD_DIR", f"build/{self.path.name.lstrip('.')}")
         if folders := os.environ.get("PIP_FIND_LINKS"):
             variables.setdefault("UV_FIND_LINKS", ",".join(folders.split()))
         return variables
 
 
-def install_torch(environment: Environment) -> None:
-    """Install torch: keep what is there, else with a GPU the default build, else the CPU build."""
-    gpu = has_nvidia_gpu()
+def install_torch(environment: Environment, *, cpu: bool = False) -> None:
+    """Install torch: keep what is there, else with a GPU the default build, else (or if `cpu`) the CPU build."""
+    gpu = not cpu and has_nvidia_gpu()
     if torch_is_installed(environment, allow_cuda=gpu):
         return
     check_torch_supports(environment)

@@ -87,6 +87,31 @@ def test_with_gpu_the_default_build_is_installed(bootstrap: ModuleType) -> None:
     assert command.endswith("pip-version-check torch==2.13.0")
 
 
+def test_host_of_a_cpu_build_gets_the_cpu_build(bootstrap: ModuleType) -> None:
+    """`--cpu` wins over the GPU: vLLM's CPU build beside a CUDA build of torch does not start."""
+    bootstrap.has_nvidia_gpu = lambda: True
+    commands = Commands(bootstrap)
+    bootstrap.run = commands
+    environment = bootstrap.Environment(Path("venv"))
+    environment.uv = None
+    bootstrap.install_torch(environment, cpu=True)
+    assert [command.rpartition(" ")[2] for command in commands.commands] == ["torch==2.13.0+cpu"]
+
+
+def test_lock_is_found_by_name(bootstrap: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is not there is refused by name, with those that are."""
+    assert bootstrap.find_lock("vllm").name == "vllm.txt"
+    assert bootstrap.main(["venv", "--lock", "vlm"]) == 2
+    assert re.search(r"--lock vlm: .*known are .*vllm", capsys.readouterr().err)
+
+
+def test_environments_build_apart(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build folder remembers one environment's nanobind; a second environment must not find it."""
+    monkeypatch.delenv("SKBUILD_BUILD_DIR", raising=False)
+    assert "SKBUILD_BUILD_DIR" not in bootstrap.Environment(Path(".venv")).variables()
+    assert bootstrap.Environment(Path(".venv-vllm")).variables()["SKBUILD_BUILD_DIR"] == "build/venv-vllm"
+
+
 def test_installed_torch_is_kept(bootstrap: ModuleType) -> None:
     """A torch that can be imported is not replaced."""
     bootstrap.torch_is_installed = lambda environment, allow_cuda: True
