@@ -44,6 +44,7 @@ ROWS = (
     row("errors types _native"),
     row("tokens config machine metrics"),
     row("budget cache"),
+    row("step_cost"),
     row("drafting"),
     row("sampling", "numpy torch"),
     row("engine", "numpy torch transformers"),

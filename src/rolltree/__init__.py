@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rolltree.drafting import TreeDrafter
     from rolltree.engine import Engine, EngineConfig, Request, Result
     from rolltree.sampling import SamplingParams
+    from rolltree.step_cost import StepCostObserver
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOME = {
     "Result": "engine",
     "RolloutCache": "cache",
     "SamplingParams": "sampling",
+    "StepCostObserver": "step_cost",
     "TreeDrafter": "drafting",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "Result",
     "RolloutCache",
     "SamplingParams",
+    "StepCostObserver",
     "TreeDrafter",
     "__version__",
 ]
