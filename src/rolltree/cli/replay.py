@@ -1,0 +1,131 @@
+"""`rolltree replay`: what a drafter would have saved on recorded rollouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rolltree.cli.output import console, finish, table
+from rolltree.errors import InvalidInputError
+
+
+def run(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded rollouts; a folder: all in it.")],
+    history: Annotated[list[Path] | None, typer.Option("--history", help="Rollouts known before; repeat it.")] = None,
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option("--drafter", help="NAME[:OPTION=VALUE]...; repeat it, separate by commas, or all."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="First samples of each prompt and step.")] = None,
+    history_samples: Annotated[
+        int | None, typer.Option(min=1, help="The same for the history. Default: --samples.")
+    ] = None,
+    max_draft: Annotated[int, typer.Option(min=1, max=1024, help="Draft tokens of a request and step.")] = 16,
+    shape: Annotated[str, typer.Option(help="chain or tree.")] = "chain",
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=0, help="Slots of the engine, 0: all; repeat it. Default: 32.")
+    ] = None,
+    cost: Annotated[str, typer.Option(help="h100-7b, h100-1.5b, cpu-2core, or a file of a cost model.")] = "h100-7b",
+    budget: Annotated[bool, typer.Option(help="Weigh the cost of a step; without: verify all drafts.")] = True,
+    ceiling: Annotated[bool, typer.Option(help="Replay the clairvoyant, too.")] = True,
+    split: Annotated[str, typer.Option(help="all, or every second prompt: even or odd.")] = "all",
+    seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="For files that hold text.")] = None,
+    skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Leave out what cannot be read.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figure into this PNG.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")] = None,
+) -> None:
+    """Replay recorded rollouts as a batched engine would run them, with any drafter: no model, no GPU.
+
+    Example: rolltree replay step800.jsonl.gz --history step400.jsonl.gz --drafter rolltree,ngram --batch 8 --batch 128
+    """
+    from rolltree.replay.drafters import Limits, parse_drafters
+    from rolltree.replay.profiles import load_profile
+    from rolltree.replay.reading import Reader
+    from rolltree.replay.records import Selection
+    from rolltree.replay.run import ReplayConfig, replay
+    from rolltree.replay.tokenizing import TextTokenizer
+
+    screen = console(json_output)
+    config = ReplayConfig(
+        drafters=parse_drafters(drafter or ["rolltree"]), batches=batch or [32], profile=load_profile(cost),
+        limits=Limits(max_draft=max_draft, shape=_choice("--shape", shape, "chain", "tree")),
+        budget=budget, ceiling=ceiling,
+    )  # fmt: skip
+    selection = Selection(
+        samples=samples, history_samples=history_samples or samples,
+        split=_choice("--split", split, "all", "even", "odd"), seed=seed,
+    )  # fmt: skip
+    reader = Reader(TextTokenizer(tokenizer) if tokenizer else None, skip_bad_lines=skip_bad_lines)
+    earlier = reader.read(history) if history else []
+    recording = selection.select(earlier, reader.read(files), reader.skipped)
+    with _Bar(screen, config.passes * recording.tokens) as bar:
+        document = replay(recording, config, bar)
+    _show(screen, document)
+    if plot is not None:
+        from rolltree.replay.figure import draw
+
+        draw(document, plot)
+        document["plot"] = str(plot)
+    finish(document, json_output=json_output, out=out)
+
+
+def _choice(name: str, value: str, *allowed: str) -> Any:
+    if value not in allowed:
+        raise InvalidInputError(name, value, f"one of {', '.join(allowed)}")
+    return value
+
+
+class _Bar:
+    """A progress bar over all cases, on a terminal only."""
+
+    def __init__(self, screen: Console, total: int) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, case: str, tokens: int) -> None:
+        self._bar.update(self._task, advance=tokens, description=case)
+
+
+_CASES = {
+    "drafter": "drafter",
+    "batch": "slots",
+    "tokens_per_step": "tokens/step",
+    "drafted_per_step": "drafted",
+    "acceptance_rate": "accepted",
+    "ceiling_share": "of ceiling",
+    "generation_seconds": "seconds",
+    "speedup": "speedup",
+    "latency_p50_seconds": "p50 s",
+    "latency_p99_seconds": "p99 s",
+    "expected_calibration_error": "ECE",
+    "tree_bytes_per_token": "B/token",
+    "draft_microseconds_per_step": "draft µs",
+}
+
+
+def _show(screen: Console, document: dict[str, Any]) -> None:
+    cases = document["cases"]
+    rows = [[case.get(key) for key in _CASES] for case in cases]
+    title = f"Replay of {document['tokens']:,} tokens, {document['rollouts']:,} rollouts, {document['cost_profile']}"
+    screen.print(table(title, list(_CASES.values()), rows))
+    first = cases[0]
+    if len(first["steps"]) > 1:
+        keys = ["step", "tokens_per_step", "drafted_per_step", "acceptance_rate", "generation_seconds", "speedup"]
+        steps = [[str(step[key]) if key == "step" else step[key] for key in keys] for step in first["steps"]]
+        screen.print(table(f"{first['drafter']} by step", ["step", *keys[1:]], steps))
+    if document["skipped_lines"]:
+        screen.print(f"{document['skipped_lines']} lines could not be read and were left out.")

@@ -1,0 +1,142 @@
+"""Drafters by name, with options: `rolltree`, `suffix:depth=64:factor=4`, `srt:draft_per_match=2`.
+
+Options of rolltree, history and ceiling are the fields of `CacheConfig` and `DraftConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from rolltree.config import CacheConfig, DraftConfig
+from rolltree.errors import InvalidInputError
+from rolltree.replay.drafters.base import NoDrafter, ReplayDrafter
+from rolltree.replay.drafters.tree import CeilingDrafter, HistoryDrafter, RolltreeDrafter
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What every drafter is held to."""
+
+    max_draft: int = 16
+    shape: Literal["chain", "tree"] = "chain"
+
+
+def _configs(options: Options, limits: Limits) -> tuple[CacheConfig, DraftConfig]:
+    cache = {f.name for f in fields(CacheConfig)}
+    draft = {name: value for name, value in options.items() if name not in cache}
+    return (
+        CacheConfig(**{name: value for name, value in options.items() if name in cache}),
+        DraftConfig(**draft, max_draft=limits.max_draft, shape=limits.shape),
+    )
+
+
+def _none(options: Options, limits: Limits) -> ReplayDrafter:
+    return NoDrafter()
+
+
+def _rolltree(options: Options, limits: Limits) -> ReplayDrafter:
+    return RolltreeDrafter(*_configs(options, limits))
+
+
+def _history(options: Options, limits: Limits) -> ReplayDrafter:
+    return HistoryDrafter(*_configs(options, limits))
+
+
+def _ceiling(options: Options, limits: Limits) -> ReplayDrafter:
+    shared = bool(options.get("shared", False))
+    rest = {name: value for name, value in options.items() if name != "shared"}
+    return CeilingDrafter(*_configs(rest, replace(limits, shape="chain")), shared=shared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    make: Callable[[Options, Limits], ReplayDrafter]
+    options: frozenset[str]
+    claims: bool = True
+    """Its survival is a claim about acceptance, so its calibration can be judged."""
+
+
+_TREE = frozenset(f.name for config in (CacheConfig, DraftConfig) for f in fields(config)) - {"max_draft", "shape"}
+_ENTRIES = {
+    "none": _Entry(_none, frozenset(), claims=False),
+    "history": _Entry(_history, _TREE),
+    "rolltree": _Entry(_rolltree, _TREE),
+    "ceiling": _Entry(_ceiling, _TREE | {"shared"}, claims=False),
+}
+DRAFTERS = tuple(_ENTRIES)
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterSpec:
+    """A drafter's name and options, checked."""
+
+    text: str
+    name: str
+    options: Options
+
+    @classmethod
+    def parse(cls, text: str) -> DrafterSpec:
+        """Read `name[:option=value]...`; values are numbers, true, false, or words.
+
+        Raises:
+            InvalidInputError: an unknown drafter or option.
+
+        """
+        name, *settings = text.split(":")
+        if name not in _ENTRIES:
+            raise InvalidInputError("--drafter", name, f"one of {', '.join(DRAFTERS)}, or all")
+        allowed, options = _ENTRIES[name].options, dict[str, Any]()
+        for setting in settings:
+            key, found, value = setting.partition("=")
+            if not found or key not in allowed:
+                choice = (
+                    f"option=value with an option of {', '.join(sorted(allowed))}" if allowed else "without options"
+                )
+                raise InvalidInputError("--drafter", text, choice)
+            options[key] = _value(value)
+        return cls(text, name, options)
+
+    @property
+    def claims(self) -> bool:
+        """The drafter's survival is a claim about acceptance, so its calibration can be judged."""
+        return _ENTRIES[self.name].claims
+
+    def make(self, limits: Limits) -> ReplayDrafter:
+        """Return a new drafter.
+
+        Raises:
+            InvalidInputError: an option's value is not allowed.
+            MissingDependencyError: the drafter needs a package that is not installed.
+
+        """
+        return _ENTRIES[self.name].make(self.options, limits)
+
+
+def parse_drafters(texts: Sequence[str]) -> list[DrafterSpec]:
+    """Read the values of `--drafter`: names separated by commas, or all; each once.
+
+    Raises:
+        InvalidInputError: an unknown drafter or option.
+
+    """
+    names = [name for text in texts for name in text.split(",")]
+    every = [name for name in DRAFTERS if name not in ("none", "ceiling")]
+    return [
+        DrafterSpec.parse(name)
+        for name in dict.fromkeys(n for name in names for n in (every if name == "all" else [name]))
+    ]
+
+
+def _value(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

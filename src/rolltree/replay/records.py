@@ -1,0 +1,100 @@
+"""Recorded rollouts, and how they are chosen: by step, by sample, by prompt.
+
+Token arrays are int32. Does not read files (see `reading`) and changes no tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rolltree.types import Int32Array
+
+Split = Literal["all", "even", "odd"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One recorded answer."""
+
+    prompt_id: str
+    prompt: Int32Array
+    """Shape [p]."""
+    tokens: Int32Array
+    """Shape [n], n >= 1."""
+    step: int
+    """Training step that generated it."""
+    sample: int
+    """Which of the prompt's samples of this step."""
+    file: str = ""
+    """Name of the file it was read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rollouts that one training step generates; samples of a prompt stand together."""
+
+    number: int
+    rollouts: list[Rollout]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What is replayed: `history` is known before, `steps` are generated one after the other."""
+
+    history: list[Step]
+    steps: list[Step]
+    skipped_lines: int = 0
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """All rollouts to generate, in the order of their steps."""
+        return [rollout for step in self.steps for rollout in step.rollouts]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to generate."""
+        return sum(len(rollout.tokens) for rollout in self.rollouts)
+
+
+@dataclass(slots=True, kw_only=True)
+class Selection:
+    """Which part of what was read takes part."""
+
+    samples: int | None = None
+    """First samples of each prompt and step; None takes all."""
+    history_samples: int | None = None
+    """The same for the history."""
+    split: Split = "all"
+    """Every prompt, or every second one: tune on one half, report the other."""
+    seed: int | None = None
+    """Shuffles the order in which prompts are submitted; None keeps the recorded order."""
+    _place: dict[str, int] = field(default_factory=dict)
+
+    def select(self, history: Iterable[Rollout], rollouts: Iterable[Rollout], skipped: int = 0) -> Recording:
+        """Group into steps, in their order; prompts are numbered as they first appear in what is replayed."""
+        rollouts, history = list(rollouts), list(history)
+        for rollout in [*rollouts, *history]:
+            self._place.setdefault(rollout.prompt_id, len(self._place))
+        return Recording(
+            self._steps(history, self.history_samples), self._steps(rollouts, self.samples), skipped_lines=skipped
+        )
+
+    def _steps(self, rollouts: Sequence[Rollout], samples: int | None) -> list[Step]:
+        steps: dict[int, dict[str, list[Rollout]]] = {}
+        for rollout in rollouts:
+            if self._chosen(rollout.prompt_id):
+                steps.setdefault(rollout.step, {}).setdefault(rollout.prompt_id, []).append(rollout)
+        return [Step(number, self._ordered(groups, samples)) for number, groups in sorted(steps.items())]
+
+    def _chosen(self, prompt_id: str) -> bool:
+        return self.split == "all" or self._place[prompt_id] % 2 == (self.split == "odd")
+
+    def _ordered(self, groups: dict[str, list[Rollout]], samples: int | None) -> list[Rollout]:
+        order = list(groups)
+        if self.seed is not None:
+            random.Random(self.seed).shuffle(order)
+        by_sample = (sorted(groups[name], key=lambda rollout: rollout.sample)[:samples] for name in order)
+        return [rollout for group in by_sample for rollout in group]
