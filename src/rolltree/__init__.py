@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rolltree.engine import Engine, EngineConfig, Request, Result
     from rolltree.sampling import SamplingParams
     from rolltree.step_cost import StepCostObserver
+    from rolltree.store import RolloutStore
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _HOME = {
     "Request": "engine",
     "Result": "engine",
     "RolloutCache": "cache",
+    "RolloutStore": "store",
     "SamplingParams": "sampling",
     "StepCostObserver": "step_cost",
     "TreeDrafter": "drafting",
@@ -42,6 +44,7 @@ __all__ = [
     "Request",
     "Result",
     "RolloutCache",
+    "RolloutStore",
     "SamplingParams",
     "StepCostObserver",
     "TreeDrafter",

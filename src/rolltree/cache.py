@@ -1,10 +1,12 @@
 """The only owner of trees: prompt key -> tree, the shared tree, sessions, policy versions, byte cap and eviction.
 
 Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collision is detected) or the user's id.
-Thread-safe. Does not decide what is worth drafting (see `drafting`) and does not persist anything.
+Thread-safe. Does not decide what is worth drafting (see `drafting`). With a store, closing a kept session commits its
+rollout there, and a prompt that is not held (evicted, or from before a restart) is rebuilt from there when opened.
 
 Invariants: a prompt with live sessions is never evicted; eviction happens only when a session opens or closes, least
 recently used first. Running rollouts are measured anew about once per as many opens and closes as there are sessions.
+What the store holds changes drafts, never rollouts; a store that fails is gone without.
 """
 
 from __future__ import annotations
@@ -12,13 +14,17 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rolltree._native import Forest
 from rolltree.config import CacheConfig
 from rolltree.errors import InvalidInputError, SessionClosedError
+from rolltree.metrics import CacheStats
+from rolltree.store import RolloutStore, StoredRollout
+from rolltree.store.journal import Journal
 from rolltree.tokens import as_tokens
-from rolltree.types import Int32Array, TokenIds
+from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
 
 @dataclass(slots=True)
@@ -29,24 +35,10 @@ class _Entry:
     bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheStats:
-    """What a cache holds and what it did since it was made; sums only."""
-
-    prompts: int
-    sessions: int
-    rollouts: int
-    tokens: int
-    bytes: int
-    evicted_prompts: int
-    hits: int
-    """Sessions that found a tree with rollouts in it."""
-    opened: int
-
-
 @dataclass(slots=True)
 class _Totals:
     opened: int = 0
+    rebuilt: int = 0
     hits: int = 0
     evicted: int = 0
     bytes: int = 0
@@ -56,10 +48,18 @@ class _Totals:
 
 
 class RolloutCache:
-    """Trees of earlier and running rollouts, one a prompt."""
+    """Trees of earlier and running rollouts, one a prompt.
 
-    def __init__(self, config: CacheConfig | None = None) -> None:
+    Args:
+        config: what is remembered, how long, and how much memory it may take.
+        store: where kept rollouts are committed, and forgotten prompts come back from; None remembers in memory only.
+
+    """
+
+    def __init__(self, config: CacheConfig | None = None, *, store: RolloutStore | None = None) -> None:
         self.config = config or CacheConfig()
+        self.store = store
+        self._journal = None if store is None else Journal(store)
         self._lock = threading.RLock()
         self._version = 0
         self._reset()
@@ -135,6 +135,8 @@ class RolloutCache:
             )
             if shared < len(tokens):  # another turn or another prompt under the user's key
                 self._forest.append(handle, tokens[shared:], True)
+            if self._journal is not None and not read_only:
+                self._journal.open(handle, tokens, key, number)
             entry.live += 1
             self._totals.live[handle] = entry
             self._entries.move_to_end(entry.key)
@@ -149,13 +151,30 @@ class RolloutCache:
             InvalidInputError: bad token ids; nothing was appended.
 
         """
-        self._forest.append(session, as_tokens(tokens), context)
+        checked = as_tokens(tokens)
+        self._forest.append(session, checked, context)
+        if self._journal is not None:
+            self._journal.extend(session, checked, context)
+
+    def advanced(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
+        """Hear of tokens that were given to `forest` in a batch: session b got tokens[offsets[b]:offsets[b + 1]]."""
+        if self._journal is not None:
+            self._journal.advance(sessions, tokens, offsets)
+
+    def annotate(
+        self, session: int, *, sample: int | None = None, reward: float | None = None,
+        logprobs: Sequence[float] | Float32Array | None = None,
+    ) -> None:  # fmt: skip
+        """Say what the store should know of a session's rollout besides its text; nothing without a store."""
+        if self._journal is not None:
+            self._journal.annotate(session, sample=sample, reward=reward, logprobs=logprobs)
 
     def close(self, session: int, *, keep: bool = True) -> None:
-        """End a session; its rollout stays in the tree unless `keep` is False.
+        """End a session; its rollout stays in the tree, and goes to the store, unless `keep` is False.
 
         Raises:
             SessionClosedError: the session is closed already or never existed.
+            InvalidInputError: the store was closed; the session is, too, and its rollout in memory only.
 
         """
         with self._lock:
@@ -165,16 +184,29 @@ class RolloutCache:
             self._forest.close(session, keep)
             entry.live -= 1
             self._settle_bytes(entry)
+            if self._journal is not None:
+                self._journal.close(session, keep)
 
     def add(self, prompt: TokenIds, rollout: TokenIds, *, key: str | None = None, version: int | None = None) -> None:
         """Remember a finished rollout: history from a log, or text that was generated elsewhere."""
         tokens = as_tokens(rollout, "rollout")
         session = self.open(prompt, key=key, version=version)
-        self._forest.append(session, tokens, False)
+        self.extend(session, tokens)
         self.close(session)
 
+    def restore(self, rollout: StoredRollout) -> None:
+        """Put a stored rollout into its prompt's tree; see `RolloutStore.load_into`.
+
+        Text of a version beyond the current one counts as of the current one.
+        """
+        with self._lock:
+            entry, shared = self._find(rollout.prompt_token_ids, rollout.key, rebuild=False)
+            self._replay(entry, shared, rollout)
+            self._entries.move_to_end(entry.key)
+            self._settle_bytes(entry)
+
     def clear(self) -> None:
-        """Forget everything.
+        """Forget everything that is held in memory.
 
         Raises:
             InvalidInputError: sessions are still live.
@@ -198,6 +230,7 @@ class RolloutCache:
                 evicted_prompts=self._totals.evicted,
                 hits=self._totals.hits,
                 opened=self._totals.opened,
+                rebuilt_prompts=self._totals.rebuilt,
             )
 
     def check(self) -> None:
@@ -218,23 +251,33 @@ class RolloutCache:
         with self._lock:
             return f"user:{key}" in self._entries
 
-    def _find(self, prompt: Int32Array, key: str | None) -> tuple[_Entry, int]:
+    def _find(self, prompt: Int32Array, key: str | None, *, rebuild: bool = True) -> tuple[_Entry, int]:
         """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with."""
-        if key is not None:
-            return self._find_by_user(prompt, f"user:{key}")
-        name = _digest(prompt)
+        name = _digest(prompt) if key is None else f"user:{key}"
         while (entry := self._entries.get(name)) is not None:
-            if self._forest.shared_prefix(entry.tree, prompt) == (len(prompt), len(prompt)):
+            shared, whole = self._forest.shared_prefix(entry.tree, prompt)
+            if key is not None:
+                return entry, (shared or 1) if shared == whole else 0
+            if shared == whole == len(prompt):
                 return entry, len(prompt) or 1
             name += "'"  # another prompt with the same hash
-        return self._add_entry(name, prompt), len(prompt) or 1
+        known = self._journal.earlier(prompt, key, self.config.window) if self._journal and rebuild else []
+        first = known[0].prompt_token_ids if known else prompt
+        self._add_entry(name, first)
+        for rollout in known:
+            entry, shared = self._find(rollout.prompt_token_ids, key)
+            self._replay(entry, shared, rollout)
+        self._totals.rebuilt += bool(known)
+        return self._find(prompt, key)
 
-    def _find_by_user(self, prompt: Int32Array, name: str) -> tuple[_Entry, int]:
-        entry = self._entries.get(name)
-        if entry is None:
-            return self._add_entry(name, prompt), len(prompt) or 1
-        shared, whole = self._forest.shared_prefix(entry.tree, prompt)
-        return entry, (shared or 1) if shared == whole else 0
+    def _replay(self, entry: _Entry, shared: int, rollout: StoredRollout) -> None:
+        prompt = rollout.prompt_token_ids
+        handle = self._forest.open(entry.tree, min(rollout.version, self._version), False, shared > 0, 0, False)
+        if shared < len(prompt):
+            self._forest.append(handle, prompt[shared:], True)
+        for tokens, context in rollout.segments():
+            self._forest.append(handle, tokens, context)
+        self._forest.close(handle, True)
 
     def _add_entry(self, name: str, prompt: Int32Array) -> _Entry:
         entry = _Entry(name, self._forest.add_tree(prompt, self._version))

@@ -96,6 +96,7 @@ class TreeDrafter:
         rows = _find(handles, self._drafted)
         accepted = np.empty(len(handles), np.int32)
         self.cache.forest.settle(handles, self._buffers.native, rows, self._verified, tokens, offsets, accepted)
+        self.cache.advanced(handles, tokens, offsets)
         stats.drafted += int(self._verified[rows[rows >= 0]].sum())
         stats.accepted += int(accepted.sum())
         self._drafted = np.zeros(0, np.int64)

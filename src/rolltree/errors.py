@@ -33,3 +33,15 @@ class RequestError(RolltreeError, RuntimeError):
 
 class MissingDependencyError(RolltreeError, ImportError):
     """A feature needs a package that is not installed; the message holds the pip command."""
+
+
+class StoreError(RolltreeError, RuntimeError):
+    """The durable store cannot be read or written; the message names the file, the reason and the fix."""
+
+
+class StoreVersionError(StoreError):
+    """A newer rolltree wrote the store."""
+
+
+class StoreCorruptedError(StoreError):
+    """The store's file is damaged, or no database at all."""

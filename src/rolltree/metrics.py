@@ -72,3 +72,20 @@ class DraftStats:
             out[f"drafted_{source}"] = self.drafted_by_source[source]
             out[f"accepted_{source}"] = self.accepted_by_source[source]
         return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """What a cache holds and what it did since it was made; sums only."""
+
+    prompts: int
+    sessions: int
+    rollouts: int
+    tokens: int
+    bytes: int
+    evicted_prompts: int
+    hits: int
+    """Sessions that found a tree with rollouts in it."""
+    opened: int
+    rebuilt_prompts: int = 0
+    """Trees that were made again from the store."""
