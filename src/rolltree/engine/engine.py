@@ -22,6 +22,8 @@ from rolltree.engine.drafts import Drafts, DraftSource
 from rolltree.engine.emit import Emission, emit
 from rolltree.engine.families import DEFAULT_LENGTH, ModelShape
 from rolltree.engine.intake import checked_prompt
+from rolltree.engine.learner import CostLearner
+from rolltree.engine.recorder import Recorder
 from rolltree.engine.request import FinishReason, Request, Result, unstarted
 from rolltree.engine.rows import Job, Rows
 from rolltree.engine.runner import Runner, is_out_of_memory
@@ -31,6 +33,7 @@ from rolltree.engine.step import Outcome, Step
 from rolltree.engine.verify import Verifier
 from rolltree.errors import InvalidInputError, RequestError
 from rolltree.sampling import RowParams
+from rolltree.store import RolloutStore
 from rolltree.types import Drafter, Int64Array
 
 FLOAT32_TIE_MARGIN = 1e-4  # ten times the largest difference seen between batch shapes
@@ -42,9 +45,12 @@ Progress = Callable[[int, int], None]
 class Engine:
     """Generates rollouts; see `generate`, or `submit` and `step` for one step at a time."""
 
-    def __init__(self, model: PreTrainedModel, config: EngineConfig = DEFAULTS, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, config: EngineConfig = DEFAULTS, drafter: Drafter | None = None, *,
+        store: RolloutStore | None = None,
+    ) -> None:  # fmt: skip
         """Allocate the cache; raise InvalidInputError for a model family that cannot work, CapacityError for
-        its size.
+        its size. Every finished rollout goes to `store`, with its log-probabilities.
         """
         shape = ModelShape.of(model)
         self.config, self.shape, self.stats = config, shape, EngineStats()
@@ -73,6 +79,9 @@ class Engine:
             coupled=config.rule == "coupled",
             stats=self.stats,
         )
+        self.recorder = Recorder(store, drafter)
+        self.learner = CostLearner(drafter) if config.learn_cost else None
+        """Observes step times when `config.learn_cost`; None otherwise."""
         self._rows = Rows(config.slots, self.max_length)
         self._waiting: deque[Job] = deque()
         self._finished: list[Result] = []
@@ -152,6 +161,8 @@ class Engine:
             ran = self._run(step)
             if ran is not None:
                 self._postprocess(*ran)
+                if self.learner is not None:
+                    self.learner.observe(ran[0].layout.counts, self.stats)
         done, self._finished = self._finished, []
         return done
 
@@ -289,6 +300,8 @@ class Engine:
 
     def _finish(self, row: int, reason: FinishReason, error: RequestError | None = None) -> None:
         """End the request in `row`, which becomes a hole."""
+        if reason in ("stop", "length"):
+            self.recorder.finish(self._rows, row)
         self._source.close(int(self._rows.handle[row]), keep=reason in ("stop", "length"))
         self._finished.append(self._rows.take(row, reason, error))
         self._params = None

@@ -1,0 +1,41 @@
+"""Settings of run-ahead: frozen, keyword-only, checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rolltree.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAheadConfig:
+    """How much idle compute may be used, and on what."""
+
+    budget_share: float = 0.25
+    """Most run-ahead tokens of a training step, relative to its own real tokens (those of the step before)."""
+    budget_tokens: int | None = None
+    """Most run-ahead tokens of a training step; None: `budget_share` alone."""
+    max_slowdown: float = 0.25
+    """Most that run-ahead may lengthen an engine step of the tail, relative to the step without."""
+    samples: int = 2
+    """Rollouts generated ahead for one prompt."""
+    warm_rollouts: int = 4
+    """Prompts whose tree holds this many rollouts are not run ahead."""
+    holdout: int = 8
+    """One prompt in this many is never run ahead: what run-ahead saves is measured against them. 0: no measurement, and
+    then run-ahead never turns itself off."""
+
+    def __post_init__(self) -> None:
+        _within("budget_share", self.budget_share, 0, 100)
+        _within("max_slowdown", self.max_slowdown, 0, 100)
+        _within("samples", self.samples, 1, 1024)
+        _within("warm_rollouts", self.warm_rollouts, 1, 2**31)
+        if self.holdout not in (0, *range(2, 2**16)):
+            raise InvalidInputError("runahead.holdout", self.holdout, "0 or 2 to 65535")
+        if self.budget_tokens is not None:
+            _within("budget_tokens", self.budget_tokens, 0, 2**62)
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInputError(f"runahead.{name}", value, f"a number from {low:g} to {high:g}")

@@ -1,0 +1,91 @@
+"""What goes into the run-ahead controller and what comes out: frozen data, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The engine at one moment."""
+
+    clock: float
+    """Seconds of any clock that only grows."""
+    live: int
+    """Real requests that run, and conversations that may come back with another turn."""
+    waiting: int
+    """Real requests that are queued, or about to be submitted."""
+    running: int
+    """Run-ahead requests in the engine."""
+    capacity: int
+    """Requests that the engine can run together."""
+    step_seconds: float
+    """Seconds of an engine step with the live requests alone."""
+    row_seconds: float
+    """Seconds that one run-ahead request adds to a step; not positive: not known yet."""
+    tail_tokens: float = float("inf")
+    """Tokens that the longest live request is expected to generate yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A prompt that will be sampled soon."""
+
+    key: str
+    """Identity of the prompt, the same in `Launch` and `PromptOutcome`."""
+    rollouts: float
+    """Rollouts that its tree holds; 0 is cold."""
+    soon: int
+    """Training steps until it is sampled; 1 is the next."""
+    max_tokens: int
+    """Longest useful rollout, tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One request to submit now."""
+
+    key: str
+    sample: int
+    """How many launches this prompt had before since it was last sampled: which of its coming seeds to use."""
+    max_tokens: int
+    """Reserved from the budget; `RunAhead.finished` gives back what was not generated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do now, in this order."""
+
+    stop: bool
+    """Cancel every run-ahead request now, before any real request is submitted."""
+    launch: tuple[Launch, ...]
+    """Requests to submit into free slots; empty when `stop`."""
+    reason: str
+    """Why nothing (more) is launched, one of a few fixed words; for logs and metrics."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStep:
+    """One engine step, or several together, while a training step's real requests were live."""
+
+    seconds: float
+    live_steps: int
+    """(real request, engine step) pairs."""
+    running_steps: int
+    """(run-ahead request, engine step) pairs."""
+    row_seconds: float
+    """Seconds that each of the latter added."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOutcome:
+    """The finished real rollouts of one prompt in one training step."""
+
+    key: str
+    rollouts: float
+    """Rollouts that its tree held before."""
+    tokens: int
+    """Generated tokens of all its samples."""
+    work: float
+    """Row-step equivalents spent on them: engine steps taken part in, plus draft tokens over the draft tokens that cost
+    as much as a row (`row_steps` alone where that is not known)."""
