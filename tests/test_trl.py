@@ -11,7 +11,10 @@ from rolltree.budget import CostModel
 from rolltree.cache import RolloutCache
 from rolltree.demo.assets import load_model, load_tokenizer
 from rolltree.demo.task import Problem, sample_problems
+from rolltree.drafting import TreeDrafter
+from rolltree.engine import Engine
 from rolltree.errors import InvalidInputError, RequestError
+from rolltree.store import RolloutStore
 from rolltree.trl import RolloutFunction, RolloutRecord
 from rolltree.trl.history import total
 from rolltree.trl.settings import check_trainer, end_token_ids, prompt_token_ids, request_seed, sampling_params
@@ -255,3 +258,66 @@ def test_a_real_grpo_run_ends_in_the_same_weights(tmp_path):
     ]
     assert logged == [record.tokens_per_step for record in speculative.history if record.training]
     assert any("eval_rolltree/tokens_per_step" in line for line in runs[1].state.log_history)
+
+
+class Killed(Exception):
+    pass
+
+
+def train_with(store, tmp_path, *, checkpoint=None, die_at=None):
+    """GRPO with checkpoints at each step; returns the rollout function, or raises Killed in the middle of a step."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    rollout = fast(slots=8, seed=5, store=store)
+
+    def roll_out(prompts, trainer):
+        output = rollout(prompts, trainer)
+        if trainer.state.global_step == die_at:
+            raise Killed
+        return output
+
+    rows = [{"prompt": problem.prompt} for problem in sample_problems(1, 3)]  # one: TRL shuffles anew when it resumes
+    args = GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, seed=3, per_device_train_batch_size=8, num_generations=8,
+        max_completion_length=24, max_steps=4, learning_rate=1e-4, gradient_checkpointing=False, report_to="none",
+        save_strategy="steps", save_steps=1, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        model=load_model(), reward_funcs=lambda completions, **_: [float(len(c)) for c in completions], args=args,
+        train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(), rollout_func=roll_out,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return rollout
+
+
+def test_a_killed_training_goes_on_with_its_cache(tmp_path):
+    with RolloutStore(tmp_path / "rollouts.db") as store:
+        with pytest.raises(Killed):
+            train_with(store, tmp_path, die_at=3)
+        before = list(store)
+        assert [r.version for r in before] == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8
+        assert all(r.logprobs is not None and len(r.logprobs) == len(r.token_ids) for r in before)
+    with RolloutStore(tmp_path / "rollouts.db") as store:  # another process would open it anew
+        resumed = train_with(store, tmp_path, checkpoint=str(tmp_path / "checkpoint-2"))
+        again = list(store)[32:]
+        assert [r.version for r in again] == [2] * 8 + [3] * 8
+        assert sorted(r.token_ids.tolist() for r in again) == sorted(r.token_ids.tolist() for r in before[16:])
+        first = resumed.history[0]
+        assert first.step == 2
+        assert first.tokens_per_step > 6  # it had made these very rollouts before it was killed; 1.4 with a new cache
+
+
+def test_without_speculation_a_store_records_as_well(trainer, tmp_path):
+    with RolloutStore(tmp_path / "a.db") as a, RolloutStore(tmp_path / "b.db") as b:
+        trainer.state.global_step = 7
+        slow, quick = RolloutFunction(speculate=False, slots=12, store=a), fast(store=b)
+        assert slow(PROMPTS, trainer)["completion_ids"] == quick(PROMPTS, trainer)["completion_ids"]
+        one, two = (sorted((r.token_ids.tolist(), r.version) for r in s) for s in (a, b))
+        assert one == two
+        assert len(one) == len(PROMPTS)
+        assert all(r.logprobs is not None for s in (a, b) for r in s)
+        with pytest.raises(InvalidInputError, match=r"RolloutCache\(store=store\)"):
+            RolloutFunction(cache=RolloutCache(), store=a)
+        with pytest.raises(InvalidInputError, match=r"engine\.store"):
+            Engine(trainer.model, drafter=TreeDrafter(RolloutCache(store=b)), store=a)

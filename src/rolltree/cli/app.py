@@ -10,7 +10,7 @@ import sys
 import typer
 
 import rolltree
-from rolltree.cli import bench, demo, doctor, replay
+from rolltree.cli import bench, demo, doctor, replay, store
 from rolltree.errors import MissingDependencyError, RolltreeError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench.app, name="bench")
+app.add_typer(store.app, name="store")
 app.command(name="demo", help=demo.run.__doc__)(demo.run)
 app.command(name="replay", help=replay.run.__doc__)(replay.run)
 app.command(name="doctor", help=doctor.run.__doc__)(doctor.run)

@@ -22,11 +22,13 @@ from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request
 from rolltree.engine.cost import measure_cost
 from rolltree.errors import InvalidInputError
+from rolltree.store import RolloutStore
 from rolltree.trl.generation import generate
 from rolltree.trl.history import RolloutRecord
 from rolltree.trl.settings import check_trainer, prompt_token_ids, request_seed, sampling_params
 
 STEP_DECAY = 0.97  # a version is one optimizer step here: an epoch of 8 keeps 0.78; 0.9 kept 0.43 and drafted worse
+BYTES_PER_TOKEN = 140  # of the trees, shared tree included, at most: what a cache can hold of a large store
 LENGTH_GRAIN = 64  # engine lengths are multiples: a slightly longer prompt needs no new KV cache
 
 
@@ -47,6 +49,7 @@ class RolloutFunction:
         speculate: bool = True,
         slots: int = 64,
         seed: int | None = None,
+        store: RolloutStore | None = None,
     ) -> None:
         """
         Args:
@@ -57,14 +60,20 @@ class RolloutFunction:
             speculate: False decodes plainly: same completions, no cache.
             slots: Completions decoded together.
             seed: Seed of the run; None takes the trainer's `args.seed`.
+            store: Where every rollout is kept, with its log-probabilities, beyond the end of the process; a training
+                that goes on finds its cache there.
         """
         if cache is not None and not speculate:
             raise InvalidInputError("cache", "a RolloutCache", "None with speculate=False", "Drop one of the two.")
+        if cache is not None and store is not None and cache.store is not store:
+            raise InvalidInputError("store", str(store.path), "the cache's own", "Make it RolloutCache(store=store).")
         self.draft = draft or DraftConfig()
         if cache is None and speculate:
-            cache = RolloutCache(CacheConfig(decay=STEP_DECAY))
+            cache = RolloutCache(CacheConfig(decay=STEP_DECAY), store=store)
         self.drafter = TreeDrafter(cache, self.draft) if speculate else None
         self.cost, self.slots, self.seed = cost, slots, seed
+        self.store = store
+        self._loaded = False
         self.history: list[RolloutRecord] = []
         """One record per call, oldest first."""
         self._engine: tuple[PreTrainedModel, Engine] | None = None
@@ -90,10 +99,11 @@ class RolloutFunction:
         prompt_ids = prompt_token_ids(trainer, prompts)
         requests = self._requests(prompt_ids, trainer)
         if self.drafter is not None:
-            self.drafter.cache.set_version(trainer.state.global_step)
+            self._announce(self.drafter.cache, trainer.state.global_step)
         model = trainer.accelerator.unwrap_model(trainer.model)
         training = model.training
         engine = self._engine_for(model, prompt_ids, trainer.args.max_completion_length)
+        engine.recorder.version = trainer.state.global_step
         results, record = generate(engine, requests, step=trainer.state.global_step, training=training)
         self._log(record, trainer)
         return {
@@ -101,6 +111,16 @@ class RolloutFunction:
             "completion_ids": [list(result.token_ids) for result in results],
             "logprobs": [list(result.logprobs) for result in results],
         }
+
+    def _announce(self, cache: RolloutCache, step: int) -> None:
+        """Tell the cache the policy version; at the first call, fill it from the store."""
+        cache.set_version(step)
+        if self.store is not None and not self._loaded:
+            config = cache.config
+            self.store.load_into(
+                cache, window=config.window, version=step, max_tokens=config.capacity_bytes // BYTES_PER_TOKEN
+            )
+        self._loaded = True
 
     def _requests(self, prompt_ids: list[list[int]], trainer: Any) -> list[Request]:
         run_seed = trainer.args.seed if self.seed is None else self.seed
@@ -131,7 +151,7 @@ class RolloutFunction:
         config = EngineConfig(slots=self.slots, max_length=length, max_draft=self.draft.max_draft)
         if self.drafter is not None and self.drafter.cost is None and self.cost is not None:
             self.drafter.cost = self._cost(model)
-        engine = Engine(model, config, drafter=self.drafter)
+        engine = Engine(model, config, drafter=self.drafter, store=self.store)
         self._engine = (model, engine)
         return engine
 

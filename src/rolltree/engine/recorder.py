@@ -1,0 +1,41 @@
+"""Sends every finished rollout to a store, with its log-probabilities.
+
+Where the drafter's cache commits to the same store already, only the log-probabilities are added to what it commits.
+Without a store it does nothing.
+"""
+
+from __future__ import annotations
+
+from rolltree.drafting import TreeDrafter
+from rolltree.engine.rows import Rows
+from rolltree.errors import InvalidInputError
+from rolltree.store import RolloutStore
+from rolltree.types import Drafter
+
+
+class Recorder:
+    """The engine's way to a store."""
+
+    def __init__(self, store: RolloutStore | None, drafter: Drafter | None) -> None:
+        """Raise InvalidInputError when the drafter's cache commits to another store."""
+        self.store = store
+        self.version = 0
+        self._cache = drafter.cache if isinstance(drafter, TreeDrafter) else None
+        committed = None if self._cache is None else self._cache.store
+        if store is not None and committed is not None and committed is not store:
+            fix = "Hand the same RolloutStore to the engine and to the cache."
+            raise InvalidInputError("engine.store", str(store.path), f"the cache's, {committed.path}", fix)
+        self._by_cache = store is not None and committed is store
+
+    def finish(self, rows: Rows, row: int) -> None:
+        """Record the rollout in `row`, before its session closes."""
+        job = rows.jobs[row]
+        if self.store is None or job is None:
+            return
+        generated = slice(int(rows.prompt[row]), int(rows.length[row]))
+        logprobs = rows.logprobs[row, generated].copy()
+        if self._by_cache and self._cache is not None:
+            self._cache.annotate(int(rows.handle[row]), logprobs=logprobs)
+            return
+        version = self.version if self._cache is None else self._cache.version
+        self.store.add(job.prompt, rows.tokens[row, generated], key=job.key, version=version, logprobs=logprobs)
