@@ -103,17 +103,16 @@ class _Bar:
 _CASES = {
     "drafter": "drafter",
     "batch": "slots",
-    "tokens_per_step": "tokens/step",
+    "tokens_per_step": "tok/step",
     "drafted_per_step": "drafted",
-    "acceptance_rate": "accepted",
-    "ceiling_share": "of ceiling",
+    "acceptance_rate": "rate",
+    "ceiling_share": "ceiling",
     "generation_seconds": "seconds",
     "speedup": "speedup",
-    "latency_p50_seconds": "p50 s",
     "latency_p99_seconds": "p99 s",
     "expected_calibration_error": "ECE",
-    "tree_bytes_per_token": "B/token",
-    "draft_microseconds_per_step": "draft µs",
+    "tree_bytes_per_token": "B/tok",
+    "draft_microseconds_per_step": "µs",
 }
 
 

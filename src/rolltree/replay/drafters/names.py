@@ -12,6 +12,8 @@ from typing import Any, Literal
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.replay.drafters.base import NoDrafter, ReplayDrafter
+from rolltree.replay.drafters.srt import SrtDrafter
+from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.replay.drafters.tree import CeilingDrafter, HistoryDrafter, RolltreeDrafter
 
 Options = Mapping[str, Any]
@@ -42,12 +44,26 @@ def _rolltree(options: Options, limits: Limits) -> ReplayDrafter:
     return RolltreeDrafter(*_configs(options, limits))
 
 
+def _ngram(options: Options, limits: Limits) -> ReplayDrafter:
+    return NgramDrafter(max_draft=limits.max_draft, **options)
+
+
+def _suffix(options: Options, limits: Limits) -> ReplayDrafter:
+    return SuffixDrafter(max_draft=limits.max_draft, tree=limits.shape == "tree", **options)
+
+
 def _history(options: Options, limits: Limits) -> ReplayDrafter:
     return HistoryDrafter(*_configs(options, limits))
 
 
+def _srt(options: Options, limits: Limits) -> ReplayDrafter:
+    raw = {"decay": 1.0, "context_weight": 1.0, "shared_window": 0, "window": 2**31 - 1}
+    rest = {name: value for name, value in options.items() if name != "draft_per_match"}
+    return SrtDrafter(*_configs(raw | rest, limits), draft_per_match=float(options.get("draft_per_match", 1.0)))
+
+
 def _ceiling(options: Options, limits: Limits) -> ReplayDrafter:
-    shared = bool(options.get("shared", False))
+    shared = bool(options.get("shared", True))
     rest = {name: value for name, value in options.items() if name != "shared"}
     return CeilingDrafter(*_configs(rest, replace(limits, shape="chain")), shared=shared)
 
@@ -63,7 +79,10 @@ class _Entry:
 _TREE = frozenset(f.name for config in (CacheConfig, DraftConfig) for f in fields(config)) - {"max_draft", "shape"}
 _ENTRIES = {
     "none": _Entry(_none, frozenset(), claims=False),
+    "ngram": _Entry(_ngram, frozenset({"longest", "shortest"}), claims=False),
+    "suffix": _Entry(_suffix, frozenset({"depth", "factor", "offset", "min_prob", "cached"})),
     "history": _Entry(_history, _TREE),
+    "srt": _Entry(_srt, _TREE | {"draft_per_match"}),
     "rolltree": _Entry(_rolltree, _TREE),
     "ceiling": _Entry(_ceiling, _TREE | {"shared"}, claims=False),
 }
