@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,12 +86,13 @@ def import_(
 
     for file in traces:
         file.stat()  # a missing one is a mistake, found before anything is written
-    screen, total = console(json_output), 0
+    screen, total, begin = console(json_output), 0, time.perf_counter()
     with RolloutStore(path) as store, screen.status("") as status:
         for file in traces:
             total += import_traces(store, file, lambda count: status.update(f"{count:,} rollouts added"))
-    screen.print(f"{total:,} rollouts added to {path}", markup=False, highlight=False, soft_wrap=True)
-    finish({"path": str(path), "rollouts": total}, json_output=json_output, out=None)
+    seconds = time.perf_counter() - begin
+    screen.print(f"{total:,} rollouts added to {path} in {seconds:.2f} s", markup=False, soft_wrap=True)
+    finish({"path": str(path), "rollouts": total, "seconds": seconds}, json_output=json_output, out=None)
 
 
 @app.command()
