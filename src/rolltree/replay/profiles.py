@@ -12,7 +12,7 @@ On an H100 (bf16: 989 TFLOP/s dense, 3.35 TB/s) both terms meet at N = 989 / 3.3
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +47,7 @@ class Profile(Protocol):
         """Seconds of one step."""
 
     def model(self, load: Load) -> CostModel:
-        """The cost model that an engine would have learned around `load`, the previous step."""
+        """The same as a budget's cost model, for the rows and the context of `load`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,20 +82,10 @@ class Roofline:
     def model(self, load: Load) -> CostModel:
         """Below the knee tokens are free, above it each costs its arithmetic."""
         base = self._attention(load)
-        if HAS_FLOOR:
-            return CostModel(base=base, token=self.token_seconds, **{"floor": base + self.weights_seconds})
-        return self._linearised(load, base)
-
-    def _linearised(self, load: Load, base: float) -> CostModel:
-        if self.token_seconds * (load.rows + load.drafted) < self.weights_seconds:
-            return CostModel(base=base + self.weights_seconds, token=1e-12)
-        return CostModel(base=base, token=self.token_seconds)
+        return CostModel(base=base, token=self.token_seconds, floor=base + self.weights_seconds)
 
     def _attention(self, load: Load) -> float:
         return self.kv_bytes * load.context / self.bandwidth
-
-
-HAS_FLOOR = any(field.name == "floor" for field in fields(CostModel))
 
 
 @dataclass(frozen=True, slots=True)

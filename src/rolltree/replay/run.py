@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from rolltree.metrics import ratio
 from rolltree.replay import results
+from rolltree.replay.budgets import Budget, Learned, Told, Worth
 from rolltree.replay.drafters import DrafterSpec, Limits, ReplayDrafter
 from rolltree.replay.profiles import Profile
 from rolltree.replay.records import Recording
@@ -31,8 +33,11 @@ class ReplayConfig:
     """Slots of the engine; 0 takes all rollouts of a step at once."""
     profile: Profile
     limits: Limits
-    budget: bool = True
-    """Drafters that can do so weigh the cost of a step; otherwise all that is drafted is verified."""
+    budget: Literal["told", "learned", "off"] = "told"
+    """Drafters that can do so weigh the cost of a step, told exactly or learned step by step; off: all that is drafted
+    is verified."""
+    objective: Literal["throughput", "makespan"] = "throughput"
+    """What the budget maximises: tokens per second, or with requests weighted by their expected remaining length."""
     ceiling: bool = True
     """Replay the clairvoyant, too."""
 
@@ -71,26 +76,33 @@ def run_case(
 ) -> list[StepRun]:
     """Replay every step with one new drafter at one batch size."""
     drafter = spec.make(config.limits)
-    version = 0
-    for step in recording.history:
+    worth = Worth() if config.objective == "makespan" else None
+    for version, step in enumerate(recording.history):
         drafter.begin(version)
         drafter.remember(step.rollouts)
-        version += 1
+        if worth:
+            worth.learn(step.rollouts)
+    simulate = partial(
+        Simulator, drafter=drafter, profile=config.profile, slots=slots, max_draft=config.limits.max_draft,
+        budget=_budget(config), worth=worth,
+        progress=lambda tokens: progress(f"{spec.text}, {slots or 'all'} slots", tokens),
+    )  # fmt: skip
     runs = []
-    for step in recording.steps:
+    for version, step in enumerate(recording.steps, len(recording.history)):
         drafter.begin(version)
-        version += 1
-        tally = Tally(len(step.rollouts), config.limits.max_draft)
-        before = drafter.sources()
-        simulator = Simulator(
-            step.rollouts, drafter, config.profile, tally, slots=slots, max_draft=config.limits.max_draft,
-            budget=config.budget, progress=lambda tokens: progress(f"{spec.text}, {slots or 'all'} slots", tokens),
-        )  # fmt: skip
+        tally, before = Tally(len(step.rollouts), config.limits.max_draft), drafter.sources()
+        simulator = simulate(step.rollouts, tally=tally)
         simulator.run()
         drafter.end(step.rollouts)
         _look_back(tally, drafter, before)
         runs.append(StepRun(step, tally, simulator.clock))
     return runs
+
+
+def _budget(config: ReplayConfig) -> Budget | None:
+    if config.budget == "off":
+        return None
+    return Told(config.profile) if config.budget == "told" else Learned()
 
 
 def _look_back(tally: Tally, drafter: ReplayDrafter, before: dict[str, tuple[int, int]]) -> None:
@@ -111,6 +123,7 @@ def _case(
         "max_draft": config.limits.max_draft,
         "shape": config.limits.shape,
         "budget": config.budget,
+        "objective": config.objective,
         **results.summary(runs),
     }
     plain = results.generation_seconds(baseline)

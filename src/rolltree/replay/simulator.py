@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rolltree.replay.budgets import Budget, Worth
 from rolltree.replay.drafters import ReplayDrafter
 from rolltree.replay.profiles import Load, Profile
 from rolltree.replay.records import Rollout
@@ -55,19 +56,20 @@ class Simulator:
 
     def __init__(
         self, rollouts: Sequence[Rollout], drafter: ReplayDrafter, profile: Profile, tally: Tally,
-        *, slots: int, max_draft: int, budget: bool, progress: Progress = _silent,
+        *, slots: int, max_draft: int, budget: Budget | None = None, worth: Worth | None = None,
+        progress: Progress = _silent,
     ) -> None:  # fmt: skip
         self.rollouts, self.drafter, self.profile, self.tally = rollouts, drafter, profile, tally
         self.text = Text(rollouts, max_draft + 1)
         self.slots = slots or len(rollouts)
-        self.max_draft, self.budget, self.progress = max_draft, budget and drafter.budgeted, progress
+        self.max_draft, self.progress = max_draft, progress
+        self.budget, self.worth = (budget, worth) if drafter.budgeted else (None, None)
         self.clock = 0.0
         self._next, self._unreported, self._prefill = 0, 0, 0
         self._prefilled: set[str] = set()
         self._rollout: Int64Array = np.zeros(0, np.int64)
         self._handle: Int64Array = np.zeros(0, np.int64)
         self._position: Int64Array = np.zeros(0, np.int64)
-        self._last: Load | None = None
 
     def run(self) -> None:
         """Generate everything."""
@@ -80,7 +82,7 @@ class Simulator:
 
     def _step(self) -> None:
         truth = self.text.ahead(self._rollout, self._position)
-        self._announce_cost()
+        self._tell()
         self.drafter.reveal(truth)
         begin = time.perf_counter()
         batch = self.drafter.draft(self._handle, np.full(len(self._handle), self.max_draft, np.int32))
@@ -88,7 +90,7 @@ class Simulator:
         verdict = verify(batch, truth)
         emitted = np.minimum(verdict.accepted + 1, self.text.length[self._rollout] - self._position)
         load = self._load(batch)
-        self.clock += self.profile.seconds(load)
+        self._spend(load)
         self.tally.step(load, self._rollout, batch, verdict)
         updating = self._advance(truth, emitted)
         self.tally.host(drafting, updating)
@@ -102,18 +104,23 @@ class Simulator:
         self._position = self._position + emitted
         return time.perf_counter() - begin
 
-    def _announce_cost(self) -> None:
+    def _tell(self) -> None:
+        """Tell the drafter what a step costs now, and what each request's tokens are worth."""
         if self.budget:
-            rows = len(self._rollout)
-            load = Load(rows, self._last.drafted if self._last else 0, context=self._context())
-            self.drafter.cost = self.profile.model(load)
+            self.drafter.cost = self.budget.model(Load(len(self._rollout), context=self._context()))
+        if self.worth:
+            live = [self.rollouts[index] for index in self._rollout.tolist()]
+            self.drafter.weights = self.worth.weights(live, self._position)
+
+    def _spend(self, load: Load) -> None:
+        seconds = self.profile.seconds(load)
+        self.clock += seconds
+        if self.budget:
+            self.budget.observe(load, seconds)
 
     def _load(self, batch: DraftBatch) -> Load:
-        lengths = batch.lengths
-        self._last = Load(
-            len(self._rollout), int(lengths.sum()), int(lengths.max(initial=0)), self._prefill, self._context()
-        )
-        return self._last
+        lengths, rows = batch.lengths, len(self._rollout)
+        return Load(rows, int(lengths.sum()), int(lengths.max(initial=0)), self._prefill, self._context())
 
     def _context(self) -> int:
         return int(self.text.prompt[self._rollout].sum() + self._position.sum())
@@ -142,6 +149,8 @@ class Simulator:
         if not done.any():
             return
         self.tally.finished(self._rollout[done], self.clock)
+        if self.worth:
+            self.worth.learn([self.rollouts[index] for index in self._rollout[done].tolist()])
         for handle in self._handle[done].tolist():
             self.drafter.close(handle)
         kept = ~done

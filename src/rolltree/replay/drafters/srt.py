@@ -1,9 +1,9 @@
 """The rule of SRT (arXiv 2601.09083): raw shares in the prompt's own tree, no calibration, no whole-batch budget.
 
 Match: the longest suffix of the text that the tree continues, of length q. Draft: descendants in the order of the
-product of their edges' shares, `count(v) / sum of the siblings' counts`, until B(q) nodes; as a chain, the most frequent
-child. All checkpoints count the same. The paper gives no B(q): here it is `draft_per_match * q`, rounded, at least 1 and
-at most the draft limit, so that a longer match is trusted further (SuffixDecoding bounds its drafts alike).
+product of their edges' shares, `count(v) / sum of the siblings' counts`, until B(q) nodes; as a chain, the most
+frequent child. All checkpoints count the same. The paper gives no B(q): here it is `draft_per_match * q`, rounded, at
+least 1 and at most the draft limit, so that a longer match is trusted further (SuffixDecoding bounds drafts alike).
 """
 
 from __future__ import annotations
