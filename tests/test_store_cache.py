@@ -81,14 +81,14 @@ def fill(cache: RolloutCache) -> None:
 
 @pytest.mark.parametrize("on_demand", [False, True])
 def test_a_new_process_drafts_as_the_old_one_did(store: RolloutStore, on_demand: bool) -> None:
-    config = CacheConfig(shared_window=0, window=5)
+    config = CacheConfig(shared_window=0)
     first = RolloutCache(config, store=store)
     fill(first)
     second = RolloutCache(config, store=store if on_demand else None)
     if on_demand:
         second.set_version(3)
     else:
-        assert store.load_into(second, window=5) == 3 * 5 + 4
+        assert store.load_into(second, window=64) == 40
         assert second.version == 3
     found = 0
     for rollout in list(store)[-13:]:

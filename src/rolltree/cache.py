@@ -200,7 +200,7 @@ class RolloutCache:
         Text of a version beyond the current one counts as of the current one.
         """
         with self._lock:
-            entry, shared = self._find(rollout.prompt_token_ids, rollout.key, rebuild=False)
+            entry, shared = self._find(rollout.prompt_token_ids, rollout.key, restored=rollout)
             self._replay(entry, shared, rollout)
             self._entries.move_to_end(entry.key)
             self._settle_bytes(entry)
@@ -251,8 +251,13 @@ class RolloutCache:
         with self._lock:
             return f"user:{key}" in self._entries
 
-    def _find(self, prompt: Int32Array, key: str | None, *, rebuild: bool = True) -> tuple[_Entry, int]:
-        """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with."""
+    def _find(
+        self, prompt: Int32Array, key: str | None, *, restored: StoredRollout | None = None
+    ) -> tuple[_Entry, int]:
+        """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with.
+
+        A new tree gets what the store knows of the prompt, unless it is made for a rollout that is being `restored`.
+        """
         name = _digest(prompt) if key is None else f"user:{key}"
         while (entry := self._entries.get(name)) is not None:
             shared, whole = self._forest.shared_prefix(entry.tree, prompt)
@@ -261,9 +266,9 @@ class RolloutCache:
             if shared == whole == len(prompt):
                 return entry, len(prompt) or 1
             name += "'"  # another prompt with the same hash
-        known = self._journal.earlier(prompt, key, self.config.window) if self._journal and rebuild else []
-        first = known[0].prompt_token_ids if known else prompt
-        self._add_entry(name, first)
+        known = [] if restored or not self._journal else self._journal.earlier(prompt, key, self.config.window)
+        first = known[0] if known else restored
+        self._add_entry(name, prompt if first is None else first.prompt_token_ids, first)
         for rollout in known:
             entry, shared = self._find(rollout.prompt_token_ids, key)
             self._replay(entry, shared, rollout)
@@ -279,8 +284,10 @@ class RolloutCache:
             self._forest.append(handle, tokens, context)
         self._forest.close(handle, True)
 
-    def _add_entry(self, name: str, prompt: Int32Array) -> _Entry:
-        entry = _Entry(name, self._forest.add_tree(prompt, self._version))
+    def _add_entry(self, name: str, prompt: Int32Array, first: StoredRollout | None) -> _Entry:
+        """Make a tree; its weights are those of a tree that was made for the rollout `first`."""
+        version = self._version if first is None else min(first.version, self._version)
+        entry = _Entry(name, self._forest.add_tree(prompt, version))
         self._entries[name] = entry
         return entry
 
