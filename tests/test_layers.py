@@ -50,6 +50,7 @@ ROWS = (
     row("sampling", "numpy torch"),
     row("engine", "numpy torch transformers"),
     row("trl", f"numpy {FRAMEWORKS}"),
+    row("vllm", "numpy", lazy="torch vllm prometheus_client"),
     row("demo", f"numpy rich {FRAMEWORKS}", lazy="matplotlib reasoning_gym gguf"),
     row("replay", "numpy", lazy="arctic_inference matplotlib pyarrow tokenizers transformers zstandard"),
     row("bench", f"numpy rich {FRAMEWORKS}", lazy="arctic_inference"),

@@ -1,0 +1,215 @@
+"""The proposer that vLLM instantiates in each worker: `rolltree.vllm.Proposer`.
+
+A thin host adapter: `requests` keeps the books, `TreeDrafter` drafts, `compat` is what vLLM does not offer. Runs in the
+worker's own thread, between sampling and the next schedule.
+
+Invariants: never raises into the engine (an error costs the step its drafts, is logged once and counted always); no
+draft is longer than `num_speculative_tokens` or leaves room for less than one token before `max_model_len`; no id is
+outside the vocabulary. The class has no attribute `model`: level-2 sleep would look for weights in it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import fields
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from rolltree.cache import RolloutCache
+from rolltree.drafting import TreeDrafter
+from rolltree.errors import InvalidInputError
+from rolltree.step_cost import StepCostObserver
+from rolltree.types import DraftBatch
+from rolltree.vllm import compat, control, plugin
+from rolltree.vllm.options import EngineOptions, RequestOptions
+from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
+
+GIVE_UP_AFTER = 16
+"""Failed steps in a row after which drafting is paused: the fault will not go away by itself."""
+
+
+class Proposer:
+    """Drafts from the trees of earlier and running rollouts.
+
+    Args:
+        vllm_config: vLLM's configuration; options are in its `additional_config` and the environment.
+
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        from vllm.logger import init_logger
+
+        self._log = init_logger("vllm.rolltree")
+        plugin.register()
+        plugin.check_engine(vllm_config)
+        self.options = EngineOptions.read(vllm_config.additional_config, os.environ)
+        self.width = int(vllm_config.speculative_config.num_speculative_tokens)
+        self.vocab = int(vllm_config.model_config.get_vocab_size())
+        self._max_length = int(vllm_config.model_config.max_model_len)
+        self.observer = StepCostObserver() if self.options.cost == "observed" else None
+        self.forget()
+        self.paused = False
+        self.errors = self.invalid_options = 0
+        self._failed_in_a_row = 0
+        self._runner: Any = None
+        self._drafts_here: bool | None = None
+        self._step: tuple[float, int, int, int] | None = None
+        self._log.info("%s", self._banner())
+
+    def forget(self) -> None:
+        """Start with empty trees; requests that are running start anew in them."""
+        options = self.options
+        cost = self.observer.model if self.observer else options.frozen_cost()
+        self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(self.width), cost=cost)
+        self.book = RequestBook(
+            self.drafter.cache, max_draft=self.width, max_length=self._max_length, sessions=options.sessions
+        )
+
+    def stats(self) -> dict[str, float]:
+        """Return sums since the start, and their ratios, under flat names."""
+        sums: dict[str, float] = self.drafter.snapshot().snapshot()
+        for kind, tokens in self.book.tokens_by_kind.items():
+            sums[f"tokens_{kind.replace('-', '_')}"] = tokens
+        held = self.drafter.cache.stats()
+        held_sums = {f"cache_{field.name}": getattr(held, field.name) for field in fields(held)}
+        return sums | held_sums | {"errors": self.errors, "invalid_options": self.invalid_options}
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """vLLM asks every proposer to load its weights; there are none."""
+
+    def rolltree_begin_step(self, runner: Any, schedule: Any) -> None:
+        """Called by the model runner before it takes in a schedule (see `compat`)."""
+        try:
+            self._begin_step(runner, schedule)
+        except Exception:
+            self._failed()
+
+    def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
+        """Called by the worker for `collective_rpc` (see `control`); None where this rank does not draft."""
+        return {"answer": control.run(self, command, *arguments)} if self._is_drafting_rank() else None
+
+    def propose(
+        self,
+        sampled_token_ids: list[list[int]],
+        num_tokens_no_spec: np.ndarray,
+        token_ids_cpu: np.ndarray,
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """Take in what this step sampled and draft what comes next.
+
+        Args:
+            sampled_token_ids: tokens of each row in this step, none while its prompt is being read.
+            num_tokens_no_spec: length of each row, prompt and output.
+            token_ids_cpu: text of each row, shape [rows, max_model_len].
+            slot_mappings: not used.
+
+        Returns:
+            Draft tokens of each row.
+
+        """
+        if not self._drafts_here:
+            return [[] for _ in sampled_token_ids]
+        try:
+            drafts = self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+            self._failed_in_a_row = 0
+            return drafts
+        except Exception:
+            self._failed()
+            return [[] for _ in sampled_token_ids]
+
+    def _begin_step(self, runner: Any, schedule: Any) -> None:
+        self._runner = runner
+        if not self._is_drafting_rank():
+            return
+        self._observe(schedule)
+        self.book.finish(schedule.finished_req_ids)
+        self.book.restart(new.req_id for new in schedule.scheduled_new_reqs if new.req_id in self.book)
+
+    def _is_drafting_rank(self) -> bool:
+        if self._drafts_here is None:
+            self._drafts_here = compat.is_output_rank()
+        return self._drafts_here
+
+    def _observe(self, schedule: Any) -> None:
+        """Note how long the step before took, from schedule to schedule, if it and this one were decoding steps."""
+        now = time.perf_counter()
+        if self._step is not None and self.observer is not None and schedule.scheduled_cached_reqs.req_ids:
+            began, rows, drafted, longest = self._step
+            self.observer.observe(rows, drafted, longest, now - began)
+            self.drafter.cost = self.observer.model
+        drafts = schedule.scheduled_spec_decode_tokens
+        rows = len(schedule.num_scheduled_tokens)
+        drafted = sum(map(len, drafts.values()))
+        is_decoding = rows > 0 and schedule.total_num_scheduled_tokens == rows + drafted
+        self._step = (now, rows, drafted, max(map(len, drafts.values()), default=0)) if is_decoding else None
+
+    def _propose(self, sampled: list[list[int]], lengths: np.ndarray, tokens: np.ndarray) -> list[list[int]]:
+        ids = self._runner.input_batch.req_ids
+        work = self.book.step(Batch(ids[: len(sampled)], sampled, lengths, tokens), self._facts)
+        drafts: list[list[int]] = [[] for _ in sampled]
+        if not len(work.rows):
+            return drafts
+        self.drafter.advance(work.handles, work.tokens, work.offsets)
+        if not self.paused:
+            batch = self.drafter.draft(work.handles, work.limits)
+            self._place(drafts, batch, work)
+        return drafts
+
+    def _place(self, drafts: list[list[int]], batch: DraftBatch, work: Work) -> None:
+        """Fill in the drafts, each cut before a token that the model does not have."""
+        lengths = np.minimum(batch.lengths, work.limits)
+        width = int(lengths.max(initial=0))
+        if not width:
+            return
+        tokens = batch.tokens[:, :width]
+        if tokens.max() >= self.vocab or tokens.min() < 0:
+            good = (tokens >= 0) & (tokens < self.vocab)
+            lengths = np.minimum(lengths, np.logical_and.accumulate(good, axis=1).sum(axis=1))
+        for row, length, text in zip(work.rows.tolist(), lengths.tolist(), tokens.tolist(), strict=True):
+            if length:
+                drafts[row] = text[:length]
+
+    def _facts(self, id: str) -> Facts:
+        request = self._runner.requests[id]
+        sampling = request.sampling_params
+        prompt = None if request.prompt_embeds is not None else request.prompt_token_ids
+        stops = frozenset(sampling.all_stop_token_ids) if sampling is not None else frozenset()
+        return Facts(
+            prompt=prompt,
+            options=self._request_options(sampling),
+            max_tokens=getattr(sampling, "max_tokens", None),
+            stop_ids=stops,
+            min_tokens=getattr(sampling, "min_tokens", 0),
+        )
+
+    def _request_options(self, sampling: Any) -> RequestOptions:
+        """Read the request's options; the front end has refused bad ones, unless the plugin does not run there."""
+        try:
+            return RequestOptions.read(getattr(sampling, "extra_args", None))
+        except InvalidInputError as error:
+            self.invalid_options += 1
+            self._log.warning("A request is not drafted for: %s", error)
+            return RequestOptions(draft=False, remember=False)
+
+    def _failed(self) -> None:
+        """Go on without drafts; call inside an `except`."""
+        self.errors += 1
+        self._failed_in_a_row += 1
+        if self.errors == 1:
+            self._log.exception("rolltree failed; this step has no drafts. Logged once, counted always.")
+        self.book.drop()
+        if self._failed_in_a_row == GIVE_UP_AFTER:
+            self.paused = True
+            self._log.error("rolltree failed %d steps in a row and drafts no more; see the error above.", GIVE_UP_AFTER)
+
+    def _banner(self) -> str:
+        options = self.options
+        return (
+            f"rolltree {metadata.version('rolltree')} is ON: up to {self.width} draft tokens a request and step, "
+            f"from earlier and running rollouts (window {options.window}, all prompts {options.shared_window}, "
+            f"{options.capacity_bytes / 2**30:.3g} GiB), budget: {options.cost}, "
+            f"keyed by the whole prompt unless a request names its key."
+        )

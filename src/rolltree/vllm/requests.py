@@ -1,0 +1,323 @@
+"""Which request owns which session of the cache, and what of its text the tree knows: a state machine on plain data.
+
+Works on row ids, lengths and token arrays as a batching engine keeps them; knows nothing of vLLM and drafts nothing.
+
+Invariants: text enters a session once, in order, and never past the request's own end (`max_tokens`, a stop token), so
+what a row held before or holds after never reaches another prompt's tree. A request that is skipped for some steps,
+preempted or re-ordered is caught up from the token array; one whose text was taken back starts a new session.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rolltree.cache import RolloutCache
+from rolltree.tokens import as_tokens
+from rolltree.types import Int32Array, Int64Array
+from rolltree.vllm.options import DEFAULT, KINDS, RequestOptions
+
+NO_HANDLE = -1
+NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of a request when it starts."""
+
+    prompt: Sequence[int] | None
+    """Token ids; None for a prompt of embeddings, which no tree can hold."""
+    options: RequestOptions = DEFAULT
+    max_tokens: int | None = None
+    """Tokens it may generate at most."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    min_tokens: int = 0
+    """Generated tokens before which none of `stop_ids` counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One engine step after sampling. Row i of all fields is the same request."""
+
+    ids: list[str]
+    sampled: Sequence[Sequence[int]]
+    """Tokens sampled in this step; empty while the prompt is being read."""
+    lengths: npt.NDArray[np.integer]
+    """Shape [rows or more]: tokens of prompt and output, those of this step included."""
+    tokens: npt.NDArray[np.integer]
+    """Shape [rows or more, longest sequence]: prompt and output, undefined past `lengths`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the drafter is to do in this step, for the A rows that take part."""
+
+    rows: Int64Array
+    """Shape [A]: their rows in the batch."""
+    handles: Int64Array
+    """Shape [A]: their sessions."""
+    tokens: Int32Array
+    """Shape [n]: new text of all of them."""
+    offsets: Int32Array
+    """Shape [A + 1]: row a's new text is `tokens[offsets[a]:offsets[a + 1]]`."""
+    limits: Int32Array
+    """Shape [A]: tokens that may be drafted."""
+
+
+class RequestBook:
+    """The requests that are running, each with its session.
+
+    Args:
+        cache: where sessions are opened and closed.
+        max_draft: tokens drafted for a request and step at most.
+        max_length: tokens of prompt and output that a request may reach.
+        sessions: conversations whose first prompt is remembered.
+
+    """
+
+    def __init__(self, cache: RolloutCache, *, max_draft: int, max_length: int, sessions: int = 4096) -> None:
+        self.cache, self.max_draft, self.max_length = cache, max_draft, max_length
+        self.tokens_by_kind = dict.fromkeys(KINDS, 0)
+        self._roots = _Roots(sessions)
+        self._slot_of: dict[str, int] = {}
+        self._slots = _Slots()
+        self._ids: list[str] = []
+        self._row_slots: Int64Array = np.zeros(0, np.int64)
+        self._stops: dict[int, int] = {}  # stop token -> running requests that it ends
+        self._stop_array: Int64Array = np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._slot_of
+
+    def step(self, batch: Batch, facts_of: Callable[[str], Facts]) -> Work:
+        """Take in what a step sampled, opening requests that are new; `facts_of` is asked once for each of these."""
+        rows = len(batch.ids)
+        emitted = np.fromiter(map(len, batch.sampled), np.int64, rows)
+        lengths = batch.lengths[:rows].astype(np.int64)
+        self._match_rows(batch.ids, emitted, facts_of)
+        self._restart_rewound(batch.ids, lengths - emitted, emitted, facts_of)
+        slots = self._row_slots
+        known = np.where(slots >= 0, self._slots.known[slots], self.max_length)
+        until = np.minimum(lengths, np.where(slots >= 0, self._slots.end[slots], 0))
+        active = np.flatnonzero((emitted > 0) & (until > known))
+        return self._work(active, slots[active], known[active], until[active], batch.tokens)
+
+    def finish(self, ids: Iterable[str]) -> None:
+        """End requests; ids that never started are ignored."""
+        for id in ids:
+            slot = self._slot_of.pop(id, NO_SLOT)
+            if slot != NO_SLOT:
+                self._release(slot)
+                self._ids = []
+
+    def cut(self, id: str, output: Sequence[int]) -> None:
+        """End a request of which only `output` counts: the engine ran on before it saw the end."""
+        slot = self._slot_of.get(id, NO_SLOT)
+        if slot == NO_SLOT or self._slots.handle[slot] == NO_HANDLE:
+            return self.finish([id])
+        facts = self._slots.facts[slot]
+        assert facts is not None
+        if len(output) < self._slots.known[slot] - self._slots.prompt[slot]:
+            self.cache.close(int(self._slots.handle[slot]), keep=False)
+            self._slots.handle[slot] = handle = self._open(id, facts)
+            self.cache.extend(handle, output)
+        return self.finish([id])
+
+    def restart(self, ids: Iterable[str]) -> None:
+        """The text of these requests changed (a streamed prompt grew): each continues in a new session."""
+        for id in ids:
+            slot = self._slot_of.get(id, NO_SLOT)
+            facts = self._slots.facts[slot] if slot != NO_SLOT else None
+            if facts is not None and facts.prompt is not None:
+                self._roots.remember(f"request:{id}", as_tokens(facts.prompt))
+                self.finish([id])
+
+    def commit(self) -> None:
+        """Close every session, keeping its text; a request that still runs continues in a new one, from its prompt."""
+        self.finish(list(self._slot_of))
+
+    def drop(self) -> None:
+        """After a failure: forget all running requests, whose sessions may be inconsistent. They start anew."""
+        for slot in self._slot_of.values():
+            try:
+                self._release(slot, keep=False)
+            except Exception:  # what cannot be closed is lost; the engine goes on
+                self._slots.free(slot)
+        self._slot_of.clear()
+        self._ids = []
+
+    def _match_rows(self, ids: list[str], emitted: Int64Array, facts_of: Callable[[str], Facts]) -> None:
+        """Bring `_row_slots` up to date; most steps have the rows of the step before."""
+        if ids == self._ids and (self._row_slots[emitted > 0] >= 0).all():
+            return
+        for row, id in enumerate(ids):
+            if emitted[row] and id not in self._slot_of:
+                self._start(id, facts_of(id))
+        self._ids = list(ids)
+        self._row_slots = np.fromiter((self._slot_of.get(id, NO_SLOT) for id in ids), np.int64, len(ids))
+
+    def _start(self, id: str, facts: Facts) -> None:
+        slot = self._slots.take()
+        has_text = facts.prompt is not None and (facts.options.draft or facts.options.remembered)
+        prompt = len(facts.prompt) if has_text and facts.prompt is not None else 0
+        last = self.max_length if facts.max_tokens is None else min(self.max_length, prompt + facts.max_tokens)
+        self._slots.set(slot, facts, prompt=prompt, end=last if has_text else 0)
+        self._slots.draft[slot] = self.max_draft if facts.options.draft else 0
+        self._slot_of[id] = slot
+        self._count_stops(facts.stop_ids, 1)
+        if has_text:
+            self._slots.handle[slot] = self._open(id, facts)
+
+    def _open(self, id: str, facts: Facts) -> int:
+        """Open a session; a later turn of a conversation continues in the tree of its first prompt."""
+        assert facts.prompt is not None
+        options, prompt = facts.options, as_tokens(facts.prompt)
+        if options.version is not None and options.version > self.cache.version:
+            self.cache.set_version(options.version)
+        root = prompt
+        if options.key is None:
+            name = f"session:{options.session}" if options.session is not None else f"request:{id}"
+            root = self._roots.find(name, prompt)
+            if options.session is not None:
+                self._roots.remember(name, root)
+        read_only = not options.remembered
+        handle = self.cache.open(root, key=options.key, version=options.version, read_only=read_only)
+        if len(root) < len(prompt):
+            self.cache.extend(handle, prompt[len(root) :], context=True)
+        return handle
+
+    def _release(self, slot: int, *, keep: bool = True) -> None:
+        facts, handle = self._slots.facts[slot], int(self._slots.handle[slot])
+        if facts is not None:
+            self._count_stops(facts.stop_ids, -1)
+        if handle != NO_HANDLE:
+            self.cache.close(handle, keep=keep)
+        self._slots.free(slot)
+
+    def _restart_rewound(
+        self, ids: list[str], before: Int64Array, emitted: Int64Array, facts_of: Callable[[str], Facts]
+    ) -> None:
+        """Start those anew whose text before this step is shorter than what the tree knows: it was taken back."""
+        slots = self._row_slots
+        rewound = np.flatnonzero((slots >= 0) & (emitted > 0) & (before < self._slots.known[slots]))
+        for row in rewound:
+            slot = int(slots[row])
+            if before[row] < min(self._slots.known[slot], self._slots.end[slot]):
+                self._slot_of.pop(ids[row])
+                self._release(slot, keep=False)
+                self._start(ids[row], facts_of(ids[row]))
+                self._row_slots[row] = self._slot_of[ids[row]]
+
+    def _work(
+        self, rows: Int64Array, slots: Int64Array, known: Int64Array, until: Int64Array, tokens: npt.NDArray[np.integer]
+    ) -> Work:
+        text, offsets = _gather(tokens, rows, known, until)
+        if len(self._stop_array) and (ends := np.flatnonzero(np.isin(text, self._stop_array))).size:
+            until = self._stopped(ends, text, offsets, slots, known, until)
+            text, offsets = _gather(tokens, rows, known, until)
+        self._slots.known[slots] = until
+        room = np.minimum(self._slots.end[slots] - until - 1, self._slots.draft[slots])
+        for kind, count in zip(KINDS, np.bincount(self._slots.kind[slots], until - known, len(KINDS)), strict=True):
+            self.tokens_by_kind[kind] += int(count)
+        return Work(rows, self._slots.handle[slots], text, offsets, np.maximum(room, 0).astype(np.int32))
+
+    def _stopped(
+        self,
+        ends: Int64Array,
+        text: Int32Array,
+        offsets: Int32Array,
+        slots: Int64Array,
+        known: Int64Array,
+        until: Int64Array,
+    ) -> Int64Array:
+        """Return `until` with every request cut behind its first stop token; it takes no more text from then on."""
+        until = until.copy()
+        for place in ends[::-1]:  # the first of a row is handled last and wins
+            row = int(np.searchsorted(offsets, place, side="right")) - 1
+            slot = int(slots[row])
+            facts, length = self._slots.facts[slot], int(known[row] + place - offsets[row] + 1)
+            assert facts is not None
+            if int(text[place]) in facts.stop_ids and length - self._slots.prompt[slot] >= facts.min_tokens:
+                until[row] = self._slots.end[slot] = length
+        return until
+
+    def _count_stops(self, ids: frozenset[int], change: int) -> None:
+        before = len(self._stops)
+        for id in ids:
+            self._stops[id] = self._stops.get(id, 0) + change
+            if not self._stops[id]:
+                del self._stops[id]
+        if len(self._stops) != before:
+            self._stop_array = np.fromiter(self._stops, np.int64, len(self._stops))
+
+
+class _Slots:
+    """Growing arrays with an entry for each running request."""
+
+    def __init__(self) -> None:
+        self.facts: list[Facts | None] = []
+        self._free: list[int] = []
+        zeros = np.zeros(0, np.int64)
+        self.handle, self.prompt, self.known, self.end, self.draft, self.kind = (zeros.copy() for _ in range(6))
+
+    def take(self) -> int:
+        """Return an unused slot."""
+        if not self._free:
+            more = max(64, len(self.facts))
+            self._free = list(range(len(self.facts) + more - 1, len(self.facts) - 1, -1))
+            self.facts += [None] * more
+            for name in ("handle", "prompt", "known", "end", "draft", "kind"):
+                setattr(self, name, np.concatenate((getattr(self, name), np.zeros(more, np.int64))))
+        return self._free.pop()
+
+    def set(self, slot: int, facts: Facts, *, prompt: int, end: int) -> None:
+        """Fill a slot of a request whose tree knows its prompt."""
+        self.facts[slot] = facts
+        self.handle[slot], self.draft[slot] = NO_HANDLE, 0
+        self.prompt[slot] = self.known[slot] = prompt
+        self.end[slot], self.kind[slot] = end, KINDS.index(facts.options.kind)
+
+    def free(self, slot: int) -> None:
+        """Give a slot back."""
+        self.facts[slot] = None
+        self.handle[slot] = NO_HANDLE
+        self._free.append(slot)
+
+
+class _Roots:
+    """First prompts of conversations, the latest `capacity` of them."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._prompts: OrderedDict[str, Int32Array] = OrderedDict()
+
+    def remember(self, name: str, prompt: Int32Array) -> None:
+        """Name `prompt` as the first of a conversation, unless it has one; the name becomes the most recent."""
+        self._prompts.setdefault(name, prompt)
+        self._prompts.move_to_end(name)
+        while len(self._prompts) > self.capacity:
+            self._prompts.popitem(last=False)
+
+    def find(self, name: str, prompt: Int32Array) -> Int32Array:
+        """Return the first prompt of the conversation when `prompt` extends it, else `prompt`."""
+        root = self._prompts.get(name)
+        return root if root is not None and np.array_equal(prompt[: len(root)], root) else prompt
+
+
+def _gather(
+    tokens: npt.NDArray[np.integer], rows: Int64Array, start: Int64Array, end: Int64Array
+) -> tuple[Int32Array, Int32Array]:
+    """Return `tokens[row, start:end]` of all rows, one after the other, and where each begins."""
+    counts = end - start
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    columns = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], counts)
+    return tokens[np.repeat(rows, counts), columns].astype(np.int32), offsets
