@@ -104,6 +104,13 @@ class Automaton {
   std::uint32_t hub_sum(StateId s) const { return edges_[states_[s].a - 2].token; }
   Edge hub_best(StateId s) const { return edges_[states_[s].a - 1]; }
 
+  /// Whether any text goes on after `s`. O(degree).
+  bool continues(StateId s) const {
+    if (is_hub(s)) return hub_sum(s) > 0;
+    bool found = false;
+    for_each_edge(s, [&](Token, StateId child) { found |= states_[child].count > 0; });
+    return found;
+  }
   /// Calls `visit(token, target)` for every edge. O(degree).
   template <class Visit>
   void for_each_edge(StateId s, Visit&& visit) const {

@@ -1,11 +1,13 @@
 // Python binding of the core; the only file that knows nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <nanobind/stl/tuple.h>
 
+#include <optional>
 #include <tuple>
 
 #include "budget.h"
@@ -48,6 +50,15 @@ struct Drafts {
 template <class T>
 auto table(std::vector<T> Drafts::* member) {
   return [member](Drafts& d) { return nb::ndarray<nb::numpy, T, nb::ndim<2>>((d.*member).data(), {d.rows, d.width}); };
+}
+
+DraftOptions rule(float min_survival, std::uint32_t min_match, bool tree, bool raw) {
+  DraftOptions options;
+  options.min_survival = min_survival;
+  options.min_match = min_match;
+  options.tree = tree;
+  options.raw = raw;
+  return options;
 }
 
 nb::dict as_dict(const TreeStats& s) {
@@ -99,19 +110,22 @@ NB_MODULE(_native, m) {
 
   m.def(
       "allocate",
-      [](In<float, 2> survival, In<std::int32_t, 1> lengths, double base, double row, double token, double cell,
-         double ragged, Out<std::int32_t, 1> verified) {
+      [](In<float, 2> survival, In<std::int32_t, 1> lengths, std::optional<In<float, 1>> weights, double base, double row,
+         double token, double cell, double ragged, double floor, Out<std::int32_t, 1> verified) {
         const std::size_t rows = survival.shape(0), width = survival.shape(1);
         same("lengths.shape", lengths.shape(0), rows);
+        if (weights) same("weights.shape", weights->shape(0), rows);
         same("verified.shape", verified.shape(0), rows);
         for (std::size_t b = 0; b < rows; ++b)
           if (lengths(b) < 0 || static_cast<std::size_t>(lengths(b)) > width)
             throw InputFault("lengths", std::to_string(lengths(b)), "between 0 and the width of survival");
         nb::gil_scoped_release release;
-        allocate(survival.data(), lengths.data(), rows, width, StepCost{base, row, token, cell, ragged}, verified.data());
+        allocate(survival.data(), lengths.data(), weights ? weights->data() : nullptr, rows, width,
+                 StepCost{base, row, token, cell, ragged, floor}, verified.data());
       },
-      "survival"_a.noconvert(), "lengths"_a.noconvert(), nb::kw_only(), "base"_a, "row"_a, "token"_a, "cell"_a, "ragged"_a,
-      "verified"_a.noconvert(), "Cut drafts to the lengths of most goodput: float32[B, K], int32[B] -> int32[B].");
+      "survival"_a.noconvert(), "lengths"_a.noconvert(), "weights"_a.noconvert().none(), nb::kw_only(), "base"_a, "row"_a,
+      "token"_a, "cell"_a, "ragged"_a, "floor"_a, "verified"_a.noconvert(),
+      "Cut drafts to the lengths of most goodput: float32[B, K], int32[B], weights float32[B] or None -> int32[B].");
 
   nb::class_<Drafts>(m, "Drafts", "Memory of a batch of drafts; the arrays are views that every draft overwrites.")
       .def(nb::init<std::size_t, std::size_t>(), "rows"_a, "width"_a)
@@ -138,7 +152,7 @@ NB_MODULE(_native, m) {
           "prompt"_a.noconvert(), "version"_a = 0, "Index a prompt (int32[n]); returns the tree's handle.")
       .def("remove_tree", &Forest::remove_tree, "tree"_a, "Forget a tree that has no live sessions.")
       .def("open", &Forest::open, "tree"_a, "version"_a = 0, "reader"_a = false, "from_prompt"_a = true, "seed"_a = 0,
-           "coupled"_a = false, "Open a session after the tree's prompt (or at the root); returns its handle.")
+           "coupled"_a = false, "run_ahead"_a = false, "Open a session after the tree's prompt (or at the root); returns its handle.")
       .def("close", &Forest::close, "session"_a, "keep"_a = true, "End a session; keep or forget its text.")
       .def(
           "append",
@@ -162,18 +176,27 @@ NB_MODULE(_native, m) {
       .def(
           "draft_batch",
           [](Forest& f, In<std::int64_t, 1> sessions, In<std::int32_t, 1> limits, float min_survival, std::uint32_t min_match,
-             bool tree, Drafts& out) {
+             bool tree, Drafts& out, bool raw) {
             same("limits.shape", limits.shape(0), sessions.shape(0));
             const DraftArrays rows = out.first(sessions.shape(0));
             nb::gil_scoped_release release;
-            f.draft_batch(sessions.data(), limits.data(), min_survival, min_match, tree, rows);
+            f.draft_batch(sessions.data(), limits.data(), rule(min_survival, min_match, tree, raw), rows);
           },
-          "sessions"_a.noconvert(), "limits"_a.noconvert(), "min_survival"_a, "min_match"_a, "tree"_a, "out"_a,
-          "Draft for each session (int64[B], int32[B]) into the first B rows of `out`.")
+          "sessions"_a.noconvert(), "limits"_a.noconvert(), "min_survival"_a, "min_match"_a, "tree"_a, "out"_a, "raw"_a = false,
+          "Draft for each session (int64[B], int32[B]) into the first B rows of `out`. raw: the paper's rule, shares after\n"
+          "the longest suffix in the own tree, as they are.")
+      .def(
+          "matches",
+          [](Forest& f, In<std::int64_t, 1> sessions, Out<std::int32_t, 1> out) {
+            same("out.shape", out.shape(0), sessions.shape(0));
+            f.matches(sessions.data(), sessions.shape(0), out.data());
+          },
+          "sessions"_a.noconvert(), "out"_a.noconvert(),
+          "Tokens of the longest suffix with a continuation in each session's own tree: int64[B] -> int32[B].")
       .def(
           "draft_one",
           [](Forest& f, std::int64_t session, std::int32_t limit, float min_survival, std::uint32_t min_match, bool tree,
-             Drafts& out) { f.draft_batch(&session, &limit, min_survival, min_match, tree, out.first(1)); },
+             Drafts& out) { f.draft_batch(&session, &limit, rule(min_survival, min_match, tree, false), out.first(1)); },
           "session"_a, "limit"_a, "min_survival"_a, "min_match"_a, "tree"_a, "out"_a,
           "Draft for one session into the first row of `out`: a batch of one without the arrays.")
       .def(
@@ -224,7 +247,7 @@ NB_MODULE(_native, m) {
             for (const SourceSums& s : f.source_sums()) out.emplace_back(s.drafted, s.accepted);
             return out;
           },
-          "(drafted, accepted) sums for prompt, own, sibling, history, shared.")
+          "(drafted, accepted) sums for prompt, own, sibling, history, shared, run-ahead.")
       .def(
           "calibration",
           [](Forest& f) {
@@ -235,5 +258,7 @@ NB_MODULE(_native, m) {
             }
             return out;
           },
-          "(accepted, judged, estimate) of every evidence bucket.");
+          "(accepted, judged, estimate) of every bucket of evidence with coupled noise.")
+      .def("learned", &Forest::learned, "Tokens that the ranker has learned from.")
+      .def("set_threads", &Forest::set_threads, "threads"_a, "Threads that draft large batches; drafts do not depend on it.");
 }

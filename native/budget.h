@@ -1,7 +1,8 @@
 // How many draft tokens a step verifies: goodput over the whole batch (water-filling).
 //
 // For every useful cap on the longest draft, which a padded rectangle pays for, tokens of all rows are taken in the order
-// of their survival; the (cap, number of tokens) with the most expected tokens per second wins. Pure arithmetic.
+// of their worth, survival times the weight of the request; the (cap, number of tokens) with the most expected worth per
+// second wins. Pure arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -10,49 +11,53 @@
 
 namespace rolltree {
 
-/// Seconds of a step: base + row R + token (R + drafted) + cell R (1 + longest), + ragged when anything is drafted.
+/// Seconds of a step: base + row R + token (R + drafted) + cell R (1 + longest), + ragged when anything is drafted, and
+/// never below `floor`: while weights and keys stream from memory, a few more tokens cost nothing (roofline).
 struct StepCost {
-  double base, row, token, cell, ragged;
-  double seconds(double rows, double longest) const { return base + rows * (row + token + cell * (1 + longest)); }
+  double base, row, token, cell, ragged, floor;
+  double linear(double rows, double longest) const { return base + rows * (row + token + cell * (1 + longest)); }
 };
 
-/// `survival` is [rows, width], falling along each row. Writes the lengths to verify, at most `lengths`; all zero when
-/// speculation would lose. O(nodes log nodes).
-inline void allocate(const float* survival, const std::int32_t* lengths, std::size_t rows, std::size_t width,
-                     const StepCost& cost, std::int32_t* verified) {
+/// `survival` is [rows, width], falling along each row; `weights` is [rows], positive, or null for 1. Writes the lengths
+/// to verify, at most `lengths`; all zero when speculation would lose. O(nodes log nodes).
+inline void allocate(const float* survival, const std::int32_t* lengths, const float* weights, std::size_t rows,
+                     std::size_t width, const StepCost& cost, std::int32_t* verified) {
   struct Node {
-    float survival;
+    float worth;
     std::uint32_t column;
   };
+  auto weight = [&](std::size_t b) { return weights ? weights[b] : 1.0f; };
   std::vector<Node> nodes;
   std::uint32_t longest = 0;
+  double worth_of_rows = 0;
   for (std::size_t b = 0; b < rows; ++b) {
-    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(lengths[b]); ++i) nodes.push_back({survival[b * width + i], i});
+    worth_of_rows += weight(b);
+    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(lengths[b]); ++i) nodes.push_back({weight(b) * survival[b * width + i], i});
     longest = std::max(longest, static_cast<std::uint32_t>(lengths[b]));
   }
-  std::sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) { return a.survival > b.survival; });
+  std::sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) { return a.worth > b.worth; });
 
   const double R = static_cast<double>(rows);
-  double best = R / cost.seconds(R, 0);
+  double best = worth_of_rows / std::max(cost.floor, cost.linear(R, 0));
   std::uint32_t best_cap = 0;
-  float threshold = 2.0f;  // above every survival: nothing is taken
+  float threshold = 0;  // worth of the last token taken
   for (std::uint32_t cap = cost.cell > 0 ? 1 : longest; cap <= longest && cap > 0;
        cap = cap == longest ? longest + 1 : std::min(longest, cap + 1 + cap / 8)) {
-    double tokens = R, seconds = cost.seconds(R, cap) + cost.ragged;
+    double worth = worth_of_rows, seconds = cost.linear(R, cap) + cost.ragged;
     for (const Node& node : nodes) {
       if (node.column >= cap) continue;
-      tokens += node.survival;
+      worth += node.worth;
       seconds += cost.token;
-      if (tokens <= best * seconds) continue;
-      best = tokens / seconds;
+      if (worth <= best * std::max(cost.floor, seconds)) continue;
+      best = worth / std::max(cost.floor, seconds);
       best_cap = cap;
-      threshold = node.survival;
+      threshold = node.worth;
     }
   }
   for (std::size_t b = 0; b < rows; ++b) {
     const auto limit = static_cast<std::int32_t>(std::min<std::uint32_t>(static_cast<std::uint32_t>(lengths[b]), best_cap));
     std::int32_t n = 0;
-    while (n < limit && survival[b * width + static_cast<std::size_t>(n)] >= threshold) ++n;
+    while (n < limit && weight(b) * survival[b * width + static_cast<std::size_t>(n)] >= threshold) ++n;
     verified[b] = n;
   }
 }

@@ -11,12 +11,12 @@
 #include <string>
 #include <vector>
 
+#include "drafting.h"
+#include "handles.h"
 #include "prompt_tree.h"
+#include "workers.h"
 
 namespace rolltree {
-
-/// Who generated the text behind a drafted token.
-enum Source : std::uint8_t { kPrompt = 0, kOwn = 1, kSibling = 2, kHistory = 3, kShared = 4, kSources = 5 };
 
 /// Sums by source; ratios are the reader's business.
 struct SourceSums {
@@ -37,47 +37,6 @@ struct DraftArrays {
 struct TreeStats {
   std::size_t bytes, live, kept, states;
   std::uint64_t tokens;
-};
-
-template <class Item>
-class HandleTable {
- public:
-  std::int64_t add(Item item) {
-    std::uint32_t index;
-    if (free_.empty()) {
-      index = static_cast<std::uint32_t>(slots_.size());
-      slots_.push_back({});
-    } else {
-      index = free_.back();
-      free_.pop_back();
-    }
-    slots_[index].item = std::move(item);
-    slots_[index].used = true;
-    return (static_cast<std::int64_t>(slots_[index].generation) << 32) | index;
-  }
-  /// The item, or nullptr when the handle is closed or was never given out.
-  Item* get(std::int64_t handle) {
-    const auto index = static_cast<std::uint32_t>(handle & 0xFFFFFFFF);
-    if (handle < 0 || index >= slots_.size()) return nullptr;
-    Slot& slot = slots_[index];
-    return slot.used && slot.generation == static_cast<std::uint32_t>(handle >> 32) ? &slot.item : nullptr;
-  }
-  void remove(std::int64_t handle) {
-    Slot& slot = slots_[static_cast<std::uint32_t>(handle & 0xFFFFFFFF)];
-    slot.item = Item{};
-    slot.used = false;
-    slot.generation = (slot.generation + 1) & 0x7FFFFFFF;
-    free_.push_back(static_cast<std::uint32_t>(handle & 0xFFFFFFFF));
-  }
-
- private:
-  struct Slot {
-    Item item{};
-    std::uint32_t generation = 0;
-    bool used = false;
-  };
-  std::vector<Slot> slots_;
-  std::vector<std::uint32_t> free_;
 };
 
 class Forest {
@@ -108,12 +67,12 @@ class Forest {
 
   /// Opens a session. `seed` and `coupled` make drafts follow the sampler's noise.
   std::int64_t open(std::int64_t tree, std::int64_t version, bool reader, bool from_prompt, std::uint64_t seed,
-                    bool coupled) {
+                    bool coupled, bool run_ahead = false) {
     std::lock_guard lock(mutex_);
     PromptTree& t = tree_at(tree);
-    Session s{&t, t.open(version, reader, from_prompt), nullptr, seed, coupled};
+    Session s{&t, t.open(version, reader, from_prompt, run_ahead), nullptr, seed, coupled};
     if (shared_) {
-      s.shared = shared_->open(version, reader, true);
+      s.shared = shared_->open(version, reader, true, run_ahead);
       if (from_prompt) quote_prompt(t, *s.shared);
     }
     return sessions_.add(s);
@@ -139,27 +98,23 @@ class Forest {
     append_rows(sessions, rows, tokens, offsets);
   }
 
-  void draft_batch(const std::int64_t* sessions, const std::int32_t* limits, float min_survival,
-                   std::uint32_t min_match, bool tree, const DraftArrays& out) {
+  /// Drafts for each session into a row of `out`; `rule.limit`, noise and position are set from `limits` and the session.
+  /// Rows are independent of each other, so large batches are spread over the worker threads with the same result.
+  void draft_batch(const std::int64_t* sessions, const std::int32_t* limits, const DraftOptions& rule, const DraftArrays& out) {
     std::lock_guard lock(mutex_);
     for (std::size_t b = 0; b < out.rows; ++b) session_at(sessions[b]);
-    scratch_.resize(out.width);
-    for (std::size_t b = 0; b < out.rows; ++b) {
+    workers_.run(out.rows, [&](std::size_t b, DraftScratch& scratch) { draft_row(session_at(sessions[b]), limits[b], rule, out, b, scratch); });
+  }
+  /// Longest suffix of each session's text with a continuation in its own tree, tokens; `out` is [rows].
+  void matches(const std::int64_t* sessions, std::size_t rows, std::int32_t* out) {
+    std::lock_guard lock(mutex_);
+    for (std::size_t b = 0; b < rows; ++b) {
       const Session& s = session_at(sessions[b]);
-      DraftOptions options;
-      options.limit = static_cast<std::uint32_t>(std::clamp<std::int64_t>(limits[b], 0, static_cast<std::int64_t>(out.width)));
-      options.min_survival = min_survival;
-      options.min_match = std::max(1u, min_match);
-      options.tree = tree;
-      options.coupled = s.coupled;
-      options.seed = s.seed;
-      options.position = s.sequence->generated;
-      const std::size_t at = b * out.width;
-      const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.evidence + at, scratch_.data()};
-      const DraftWriter writer(s.tree->automaton(), s.shared ? &shared_->automaton() : nullptr, calibration_, options);
-      const std::uint32_t n = writer.write({s.tree->place(*s.sequence), s.shared ? shared_->place(*s.shared) : Match{}}, row);
-      out.lengths[b] = static_cast<std::int32_t>(n);
-      for (std::uint32_t i = 0; i < n; ++i) out.source[at + i] = source_of(s, scratch_[i]);
+      const Automaton& a = s.tree->automaton();
+      const Match m = s.tree->place(*s.sequence);
+      StateId state = a.context(m.state);
+      while (state != kRoot && !a.continues(state)) state = a.state(state).link;
+      out[b] = static_cast<std::int32_t>(std::min(m.length, a.context_length(state)));
     }
   }
 
@@ -185,6 +140,7 @@ class Forest {
       const auto row = static_cast<std::size_t>(std::max(rows[b], 0));
       accepted[b] = rows[b] < 0 ? 0 : judge(drafts, row, verified[row], tokens + offsets[b], offsets[b + 1] - offsets[b]);
     }
+    learn(sessions, n_sessions, tokens, offsets);
     append_rows(sessions, n_sessions, tokens, offsets);
   }
 
@@ -247,6 +203,11 @@ class Forest {
     return {sums_, sums_ + kSources};
   }
   const Calibration& calibration() const { return calibration_; }
+  std::uint64_t learned() const { return ranker_.seen(); }
+  void set_threads(std::size_t threads) {
+    std::lock_guard lock(mutex_);
+    workers_.set_threads(threads);
+  }
 
  private:
   struct Session {
@@ -318,11 +279,43 @@ class Forest {
     return *found;
   }
 
-  static std::uint8_t source_of(const Session& s, std::uint32_t serial) {
-    if (serial & kSharedBit) return kShared;
-    if (serial == 0) return kPrompt;
-    if (serial == s.sequence->serial) return kOwn;
-    return serial >= s.tree->first_of_newest() && s.sequence->serial >= s.tree->first_of_newest() ? kSibling : kHistory;
+  View view(const Session& s) const {
+    return {{&s.tree->automaton(), s.shared ? &shared_->automaton() : nullptr}, s.sequence->serial, s.tree->first_of_newest()};
+  }
+  Place place(const Session& s) const {
+    return {s.tree->place(*s.sequence), s.shared ? shared_->place(*s.shared) : Match{}};
+  }
+  void draft_row(const Session& s, std::int64_t limit, DraftOptions options, const DraftArrays& out, std::size_t b,
+                 DraftScratch& scratch) const {
+    options.limit = static_cast<std::uint32_t>(std::clamp<std::int64_t>(limit, 0, static_cast<std::int64_t>(out.width)));
+    options.min_match = std::max(1u, options.min_match);
+    options.coupled = s.coupled;
+    options.seed = s.seed;
+    options.position = s.sequence->generated;
+    const std::size_t at = b * out.width;
+    const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.evidence + at, out.source + at};
+    const View seen = view(s);
+    const DraftWriter writer(seen, ranker_, calibration_, options, scratch);
+    out.lengths[b] = options.limit == 0 ? 0 : static_cast<std::int32_t>(writer.write(place(s), s.tree->last(*s.sequence), row));
+  }
+
+  /// Teaches the ranker the emitted tokens, before they are appended. Once it has seen enough, of `kLessons` requests a
+  /// call only: the cost of learning must not grow with the batch.
+  void learn(const std::int64_t* sessions, std::size_t n, const std::int32_t* tokens, const std::int32_t* offsets) {
+    const std::size_t stride = ranker_.seen() < kApprenticeship ? 1 : std::max<std::size_t>(1, n / kLessons);
+    for (std::size_t b = lessons_++ % stride; b < n; b += stride) {
+      const Session& s = session_at(sessions[b]);
+      const View seen = view(s);
+      Place at = place(s);
+      Token last = s.tree->last(*s.sequence);
+      for (std::int32_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+        const auto token = static_cast<Token>(tokens[i]);
+        ranker_.rank(seen, at, last, 1, candidates_);
+        ranker_.learn(candidates_, token);
+        at = seen.advance(at, token);
+        last = token;
+      }
+    }
   }
 
   /// Walks the draft along the emitted tokens; siblings that lost against an emitted token are misses.
@@ -354,15 +347,20 @@ class Forest {
   }
 
   static constexpr std::size_t kQuoted = 8;
+  static constexpr std::uint64_t kApprenticeship = 50000;  // tokens
+  static constexpr std::size_t kLessons = 64;              // requests
 
   TreeOptions options_;
   std::unique_ptr<PromptTree> shared_;
   std::mutex mutex_;
   HandleTable<std::unique_ptr<PromptTree>> trees_;
   HandleTable<Session> sessions_;
+  Ranker ranker_;
   Calibration calibration_;
   SourceSums sums_[kSources];
-  std::vector<std::uint32_t> scratch_;
+  CandidateList candidates_;
+  std::size_t lessons_ = 0;
+  Workers<DraftScratch> workers_;
 };
 
 }  // namespace rolltree

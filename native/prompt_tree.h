@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "automaton.h"
-#include "drafting.h"
 #include "errors.h"
+#include "ranker.h"
 
 namespace rolltree {
 
@@ -30,7 +30,7 @@ struct TreeOptions {
 struct Sequence {
   PodVector<std::uint32_t> tokens;  // bit 31 marks context (prompt or tool text)
   StateId tip = kRoot;           // writers: the state of the last depth tokens
-  std::uint32_t serial = 0;      // order of opening within the tree, from 1
+  std::uint32_t serial = 0;      // order of opening within the tree: 2, 4, …; odd for run-ahead
   std::uint32_t weight = kUnit;  // as counted in the automaton
   std::int64_t version = 0;      // policy version that generates it
   std::uint64_t generated = 0;   // tokens that are not context: position of the sampler's noise
@@ -55,16 +55,16 @@ class PromptTree {
   }
 
   /// Opens a sequence after the tree's prompt, or with `context` as its own text from the root.
-  Sequence* open(std::int64_t version, bool reader, bool from_prompt) {
+  Sequence* open(std::int64_t version, bool reader, bool from_prompt, bool run_ahead = false) {
     auto made = std::make_unique<Sequence>();
     made->version = version;
     made->reader = reader;
     made->from_prompt = from_prompt;
-    made->serial = ++serials_;
+    made->serial = 2 * ++serials_ + run_ahead;
     made->slot = live_.size();
     if (version > newest_) {
       newest_ = version;
-      first_of_newest_ = made->serial;
+      first_of_newest_ = 2 * serials_;
     }
     if (weight_of(newest_) > kHeaviest) rebuild();
     made->weight = weight_of(version);
@@ -108,6 +108,12 @@ class PromptTree {
   /// Where a sequence stands: what to draft from. O(1) for writers, O(depth) for readers.
   Match place(const Sequence& s) const {
     return s.reader ? read(s) : Match{s.tip, automaton_.context_length(s.tip)};
+  }
+
+  /// The token that a sequence stands after; 0 at the very start.
+  Token last(const Sequence& s) const {
+    if (!s.tokens.empty()) return s.tokens[s.tokens.size() - 1] & ~kContextBit;
+    return s.from_prompt && !prompt_.empty() ? prompt_[prompt_.size() - 1] : 0;
   }
 
   const Automaton& automaton() const { return automaton_; }
@@ -213,7 +219,7 @@ class PromptTree {
   std::int64_t reference_;             // version whose text weighs one unit
   std::int64_t newest_;                // newest version seen
   std::uint32_t serials_ = 0;          // sequences opened so far
-  std::uint32_t first_of_newest_ = 1;  // first serial of the newest version: siblings from here on
+  std::uint32_t first_of_newest_ = 2;  // first serial of the newest version: siblings from here on
   std::uint64_t alive_ = 0, dead_ = 0;  // tokens counted, tokens taken back
   std::size_t kept_bytes_ = 0;
   std::vector<std::unique_ptr<Sequence>> live_;

@@ -62,3 +62,10 @@ class NaiveTree:
             if after:
                 return length, after
         return 0, {}
+
+    def all_continuations(self, handle: int, drafted: list[int]) -> set[int]:
+        """What follows any suffix (of at least one token) of text + drafted."""
+        text = self.live[handle]
+        whole = ((self.prompt if text.from_prompt else []) + text.tokens + drafted)[-(self.depth - 1) :]
+        found = [s for s, n in self.counts().items() if n and len(s) > 1]
+        return {s[-1] for s in found if len(s) - 1 <= len(whole) and list(s[:-1]) == whole[len(whole) - len(s) + 1 :]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -18,10 +19,14 @@ def ints(tokens: list[int]) -> np.ndarray:
     return np.array(tokens, dtype=np.int32)
 
 
-def draft(forest: Forest, handle: int, width: int = 6, tree: bool = False) -> tuple[list[int], list[int], list[float]]:
+def draft(
+    forest: Forest, handle: int, width: int = 6, tree: bool = False, raw: bool = False
+) -> tuple[list[int], list[int], list[float]]:
     out = Drafts(1, width)
-    forest.draft_batch(np.array([handle], np.int64), np.full(1, width, np.int32), 0.0, 1, tree, out)
+    forest.draft_batch(np.array([handle], np.int64), np.full(1, width, np.int32), 0.0, 1, tree, out, raw)
     n = int(out.lengths[0])
+    if raw:
+        return out.tokens[0, :n].tolist(), out.parents[0, :n].tolist(), out.survival[0, :n].tolist()
     one = Drafts(1, width)
     forest.draft_one(handle, width, 0.0, 1, tree, one)
     assert one.tokens[0, :n].tolist() == out.tokens[0, :n].tolist()
@@ -82,24 +87,56 @@ class ForestMachine(RuleBasedStateMachine):
 
     @rule(handle=handles)
     def drafts_the_best_continuation(self, handle: int) -> None:
-        tokens, parents, _ = draft(self.forest, handle)
+        """The paper's rule, which has a simple oracle: the largest share after the longest suffix."""
+        tokens, parents, survival = draft(self.forest, handle, raw=True)
         assert parents == list(range(-1, len(tokens) - 1))
+        expected = 1.0
         for i, token in enumerate(tokens):
             _, after = self.model.continuations(handle, tokens[:i])
             assert after[token] == max(after.values())
+            expected *= after[token] / sum(after.values())
+            assert survival[i] == pytest.approx(expected, rel=1e-5)
         if len(tokens) < 6:
             assert not self.model.continuations(handle, tokens)[1]
+        matched = np.zeros(1, np.int32)
+        self.forest.matches(np.array([handle], np.int64), matched)
+        assert matched[0] == self.model.continuations(handle, [])[0]
+
+    @rule(handle=handles)
+    def ranked_chains_are_known_text(self, handle: int) -> None:
+        tokens, parents, survival = draft(self.forest, handle)
+        assert parents == list(range(-1, len(tokens) - 1))
+        assert survival == sorted(survival, reverse=True)
+        assert all(0 < s <= 1 for s in survival)
+        for i, token in enumerate(tokens):
+            assert token in self.model.all_continuations(handle, tokens[:i])
+        if len(tokens) < 6:
+            assert not self.model.all_continuations(handle, tokens)
 
     @rule(handle=handles)
     def tree_drafts_known_text(self, handle: int) -> None:
         tokens, parents, survival = draft(self.forest, handle, tree=True)
         assert len({(p, t) for p, t in zip(parents, tokens, strict=True)}) == len(tokens)
+        assert survival == sorted(survival, reverse=True)
         for i, parent in enumerate(parents):
             assert parent < i
-            assert parent < 0 or survival[i] <= survival[parent]
-        if tokens:
-            _, after = self.model.continuations(handle, [])
-            assert {t for t, p in zip(tokens, parents, strict=True) if p < 0} <= set(after)
+            path: list[int] = []
+            at = parent
+            while at >= 0:
+                path.insert(0, tokens[at])
+                at = parents[at]
+            assert tokens[i] in self.model.all_continuations(handle, path)
+
+    @rule(handle=handles, token=TOKENS)
+    def learning_is_sound(self, handle: int, token: int) -> None:
+        """Settling teaches the ranker; whatever it learns, drafts stay known text and counts stay exact."""
+        out, accepted = Drafts(1, 6), np.zeros(1, np.int32)
+        one = np.array([handle], np.int64)
+        self.forest.draft_batch(one, np.full(1, 6, np.int32), 0.0, 1, False, out)
+        rows, emitted, offsets = np.zeros(1, np.int32), ints([token]), ints([0, 1])
+        self.forest.settle(one, out, rows, out.lengths.copy(), emitted, offsets, accepted)
+        assert accepted[0] == (out.lengths[0] > 0 and out.tokens[0, 0] == token)
+        self.model.live[handle].add([token], UNIT)
 
     @rule(text=WORDS)
     def counts_agree(self, text: list[int]) -> None:

@@ -158,11 +158,87 @@ void versions_weigh() {
 
 void calibration_learns() {
   Calibration c;
-  const Evidence e = Calibration::evidence(false, false, 8, Calibration::share_bucket(1.0f), 1.0f);
-  CHECK(c.probability(e) > 0.3f && c.probability(e) < 0.9f);
+  const Evidence e = Calibration::evidence(3.0f, 0.01f, 0.9f);
+  CHECK(c.probability(e) > 0.5f && c.probability(e) < 1.0f);
   for (int i = 0; i < 20000; ++i) c.observe(e, i % 10 == 0);
   CHECK(std::abs(c.probability(e) - 0.1f) < 0.01f);
   CHECK(c.trials(e) <= 8192);
+}
+
+/// Many sessions on a noisy periodic text, with drafts of all of them.
+struct Batch {
+  static constexpr std::size_t kRows = 256, kWidth = 16;
+  Forest forest{plain(), 64};
+  std::vector<std::int64_t> sessions;
+  Tokens tokens = Tokens(kRows * kWidth), parents = tokens, lengths = Tokens(kRows), limits = Tokens(kRows, 16);
+  std::vector<float> survival = std::vector<float>(kRows * kWidth);
+  std::vector<Evidence> evidence = std::vector<Evidence>(kRows * kWidth);
+  std::vector<std::uint8_t> source = std::vector<std::uint8_t>(kRows * kWidth);
+  DraftArrays arrays() {
+    return {kRows, kWidth, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+  }
+
+  Batch() {
+    std::mt19937 random(7);
+    for (std::int32_t p = 0; p < 32; ++p) {
+      const auto tree = forest.add_tree(&p, 1, 0);
+      for (std::size_t i = 0; i < kRows / 32; ++i) {
+        sessions.push_back(forest.open(tree, 0, false, true, random(), i % 2 == 0, i % 4 == 0));
+        Tokens text;
+        for (std::int32_t t = 0; t < 200; ++t) text.push_back(random() % 10 ? t % 23 : static_cast<std::int32_t>(random() % 23));
+        forest.append(sessions.back(), text.data(), text.size(), false);
+      }
+    }
+  }
+  void draft(bool tree, std::size_t threads) {
+    DraftOptions rule;
+    rule.tree = tree;
+    rule.min_survival = 0.001f;
+    forest.set_threads(threads);
+    forest.draft_batch(sessions.data(), limits.data(), rule, arrays());
+  }
+};
+
+void threads_agree() {
+  Batch batch;
+  for (const bool tree : {false, true}) {
+    batch.draft(tree, 1);
+    const auto tokens = batch.tokens, lengths = batch.lengths;
+    const auto survival = batch.survival;
+    for (const std::size_t threads : {2, 3, 4}) {
+      std::fill(batch.lengths.begin(), batch.lengths.end(), -1);
+      batch.draft(tree, threads);
+      CHECK(batch.lengths == lengths && batch.tokens == tokens && batch.survival == survival);
+    }
+  }
+}
+
+void ranker_is_calibrated() {
+  Forest forest(plain());
+  std::mt19937 random(3);
+  DraftOptions rule;
+  rule.min_survival = 0.0f;
+  std::int32_t token, parent, length, limit = 1, row = 0, accepted;
+  float survival;
+  Evidence evidence;
+  std::uint8_t source;
+  const DraftArrays d{1, 1, &token, &parent, &survival, &evidence, &source, &length};
+  double claimed = 0, hits = 0, drafts = 0;
+  for (int rollout = 0; rollout < 60; ++rollout) {
+    const auto tree = forest.add_tree(nullptr, 0, 0);
+    const auto s = forest.open(tree, 0, false, true, 0, false);
+    for (std::int32_t t = 0; t < 400; ++t) {  // a cycle of 11 with one token in four at random
+      const std::int32_t emitted = random() % 4 ? t % 11 : static_cast<std::int32_t>(random() % 11);
+      forest.draft_batch(&s, &limit, rule, d);
+      if (rollout >= 30 && length) claimed += survival, hits += token == emitted, ++drafts;
+      const std::int32_t offsets[2] = {0, 1};
+      forest.settle(&s, 1, d, &row, &length, &emitted, 1, offsets, &accepted);
+    }
+    forest.close(s, true);
+  }
+  CHECK(drafts > 8000);
+  CHECK(hits / drafts > 0.55);  // 0.77 after a token of the cycle, less after a stray one
+  CHECK(std::abs(claimed - hits) / drafts < 0.02);
 }
 
 }  // namespace
@@ -174,6 +250,8 @@ int main() {
   handles_are_never_reused();
   versions_weigh();
   calibration_learns();
-  std::printf("core_test: 6 passed, 0 failed\n");
+  threads_agree();
+  ranker_is_calibrated();
+  std::printf("core_test: 8 passed, 0 failed\n");
   return 0;
 }

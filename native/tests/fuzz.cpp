@@ -32,7 +32,7 @@ struct Trial {
 
   explicit Trial(std::uint64_t seed)
       : random(seed), depth(pick(2, 12)), window(pick(0, 6)), vocabulary(pick(0, 2) ? pick(1, 5) : 200),
-        decay(pick(0, 2) ? 1.0 : 0.7), forest(TreeOptions{depth, window, decay, 16}), prompt(word(pick(0, 30))),
+        decay(pick(0, 2) ? 1.0 : 0.7), forest(TreeOptions{depth, window, decay, 16}, pick(0, 1) * 3), prompt(word(pick(0, 30))),
         tree(forest.add_tree(prompt.data(), prompt.size(), 0)) {}
 
   std::uint32_t pick(std::uint32_t low, std::uint32_t high) {
@@ -56,7 +56,7 @@ struct Trial {
   void open() {
     if (pick(0, 3) == 0) ++version;
     const bool from_prompt = pick(0, 4) != 0;
-    live.push_back({forest.open(tree, version, false, from_prompt, random(), pick(0, 1) == 1), {}, from_prompt});
+    live.push_back({forest.open(tree, version, false, from_prompt, random(), pick(0, 1) == 1, pick(0, 4) == 0), {}, from_prompt});
   }
   void append(Live& l, const Tokens& tokens) {
     forest.append(l.handle, tokens.data(), tokens.size(), false);
@@ -78,7 +78,11 @@ struct Trial {
     std::vector<Evidence> evidence(rows * width);
     std::vector<std::uint8_t> source(rows * width);
     const DraftArrays d{rows, width, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
-    forest.draft_batch(handles.data(), limits.data(), 0.01f, 1, pick(0, 1) == 1, d);
+    DraftOptions rule;
+    rule.min_survival = 0.01f;
+    rule.tree = pick(0, 1) == 1;
+    rule.raw = pick(0, 4) == 0;
+    forest.draft_batch(handles.data(), limits.data(), rule, d);
     for (std::size_t b = 0; b < rows; ++b) {
       Tokens out = word(pick(0, 4));
       if (lengths[b] && pick(0, 1)) out.insert(out.begin(), tokens[b * width]);  // accept the first node
@@ -93,6 +97,7 @@ struct Trial {
 
   std::string verify() {
     std::string fault = forest.check(tree);
+    if (fault.empty()) fault = forest.check_shared();
     if (!fault.empty() || decay < 1) return fault;
     std::map<Tokens, std::uint64_t> counts;
     count(counts, {}, prompt, 16);

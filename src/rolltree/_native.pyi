@@ -13,9 +13,9 @@ def gumbel_noise(keys: Annotated[NDArray[numpy.uint64], dict(shape=(None,), orde
     Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].
     """
 
-def allocate(survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, base: float, row: float, token: float, cell: float, ragged: float, verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+def allocate(survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, *, base: float, row: float, token: float, cell: float, ragged: float, floor: float, verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """
-    Cut drafts to the lengths of most goodput: float32[B, K], int32[B] -> int32[B].
+    Cut drafts to the lengths of most goodput: float32[B, K], int32[B], weights float32[B] or None -> int32[B].
     """
 
 class Drafts:
@@ -62,7 +62,7 @@ class Forest:
     def remove_tree(self, tree: int) -> None:
         """Forget a tree that has no live sessions."""
 
-    def open(self, tree: int, version: int = 0, reader: bool = False, from_prompt: bool = True, seed: int = 0, coupled: bool = False) -> int:
+    def open(self, tree: int, version: int = 0, reader: bool = False, from_prompt: bool = True, seed: int = 0, coupled: bool = False, run_ahead: bool = False) -> int:
         """
         Open a session after the tree's prompt (or at the root); returns its handle.
         """
@@ -81,9 +81,15 @@ class Forest:
         Append tokens[offsets[b]:offsets[b + 1]] to session b: int64[B], int32[n], int32[B + 1].
         """
 
-    def draft_batch(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], limits: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_survival: float, min_match: int, tree: bool, out: Drafts) -> None:
+    def draft_batch(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], limits: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_survival: float, min_match: int, tree: bool, out: Drafts, raw: bool = False) -> None:
         """
-        Draft for each session (int64[B], int32[B]) into the first B rows of `out`.
+        Draft for each session (int64[B], int32[B]) into the first B rows of `out`. raw: the paper's rule, shares after
+        the longest suffix in the own tree, as they are.
+        """
+
+    def matches(self, sessions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """
+        Tokens of the longest suffix with a continuation in each session's own tree: int64[B] -> int32[B].
         """
 
     def draft_one(self, session: int, limit: int, min_survival: float, min_match: int, tree: bool, out: Drafts) -> None:
@@ -126,7 +132,17 @@ class Forest:
         """Tokens generated so far in a session."""
 
     def source_sums(self) -> list[tuple[int, int]]:
-        """(drafted, accepted) sums for prompt, own, sibling, history, shared."""
+        """
+        (drafted, accepted) sums for prompt, own, sibling, history, shared, run-ahead.
+        """
 
     def calibration(self) -> list[tuple[float, float, float]]:
-        """(accepted, judged, estimate) of every evidence bucket."""
+        """
+        (accepted, judged, estimate) of every bucket of evidence with coupled noise.
+        """
+
+    def learned(self) -> int:
+        """Tokens that the ranker has learned from."""
+
+    def set_threads(self, threads: int) -> None:
+        """Threads that draft large batches; drafts do not depend on it."""

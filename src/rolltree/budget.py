@@ -23,8 +23,8 @@ from rolltree.types import Float32Array, Int32Array
 class CostModel:
     """Seconds of one engine step over `rows` requests that verifies `drafted` draft tokens, at most `longest` in a row.
 
-    `base + row * rows + token * (rows + drafted) + cell * rows * (1 + longest) (+ ragged when drafted)`. Only ratios
-    matter to the budget.
+    `base + row * rows + token * (rows + drafted) + cell * rows * (1 + longest) (+ ragged when drafted)`, and never below
+    `floor`. Only ratios matter to the budget.
     """
 
     base: float
@@ -37,18 +37,29 @@ class CostModel:
     """Seconds for each cell of the padded rectangle rows x (1 + longest draft): engines that pad their attention."""
     ragged: float = 0.0
     """Extra seconds of a step with drafts: gathering, verification."""
+    floor: float = 0.0
+    """Seconds of the smallest step: while weights stream from memory a few more tokens cost nothing (roofline)."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not (np.isfinite(value) and value >= 0):
                 raise InvalidInputError(f"cost.{name}", value, "a finite number of seconds, 0 or more")
-        if self.base + self.row + self.token + self.cell <= 0:
+        if self.base + self.row + self.token + self.cell + self.floor <= 0:
             raise InvalidInputError("cost", asdict(self), "positive for a step of one token")
 
     def seconds(self, rows: int, drafted: int = 0, longest: int = 0) -> float:
         """Seconds of a step; see the class."""
         per_row = self.row + self.token + self.cell * (1 + longest)
-        return self.base + per_row * rows + self.token * drafted + (self.ragged if drafted else 0.0)
+        return max(self.floor, self.base + per_row * rows + self.token * drafted + (self.ragged if drafted else 0.0))
+
+    def break_even(self, rows: int) -> float:
+        """Survival below which no draft token pays in a batch of `rows` requests, whatever else is drafted.
+
+        A token that costs `token` seconds must bring at least the rate of the step without drafts; drafting only raises
+        that rate, and the other terms only raise the cost.
+        """
+        plain = self.base + (self.row + self.token + self.cell) * rows
+        return self.token * rows / plain if plain >= self.floor and plain > 0 else 0.0
 
     @classmethod
     def fit(cls, observations: Sequence[tuple[int, int, int, float]]) -> CostModel:
@@ -85,7 +96,9 @@ def _non_negative(design: np.ndarray, target: np.ndarray) -> list[float]:
         columns.pop(int(np.argmin(solution * np.linalg.norm(design[:, columns], axis=0))))
 
 
-def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> Int32Array:
+def allocate(
+    survival: Float32Array, lengths: Int32Array, cost: CostModel, weights: Float32Array | None = None
+) -> Int32Array:
     """Cut drafts to the lengths that maximise expected tokens per second over the whole batch.
 
     For every useful cap on the longest draft (which the padded rectangle pays for), tokens are taken in the order of
@@ -95,11 +108,13 @@ def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> In
         survival: float32 [B, K], falling along each row; entries past `lengths` are ignored.
         lengths: int32 [B], drafted nodes.
         cost: the step-cost model.
+        weights: float32 [B], above 0: what a token of each request is worth, for instance its expected remaining length
+            when the caller waits for the last request; None weighs all alike.
 
     Returns:
         int32 [B], at most `lengths`. All zero when speculation would lose.
 
     """
     verified = np.empty_like(lengths)
-    _native.allocate(np.ascontiguousarray(survival), lengths, **asdict(cost), verified=verified)
+    _native.allocate(np.ascontiguousarray(survival), lengths, weights, **asdict(cost), verified=verified)
     return verified

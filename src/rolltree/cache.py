@@ -106,6 +106,7 @@ class RolloutCache:
         read_only: bool = False,
         seed: int | None = None,
         coupled: bool = False,
+        run_ahead: bool = False,
     ) -> int:
         """Start a session for one request.
 
@@ -116,6 +117,7 @@ class RolloutCache:
             read_only: draft from the tree but never write to it (validation).
             seed: of the request's sampler noise, taken modulo 2^64.
             coupled: the sampler uses coupled noise; drafts then follow it at forks.
+            run_ahead: the text is generated ahead of need; drafts from it are counted as such.
 
         Returns:
             A handle, never re-used.
@@ -131,17 +133,30 @@ class RolloutCache:
             self._totals.opened += 1
             self._totals.hits += self._forest.stats(entry.tree)["kept"] > 0
             handle = self._forest.open(
-                entry.tree, number, read_only, shared > 0, (seed or 0) % 2**64, coupled and seed is not None
+                entry.tree,
+                number,
+                read_only,
+                shared > 0,
+                (seed or 0) % 2**64,
+                coupled and seed is not None,
+                run_ahead,
             )
             if shared < len(tokens):  # another turn or another prompt under the user's key
                 self._forest.append(handle, tokens[shared:], True)
-            if self._journal is not None and not read_only:
+            if self._journal is not None and not (read_only or run_ahead):
                 self._journal.open(handle, tokens, key, number)
             entry.live += 1
             self._totals.live[handle] = entry
             self._entries.move_to_end(entry.key)
             self._settle_bytes(entry)
             return handle
+
+    def rollouts(self, prompt: TokenIds, *, key: str | None = None) -> int:
+        """Count the finished rollouts that a prompt's tree holds; 0 for a prompt that is not known."""
+        name = _digest(as_tokens(prompt, "prompt")) if key is None else f"user:{key}"
+        with self._lock:
+            entry = self._entries.get(name)
+            return 0 if entry is None else self._forest.stats(entry.tree)["kept"]
 
     def extend(self, session: int, tokens: TokenIds, *, context: bool = False) -> None:
         """Append generated tokens, or tool output (`context=True`: counted like prompt text).

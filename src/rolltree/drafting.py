@@ -13,7 +13,10 @@ from rolltree.budget import CostModel, allocate
 from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
 from rolltree.metrics import SOURCES, DraftStats
-from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
+from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds
+
+_DOUBT = 0.5
+"""Nodes of half the survival that pays are drafted still, if not verified: an estimate that is too low must be found out."""
 
 
 class _Buffers:
@@ -52,12 +55,13 @@ class TreeDrafter:
         """Start a request; see `RolloutCache.open`."""
         return self.cache.open(prompt, key=key, seed=seed, coupled=coupled)
 
-    def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
+    def draft(self, handles: Int64Array, limits: Int32Array, weights: Float32Array | None = None) -> DraftBatch:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
 
         Args:
             handles: int64 [B], live sessions.
             limits: int32 [B].
+            weights: float32 [B], what a token of each request is worth; None weighs all alike (see `budget.allocate`).
 
         Returns:
             Views that stay valid until the next call of `draft`.
@@ -68,10 +72,10 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        self.cache.forest.draft_batch(handles, limits, config.min_survival, config.min_match, tree, out.native)
+        self.cache.forest.draft_batch(handles, limits, self._floor(rows, weights), config.min_match, tree, out.native)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
-        self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
+        self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost, weights)
         return DraftBatch(
             tokens=out.tokens[:rows],
             parents=out.parents[:rows],
@@ -79,6 +83,13 @@ class TreeDrafter:
             survival=survival,
             is_chain=not tree,
         )
+
+    def _floor(self, rows: int, weights: Float32Array | None) -> float:
+        """Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing."""
+        if self.cost is None or not rows:
+            return self.config.min_survival
+        spread = 1.0 if weights is None else float(weights.mean() / weights.max())
+        return max(self.config.min_survival, min(_DOUBT * spread * self.cost.break_even(rows), 1.0))
 
     def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """Commit the tokens emitted in this step and learn from the verdicts.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-SOURCES = ("prompt", "own", "sibling", "history", "shared")
-"""Whose text a draft was copied from (shared: the tree of all prompts); the order is that of the native core."""
+SOURCES = ("prompt", "own", "sibling", "history", "shared", "run_ahead")
+"""Whose text a draft was copied from (shared: only the tree of all prompts has it); the native core's order."""
 
 
 def ratio(part: float, whole: float) -> float:

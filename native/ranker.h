@@ -1,0 +1,268 @@
+// Which tokens may come next, and how likely each is: candidates of every suffix length, ranked by a small online model.
+//
+// Two lanes are read side by side: the prompt's own tree and the tree that all prompts share. In each, the shares of a
+// token after the longest matching suffix and after its shorter suffixes are blended, longest first (interpolated
+// Witten-Bell smoothing, with a constant instead of the number of distinct continuations): a count of 1 is half the truth,
+// not certainty. A logistic model mixes both lanes' log odds with the source of the text and with what was learned of the
+// tokens themselves; its weights depend on how long the match is. It learns from every emitted token, drafted or not, so
+// nothing has to be verified to learn that it would have been accepted. How far inside a draft a token stands is no
+// evidence: given that all before it were accepted, its context is plain text.
+//
+// Deterministic; knows no sampler's noise (see drafting.h). Not thread-safe while learning.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "automaton.h"
+#include "noise.h"
+
+namespace rolltree {
+
+constexpr std::uint32_t kUnit = 64;  // weight of one fresh occurrence
+
+/// Who generated a piece of text, seen from one session.
+enum Source : std::uint8_t { kPrompt = 0, kOwn = 1, kSibling = 2, kHistory = 3, kShared = 4, kRunAhead = 5, kSources = 6 };
+
+/// A context: a state, and how many tokens of the text match there.
+struct Match {
+  StateId state = kRoot;
+  std::uint32_t length = 0;
+};
+
+/// The match one token further on: the longest suffix of match + token that is indexed. O(1) amortised.
+inline Match follow(const Automaton& text, Match m, Token token) {
+  m.state = text.context(m.state);
+  m.length = std::min(m.length, text.depth() - 1);
+  StateId next;
+  while ((next = text.find(m.state, token)) == kNone && m.state != kRoot) {
+    m.state = text.state(m.state).link;
+    m.length = text.state(m.state).length;
+  }
+  return next == kNone ? Match{} : Match{next, m.length + 1};
+}
+
+using Place = std::array<Match, 2>;  // where both lanes stand
+
+/// Text from the eyes of one session: which trees it reads, and whose text is whose.
+struct View {
+  std::array<const Automaton*, 2> lanes;  // own, shared (may be null)
+  std::uint32_t own = 0;                  // its serial
+  std::uint32_t newest = 0;               // serials from here on are of the newest policy version
+
+  /// Serials are even for rollouts and odd for run-ahead; 0 is prompt and tool text.
+  Source source(std::uint32_t serial) const {
+    if (serial == 0) return kPrompt;
+    if (serial == own) return kOwn;
+    if (serial & 1u) return kRunAhead;
+    return serial >= newest && own >= newest ? kSibling : kHistory;
+  }
+  Place advance(Place place, Token token) const {
+    for (std::size_t lane = 0; lane < 2; ++lane)
+      if (lanes[lane]) place[lane] = follow(*lanes[lane], place[lane], token);
+    return place;
+  }
+};
+
+struct Candidate {
+  Token token;
+  std::array<StateId, 2> target;  // where the token leads in each lane, from its longest context; kNone: unseen there
+  std::array<float, 2> share;     // blended over the suffix lengths
+  float probability;              // that the policy emits it here
+  // What the model saw, to learn from.
+  std::array<float, 2> odds;
+  std::array<std::uint16_t, 3> traits;
+  std::uint16_t set;
+};
+
+struct CandidateList {
+  static constexpr std::uint32_t kMost = 16;
+  std::uint32_t size = 0;
+  std::array<Candidate, kMost> items;
+  const Candidate* begin() const { return items.data(); }
+  const Candidate* end() const { return items.data() + size; }
+  Candidate* begin() { return items.data(); }
+  Candidate* end() { return items.data() + size; }
+};
+
+class Ranker {
+ public:
+  Ranker() {
+    for (std::size_t i = 0; i < kSets; ++i) sets_[i] = prior(i);
+  }
+
+  /// Fills `out` with the candidates after `place`; `last` is the token before them. O(suffixes x degree), both bounded.
+  void rank(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) const {
+    out.size = 0;
+    for (std::size_t lane = 0; lane < 2; ++lane)
+      if (view.lanes[lane]) gather(*view.lanes[lane], lane, place[lane], min_match, out);
+    const auto match = match_bucket(place[0].length);
+    for (Candidate& c : out) {
+      describe(view, match, last, c);
+      c.probability = squash(score(c));
+    }
+  }
+
+  /// Learns that `actual` came after the context that `candidates` were ranked for (AdaGrad with a floor under the rate).
+  void learn(const CandidateList& candidates, Token actual) {
+    ++seen_;
+    for (const Candidate& c : candidates) {
+      const float error = squash(score(c)) - static_cast<float>(c.token == actual);
+      Set& set = sets_[c.set];
+      set.bias.update(error, kRate);
+      for (std::size_t lane = 0; lane < 2; ++lane) set.odds[lane].update(error * c.odds[lane], kRate);
+      for (std::uint16_t trait : c.traits) traits_[trait].update(error, kRate);
+    }
+  }
+
+  /// Tokens learned from so far.
+  std::uint64_t seen() const { return seen_; }
+
+ private:
+  static constexpr int kLevels = 3;               // suffixes with a continuation that are blended; more added < 0.1 %
+  static constexpr std::uint32_t kScan = 16;      // wider states (hubs) only confirm candidates and add their best
+  static constexpr float kSmoothing = 1.0f * kUnit;  // sightings at which a suffix outweighs all shorter ones
+  static constexpr float kEnough = 0.02f;         // weight left for shorter suffixes below which they are not read
+  static constexpr float kFaint = 0.02f;          // share below which a shorter suffix adds no candidate
+  static constexpr float kRate = 0.2f, kSteadiest = 400.0f;
+  static constexpr std::size_t kClasses = 6, kMatches = 8, kSets = 2 * kClasses * kMatches;
+  static constexpr std::uint32_t kTraits = 4096;  // slots of each of three tables of token traits
+
+  struct Weight {
+    float value = 0, gradient = 1;
+    void update(float g, float rate) {
+      gradient = std::min(gradient + g * g, kSteadiest);
+      value -= rate * g / std::sqrt(gradient);
+    }
+  };
+  struct Set {
+    Weight bias;
+    std::array<Weight, 2> odds;
+  };
+
+  static std::size_t match_bucket(std::uint32_t m) {
+    constexpr std::array<std::uint32_t, 7> edges{2, 3, 4, 6, 9, 17, 33};
+    return static_cast<std::size_t>(std::upper_bound(edges.begin(), edges.end(), m) - edges.begin());
+  }
+  // Before anything is learned the blended share is believed; the shared tree alone somewhat less.
+  static Set prior(std::size_t index) {
+    const bool own = index / kMatches % kClasses != 0, shared = index / (kMatches * kClasses) == 1;
+    Set set;
+    set.bias.value = own ? 0.0f : -0.5f;
+    set.odds[0].value = own ? (shared ? 0.8f : 1.0f) : 0.0f;
+    set.odds[1].value = shared ? (own ? 0.2f : 1.0f) : 0.0f;
+    return set;
+  }
+
+  static float log_odds(float share) {
+    const float p = std::clamp(share, 1e-3f, 1.0f - 1e-3f);
+    return fast_log(p / (1.0f - p));
+  }
+  /// Logistic function within 1e-6, from additions and multiplications only: the same bits on every machine.
+  static float squash(float z) {
+    const float scaled = std::clamp(z, -15.0f, 15.0f) * -1.44269504f;
+    const float whole = std::floor(scaled), x = scaled - whole;
+    const float power = 1.0f + x * (0.693147182f + x * (0.240226462f + x * (0.0555021f + x * (0.00967884f + x * 0.00124396f))));
+    const float e = std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(whole) + 127) << 23) * power;
+    return 1.0f / (1.0f + e);
+  }
+  static std::uint16_t trait(std::uint32_t table, std::uint32_t key) {
+    std::uint32_t x = (key + table) * 0x9E3779B1u;
+    x = (x ^ (x >> 15)) * 0x85EBCA6Bu;
+    return static_cast<std::uint16_t>(table * kTraits + ((x ^ (x >> 13)) & (kTraits - 1)));
+  }
+
+  /// Adds one lane's candidates and blends their shares, longest suffix first.
+  static void gather(const Automaton& text, std::size_t lane, const Match& m, std::uint32_t min_match, CandidateList& out) {
+    float weight = 1.0f;
+    int level = 0;
+    StateId s = text.context(m.state);
+    for (; s != kRoot && level < kLevels && weight > kEnough; s = text.state(s).link) {
+      if (level == 0 && std::min(m.length, text.context_length(s)) < min_match) return;
+      const std::uint32_t total =
+          text.is_hub(s) ? confirm(text, lane, s, weight, out) : scan(text, lane, s, weight, level == 0 && lane == 0, out);
+      if (total == 0) continue;
+      weight *= kSmoothing / (static_cast<float>(total) + kSmoothing);
+      ++level;
+    }
+  }
+  /// A state of few children: all of them. Returns the weighted count of continuations.
+  static std::uint32_t scan(const Automaton& text, std::size_t lane, StateId s, float weight, bool all, CandidateList& out) {
+    std::array<Edge, kScan> edges;
+    std::array<std::uint32_t, kScan> counts;
+    std::uint32_t n = 0, total = 0;
+    text.for_each_edge(s, [&](Token token, StateId child) {
+      const std::uint32_t count = text.state(child).count;
+      if (count == 0) return;
+      edges[n] = Edge{token, child};
+      counts[n++] = count;
+      total += count;
+    });
+    const float each = weight / (static_cast<float>(total) + kSmoothing);
+    for (std::uint32_t i = 0; i < n; ++i) {
+      const auto count = static_cast<float>(counts[i]);
+      const bool may_add = all || count >= kFaint * static_cast<float>(total);
+      add(lane, edges[i], each * count, may_add, out);
+    }
+    return total;
+  }
+  /// A hub: looks the known candidates up and adds its most frequent child.
+  static std::uint32_t confirm(const Automaton& text, std::size_t lane, StateId s, float weight, CandidateList& out) {
+    const std::uint32_t total = text.hub_sum(s);
+    if (total == 0) return 0;
+    const float each = weight / (static_cast<float>(total) + kSmoothing);
+    const Edge best = text.hub_best(s);
+    bool known = best.target == kRoot;
+    for (Candidate& c : out) {
+      known |= c.token == best.token;
+      const StateId child = text.find(s, c.token);
+      if (child != kNone) raise(lane, child, each * static_cast<float>(text.state(child).count), c);
+    }
+    if (!known) add(lane, best, each * static_cast<float>(text.state(best.target).count), true, out);
+    return total;
+  }
+  static void add(std::size_t lane, const Edge& edge, float share, bool may_add, CandidateList& out) {
+    std::uint32_t i = 0;
+    while (i < out.size && out.items[i].token != edge.token) ++i;
+    if (i == out.size) {
+      if (!may_add || i == CandidateList::kMost) return;
+      Candidate& made = out.items[out.size++];
+      made.token = edge.token;
+      made.target = {kNone, kNone};
+      made.share = {0.0f, 0.0f};
+    }
+    raise(lane, edge.target, share, out.items[i]);
+  }
+  static void raise(std::size_t lane, StateId target, float share, Candidate& c) {
+    if (c.target[lane] == kNone) c.target[lane] = target;
+    c.share[lane] += share;
+  }
+
+  static void describe(const View& view, std::size_t match, Token last, Candidate& c) {
+    const bool own = c.target[0] != kNone, shared = c.target[1] != kNone;
+    std::size_t kind = 0;  // unseen in the own tree
+    if (own) {
+      const Source source = view.source(view.lanes[0]->state(c.target[0]).source);
+      kind = source == kRunAhead ? 5 : 1 + static_cast<std::size_t>(source);
+    }
+    c.set = static_cast<std::uint16_t>((shared * kClasses + kind) * kMatches + match);
+    c.odds = {own ? log_odds(c.share[0]) : 0.0f, shared ? log_odds(c.share[1]) : 0.0f};
+    c.traits = {trait(0, last), trait(1, c.token), trait(2, last * 31 + c.token)};
+  }
+  float score(const Candidate& c) const {
+    const Set& set = sets_[c.set];
+    float z = set.bias.value + set.odds[0].value * c.odds[0] + set.odds[1].value * c.odds[1];
+    for (std::uint16_t trait : c.traits) z += traits_[trait].value;
+    return z;
+  }
+
+  std::array<Set, kSets> sets_;
+  std::vector<Weight> traits_ = std::vector<Weight>(3 * kTraits);
+  std::uint64_t seen_ = 0;
+};
+
+}  // namespace rolltree

@@ -1,0 +1,119 @@
+// A few threads that share out the rows of a batch; each has its own scratch memory.
+//
+// Rows must be independent of each other: the result does not depend on the number of threads. Small batches run on the
+// caller's thread, because waking others costs microseconds. Threads start with the first large batch and sleep between
+// batches. A process that forks must not use the child's copy for large batches (threads do not survive a fork), so the
+// pool is made anew when the process id changed. One batch at a time.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#else
+inline int getpid() { return 0; }
+#endif
+
+namespace rolltree {
+
+template <class Scratch>
+class Workers {
+ public:
+  static constexpr std::size_t kSmall = 32;  // rows that one thread does faster than it wakes another
+  static constexpr std::size_t kMost = 4;    // the work is bound by memory latency beyond
+  static constexpr std::size_t kChunk = 8;   // rows taken at a time
+
+  explicit Workers(std::size_t threads = 0)
+      : threads_(threads ? threads : std::clamp<std::size_t>(std::thread::hardware_concurrency() / 2, 1, kMost)) {}
+
+  void set_threads(std::size_t threads) {
+    pool_.reset();
+    threads_ = std::max<std::size_t>(1, threads);
+  }
+
+  /// Calls work(row, scratch) for every row below `rows`.
+  template <class Work>
+  void run(std::size_t rows, Work&& work) {
+    if (rows < kSmall || threads_ == 1) {
+      for (std::size_t row = 0; row < rows; ++row) work(row, scratch_);
+      return;
+    }
+    if (!pool_ || owner_ != getpid()) {
+      (void)pool_.release();  // after a fork its threads do not exist: nothing to join
+      pool_ = std::make_unique<Pool>(threads_ - 1);
+      owner_ = getpid();
+    }
+    std::atomic<std::size_t> next{0};
+    const std::function<void(Scratch&)> share = [&](Scratch& scratch) {
+      for (std::size_t from; (from = next.fetch_add(kChunk)) < rows;)
+        for (std::size_t row = from; row < std::min(from + kChunk, rows); ++row) work(row, scratch);
+    };
+    pool_->run(share, scratch_);
+  }
+
+ private:
+  class Pool {
+   public:
+    explicit Pool(std::size_t others) : scratch_(others) {
+      for (std::size_t i = 0; i < others; ++i) threads_.emplace_back([this, i] { serve(scratch_[i]); });
+    }
+    ~Pool() {
+      {
+        std::lock_guard lock(mutex_);
+        stop_ = true;
+      }
+      wake_.notify_all();
+      for (std::thread& t : threads_) t.join();
+    }
+    void run(const std::function<void(Scratch&)>& share, Scratch& mine) {
+      {
+        std::lock_guard lock(mutex_);
+        share_ = &share;
+        busy_ = threads_.size();
+        ++round_;
+      }
+      wake_.notify_all();
+      share(mine);
+      std::unique_lock lock(mutex_);
+      done_.wait(lock, [this] { return busy_ == 0; });
+    }
+
+   private:
+    void serve(Scratch& scratch) {
+      std::size_t seen = 0;
+      std::unique_lock lock(mutex_);
+      while (true) {
+        wake_.wait(lock, [&] { return stop_ || round_ != seen; });
+        if (stop_) return;
+        seen = round_;
+        const auto* share = share_;
+        lock.unlock();
+        (*share)(scratch);
+        lock.lock();
+        if (--busy_ == 0) done_.notify_one();
+      }
+    }
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    const std::function<void(Scratch&)>* share_ = nullptr;
+    std::size_t busy_ = 0, round_ = 0;
+    bool stop_ = false;
+    std::vector<Scratch> scratch_;
+    std::vector<std::thread> threads_;
+  };
+
+  std::size_t threads_;
+  int owner_ = 0;
+  Scratch scratch_;
+  std::unique_ptr<Pool> pool_;
+};
+
+}  // namespace rolltree
