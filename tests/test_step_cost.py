@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 from rolltree import CostModel
 from rolltree.budget import allocate
 from rolltree.errors import InvalidInputError
-from rolltree.step_cost import BUCKETS, PRIOR, StepCostObserver
+from rolltree.step_cost import PRIOR, StepCostObserver
+from rolltree.step_cost.observer import BUCKETS
 
 CPU = CostModel(base=1.1e-3, row=3e-5, token=2.2e-5, cell=3e-6, ragged=1e-4)
 GPU = CostModel(base=6e-3, row=1e-6, token=2e-5, cell=0.0, ragged=0.0)
+
+
+ROOFLINE = CostModel(base=5e-4, row=0.0, token=2e-5, floor=6e-3)
 
 
 def drive(
@@ -66,6 +70,27 @@ def test_the_first_calls_may_compile_and_half_the_steps_be_disturbed() -> None:
         clean.observe(*shape, CPU.seconds(*shape))
         disturbed.observe(*shape, CPU.seconds(*shape) * slow)
     assert disturbed.freeze().seconds(16, 8, 2) == pytest.approx(clean.freeze().seconds(16, 8, 2), rel=0.15)
+
+
+def test_a_floor_is_found_where_there_is_one_and_only_there() -> None:
+    observer = StepCostObserver()
+    drive(observer, ROOFLINE, 2000, rows=lambda step: 4 * shrinking(step))
+    fitted = observer.freeze()
+    assert fitted.floor == pytest.approx(ROOFLINE.floor, rel=0.1)
+    for n, drafted, longest in ((4, 0, 0), (16, 128, 8), (128, 512, 6), (256, 900, 6)):
+        assert fitted.seconds(n, drafted, longest) == pytest.approx(ROOFLINE.seconds(n, drafted, longest), rel=0.15)
+    for true in (CPU, GPU):
+        observer = StepCostObserver()
+        drive(observer, true, 1000, rows=shrinking)
+        assert observer.freeze().floor < 1.1 * true.seconds(1)
+
+
+def test_a_floor_of_the_prior_stays_until_steps_tell_otherwise() -> None:
+    observer = StepCostObserver(ROOFLINE)
+    for _ in range(100):
+        observer.observe(8, 16, 4, 3 * ROOFLINE.floor)
+    assert observer.freeze().floor == pytest.approx(3 * ROOFLINE.floor)
+    assert observer.freeze().token == pytest.approx(3 * ROOFLINE.token)
 
 
 def test_one_shape_teaches_the_scale_and_keeps_the_priors_ratios() -> None:
