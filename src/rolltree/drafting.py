@@ -51,9 +51,17 @@ class TreeDrafter:
         self._verified: Int32Array = np.zeros(0, np.int32)
         self._source_sums = self.cache.forest.source_sums()
 
-    def open(self, prompt: TokenIds, *, key: str | None = None, seed: int | None = None, coupled: bool = False) -> int:
+    def open(
+        self,
+        prompt: TokenIds,
+        *,
+        key: str | None = None,
+        seed: int | None = None,
+        coupled: bool = False,
+        run_ahead: bool = False,
+    ) -> int:
         """Start a request; see `RolloutCache.open`."""
-        return self.cache.open(prompt, key=key, seed=seed, coupled=coupled)
+        return self.cache.open(prompt, key=key, seed=seed, coupled=coupled, run_ahead=run_ahead)
 
     def draft(self, handles: Int64Array, limits: Int32Array, weights: Float32Array | None = None) -> DraftBatch:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.

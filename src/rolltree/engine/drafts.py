@@ -54,7 +54,10 @@ class DraftSource:
         drafter = self.drafter
         if drafter is None:
             return NO_HANDLE
-        handle = self._guarded(lambda: drafter.open(job.prompt, key=job.key, seed=job.seed, coupled=self.coupled))
+        ahead = {"run_ahead": True} if job.on_finish else {}  # asked of no drafter that need not know it
+        handle = self._guarded(
+            lambda: drafter.open(job.prompt, key=job.key, seed=job.seed, coupled=self.coupled, **ahead)
+        )
         return NO_HANDLE if handle is None else int(handle)
 
     def draft(self, rows: Rows) -> Drafts:

@@ -25,7 +25,7 @@ from rolltree.engine.intake import checked_prompt
 from rolltree.engine.learner import CostLearner
 from rolltree.engine.recorder import Recorder
 from rolltree.engine.request import FinishReason, Request, Result, unstarted
-from rolltree.engine.rows import Job, Rows
+from rolltree.engine.rows import Job, OnFinish, Rows
 from rolltree.engine.runner import Runner, is_out_of_memory
 from rolltree.engine.slots import SlotCache
 from rolltree.engine.stats import EngineStats
@@ -88,9 +88,12 @@ class Engine:
         self._params: RowParams | None = None
         self._next_id = 0
 
-    def generate(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Result]:
+    def generate(
+        self, requests: Sequence[Request], progress: Progress | None = None, *,
+        before_step: Callable[[], None] | None = None,
+    ) -> list[Result]:  # fmt: skip
         """Run the requests to their end; results in order. `progress(done, total)` is called as requests
-        finish.
+        finish, `before_step` before each step.
 
         A request that fails has its `error` set; the others go on. Leaving by an exception aborts what is
         unfinished.
@@ -103,6 +106,8 @@ class Engine:
                 wanted = set(ids)
                 others: list[Result] = []
                 while len(results) < len(ids):
+                    if before_step is not None:
+                        before_step()
                     done = self.step()
                     results |= {result.id: result for result in done if result.id in wanted}
                     others += [result for result in done if result.id not in wanted]
@@ -116,43 +121,58 @@ class Engine:
         self._finished = others + self._finished
         return [results[id] for id in ids]
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: Request, on_finish: OnFinish | None = None) -> int:
         """Queue a request and return its id; one that cannot run comes back from the next `step` with its
-        error.
+        error. With `on_finish` it is run-ahead: its result goes there, `step` never returns it, no store holds it.
         """
         id, self._next_id = self._next_id, self._next_id + 1
         try:
             prompt = checked_prompt(request, vocab=self.shape.vocab, max_length=self.max_length)
         except RequestError as error:
-            self._finished.append(unstarted(id, request, "error", error))
+            self._deliver(unstarted(id, request, "error", error), on_finish)
             self.stats.finished += 1
             self.stats.failed += 1
         else:
             if not any(self._rows.jobs):
                 self._rows.forget_cached()
-            self._waiting.append(Job(id, request, prompt))
+            self._waiting.append(Job(id, request, prompt, on_finish))
         return id
 
-    def abort(self, id: int) -> bool:
+    def abort(self, id: int, *, keep: bool = False) -> bool:
         """End a request; its Result, with what it has, comes from the next `step`. False if it is not
-        running.
+        running. `keep`: what it has stays in the drafter's memory.
         """
         for job in self._waiting:
             if job.id == id:
                 self._waiting.remove(job)
-                self._finished.append(unstarted(id, job.request, "abort"))
+                self._deliver(unstarted(id, job.request, "abort"), job.on_finish)
                 return True
         for row, running in enumerate(self._rows.jobs):
             if running is not None and running.id == id:
-                self._finish(row, "abort")
+                self._finish(row, "abort", keep=keep)
                 return True
         return False
 
     @property
     def unfinished(self) -> int:
-        """Requests submitted that `step` has not returned."""
-        running = sum(job is not None for job in self._rows.jobs)
-        return len(self._waiting) + running + len(self._finished)
+        """Requests submitted that `step` has not returned, of those that it will return."""
+        jobs = [*self._waiting, *(job for job in self._rows.jobs if job is not None)]
+        return sum(job.on_finish is None for job in jobs) + len(self._finished)
+
+    def load(self) -> tuple[int, int]:
+        """Requests that run and that wait, those with `on_finish` left out."""
+        running = sum(job is not None and job.on_finish is None for job in self._rows.jobs)
+        return running, sum(job.on_finish is None for job in self._waiting)
+
+    def progress(self) -> list[tuple[int, int]]:
+        """(id, generated tokens) of the requests that run."""
+        rows = self._rows
+        return [(job.id, int(rows.length[r] - rows.prompt[r])) for r, job in enumerate(rows.jobs) if job is not None]
+
+    @property
+    def next_id(self) -> int:
+        """What the next `submit` returns."""
+        return self._next_id
 
     def step(self) -> list[Result]:
         """Advance every running request by one verify step; returns the requests that ended."""
@@ -286,6 +306,7 @@ class Engine:
         stats.verified += verified
         stats.padded += layout.padded
         stats.accepted += int(np.maximum(emission.counts - 1, 0).sum())
+        self._rows.drafted[:rows] += layout.counts - 1
 
     def _retire(self, emission: Emission) -> None:
         rows = self._rows
@@ -298,15 +319,23 @@ class Engine:
             else:
                 self._finish(row, "stop" if emission.stopped[row] else "length")
 
-    def _finish(self, row: int, reason: FinishReason, error: RequestError | None = None) -> None:
+    def _finish(self, row: int, reason: FinishReason, error: RequestError | None = None, *, keep: bool = False) -> None:
         """End the request in `row`, which becomes a hole."""
-        if reason in ("stop", "length"):
+        job, done = self._rows.jobs[row], reason in ("stop", "length")
+        assert job is not None
+        if done and job.on_finish is None:
             self.recorder.finish(self._rows, row)
-        self._source.close(int(self._rows.handle[row]), keep=reason in ("stop", "length"))
-        self._finished.append(self._rows.take(row, reason, error))
+        self._source.close(int(self._rows.handle[row]), keep=done or keep)
+        self._deliver(self._rows.take(row, reason, error), job.on_finish)
         self._params = None
         self.stats.finished += 1
         self.stats.failed += error is not None
+
+    def _deliver(self, result: Result, on_finish: OnFinish | None) -> None:
+        if on_finish is None:
+            self._finished.append(result)
+        else:
+            on_finish(result)
 
 
 def _max_length(config: EngineConfig, shape: ModelShape) -> int:

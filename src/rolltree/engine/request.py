@@ -40,6 +40,8 @@ class Result:
     """The request's prompt."""
     steps: int
     """Verify steps that this request took part in."""
+    drafted: int
+    """Draft nodes that were verified for it."""
     seed: int | None
     """The seed that was used, drawn or given; None if none was given and the request never ran."""
     error: RequestError | None = None
@@ -55,6 +57,7 @@ def unstarted(id: int, request: Request, reason: FinishReason, error: RequestErr
         finish_reason=reason,
         prompt_token_ids=list(request.prompt_token_ids),
         steps=0,
+        drafted=0,
         seed=request.sampling.seed,
         error=error,
     )

@@ -7,6 +7,7 @@ scheduler fills or closes holes before each step, so every step sees live rows o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from rolltree.engine.emit import Emission
 
 NO_HANDLE = -1
+OnFinish = Callable[[Result], None]
 
 
 class Job:
     """A submitted request with its definite seed; what stays on the Python side while it runs."""
 
-    __slots__ = ("id", "key", "policy", "prompt", "prompt_bytes", "request", "sampling", "seed")
+    __slots__ = ("id", "key", "on_finish", "policy", "prompt", "prompt_bytes", "request", "sampling", "seed")
 
-    def __init__(self, id: int, request: Request, prompt: Int32Array) -> None:
+    def __init__(self, id: int, request: Request, prompt: Int32Array, on_finish: OnFinish | None = None) -> None:
         """`prompt`: the request's prompt, checked; draws a seed if the request has none."""
+        self.on_finish = on_finish
         self.id, self.request, self.key, self.prompt = id, request, request.key, prompt
         self.prompt_bytes = prompt.tobytes()
         self.sampling: SamplingParams = request.sampling.with_seed()
@@ -55,6 +58,7 @@ class Rows:
         self.ready: npt.NDArray[np.bool_] = np.zeros(slots, np.bool_)
         self.handle: Int64Array = np.full(slots, NO_HANDLE, np.int64)
         self.steps: Int64Array = np.zeros(slots, np.int64)
+        self.drafted: Int64Array = np.zeros(slots, np.int64)
         self.stop: Int32Array = np.full((slots, 1), -1, np.int32)
         self.max_length = max_length
 
@@ -67,7 +71,7 @@ class Rows:
         self.length[row] = self.prompt[row] = n
         self.end[row] = min(n + job.sampling.max_tokens, self.max_length)
         self.seed[row] = job.seed
-        self.handle[row], self.steps[row] = NO_HANDLE, 0
+        self.handle[row], self.steps[row], self.drafted[row] = NO_HANDLE, 0, 0
         self._set_stop(row, job.sampling.stop_token_ids)
 
     def _set_stop(self, row: int, ids: tuple[int, ...]) -> None:
@@ -83,7 +87,8 @@ class Rows:
         self.cached[target] = self.cached[source] = None
         self.tokens[target, :n] = self.tokens[source, :n]
         self.logprobs[target, :n] = self.logprobs[source, :n]
-        for array in (self.length, self.prompt, self.end, self.seed, self.ready, self.handle, self.steps, self.stop):
+        state = (self.length, self.prompt, self.end, self.seed, self.ready, self.handle, self.steps, self.drafted)
+        for array in (*state, self.stop):
             array[target] = array[source]
 
     def holes(self) -> list[int]:
@@ -117,6 +122,7 @@ class Rows:
             finish_reason=reason,
             prompt_token_ids=job.prompt.tolist(),
             steps=int(self.steps[row]),
+            drafted=int(self.drafted[row]),
             seed=job.seed,
             error=error,
         )
