@@ -66,9 +66,10 @@ def run(
     )  # fmt: skip
     reader = Reader(TextTokenizer(tokenizer) if tokenizer else None, skip_bad_lines=skip_bad_lines)
     earlier = reader.read(history) if history else []
-    recording = selection.select(earlier, reader.read(files), reader.skipped)
+    recording = selection.select(earlier, reader.read(files))
     with _Bar(screen, config.passes * recording.tokens) as bar:
         document = replay(recording, config, bar)
+    document |= {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty}
     _show(screen, document)
     if plot is not None:
         from rolltree.replay.figure import draw

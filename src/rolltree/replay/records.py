@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rolltree.errors import InvalidInputError
 from rolltree.types import Int32Array
 
 Split = Literal["all", "even", "odd"]
@@ -46,7 +47,6 @@ class Recording:
 
     history: list[Step]
     steps: list[Step]
-    skipped_lines: int = 0
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -73,14 +73,20 @@ class Selection:
     """Shuffles the order in which prompts are submitted; None keeps the recorded order."""
     _place: dict[str, int] = field(default_factory=dict)
 
-    def select(self, history: Iterable[Rollout], rollouts: Iterable[Rollout], skipped: int = 0) -> Recording:
-        """Group into steps, in their order; prompts are numbered as they first appear in what is replayed."""
+    def select(self, history: Iterable[Rollout], rollouts: Iterable[Rollout]) -> Recording:
+        """Group into steps, in their order; prompts are numbered as they first appear in what is replayed.
+
+        Raises:
+            InvalidInputError: nothing is left to replay.
+
+        """
         rollouts, history = list(rollouts), list(history)
         for rollout in [*rollouts, *history]:
             self._place.setdefault(rollout.prompt_id, len(self._place))
-        return Recording(
-            self._steps(history, self.history_samples), self._steps(rollouts, self.samples), skipped_lines=skipped
-        )
+        recording = Recording(self._steps(history, self.history_samples), self._steps(rollouts, self.samples))
+        if not recording.steps:
+            raise InvalidInputError("--split", self.split, "a half with at least one prompt", "Use --split all.")
+        return recording
 
     def _steps(self, rollouts: Sequence[Rollout], samples: int | None) -> list[Step]:
         steps: dict[int, dict[str, list[Rollout]]] = {}

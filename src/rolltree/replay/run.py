@@ -51,7 +51,7 @@ class ReplayConfig:
 def replay(recording: Recording, config: ReplayConfig, progress: Progress) -> dict[str, object]:
     """Run all cases."""
     cases = [case for slots in config.batches for case in _cases_of_batch(recording, config, slots, progress)]
-    return {**_headline(cases[0]), "skipped_lines": recording.skipped_lines, "cases": cases}
+    return {**_headline(cases[0]), "cases": cases}
 
 
 def _headline(case: Numbers) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.replay.drafters.base import NoDrafter, ReplayDrafter
+from rolltree.replay.drafters.option import Option
 from rolltree.replay.drafters.srt import SrtDrafter
 from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.replay.drafters.tree import CeilingDrafter, HistoryDrafter, RolltreeDrafter
@@ -59,11 +61,11 @@ def _history(options: Options, limits: Limits) -> ReplayDrafter:
 def _srt(options: Options, limits: Limits) -> ReplayDrafter:
     raw = {"decay": 1.0, "context_weight": 1.0, "shared_window": 0, "window": 2**31 - 1}
     rest = {name: value for name, value in options.items() if name != "draft_per_match"}
-    return SrtDrafter(*_configs(raw | rest, limits), draft_per_match=float(options.get("draft_per_match", 1.0)))
+    return SrtDrafter(*_configs(raw | rest, limits), draft_per_match=options.get("draft_per_match", 1.0))
 
 
 def _ceiling(options: Options, limits: Limits) -> ReplayDrafter:
-    shared = bool(options.get("shared", True))
+    shared = options.get("shared", True)
     rest = {name: value for name, value in options.items() if name != "shared"}
     return CeilingDrafter(*_configs(rest, replace(limits, shape="chain")), shared=shared)
 
@@ -71,20 +73,32 @@ def _ceiling(options: Options, limits: Limits) -> ReplayDrafter:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     make: Callable[[Options, Limits], ReplayDrafter]
-    options: frozenset[str]
+    options: Mapping[str, Option]
     claims: bool = True
     """Its survival is a claim about acceptance, so its calibration can be judged."""
 
 
-_TREE = frozenset(f.name for config in (CacheConfig, DraftConfig) for f in fields(config)) - {"max_draft", "shape"}
+_TREE = {
+    f.name: Option(type(f.default))  # bounds are checked by the settings themselves
+    for config in (CacheConfig, DraftConfig)
+    for f in fields(config)
+    if f.name not in ("max_draft", "shape")
+}
+_SUFFIX = {
+    "depth": Option(int, 1),
+    "factor": Option(float, 0),
+    "offset": Option(float),
+    "min_prob": Option(float, 0),
+    "cached": Option(int, -1),
+}
 _ENTRIES = {
-    "none": _Entry(_none, frozenset(), claims=False),
-    "ngram": _Entry(_ngram, frozenset({"longest", "shortest"}), claims=False),
-    "suffix": _Entry(_suffix, frozenset({"depth", "factor", "offset", "min_prob", "cached"})),
+    "none": _Entry(_none, {}, claims=False),
+    "ngram": _Entry(_ngram, {"longest": Option(int, 1), "shortest": Option(int, 1)}, claims=False),
+    "suffix": _Entry(_suffix, _SUFFIX),
     "history": _Entry(_history, _TREE),
-    "srt": _Entry(_srt, _TREE | {"draft_per_match"}),
+    "srt": _Entry(_srt, _TREE | {"draft_per_match": Option(float, 0)}),
     "rolltree": _Entry(_rolltree, _TREE),
-    "ceiling": _Entry(_ceiling, _TREE | {"shared"}, claims=False),
+    "ceiling": _Entry(_ceiling, _TREE | {"shared": Option(bool)}, claims=False),
 }
 DRAFTERS = tuple(_ENTRIES)
 
@@ -116,7 +130,7 @@ class DrafterSpec:
                     f"option=value with an option of {', '.join(sorted(allowed))}" if allowed else "without options"
                 )
                 raise InvalidInputError("--drafter", text, choice)
-            options[key] = _value(value)
+            options[key] = allowed[key].read(text, value)
         return cls(text, name, options)
 
     @property
@@ -136,26 +150,19 @@ class DrafterSpec:
 
 
 def parse_drafters(texts: Sequence[str]) -> list[DrafterSpec]:
-    """Read the values of `--drafter`: names separated by commas, or all; each once.
+    """Read the values of `--drafter`: names separated by commas, or all (that can run here); each once.
 
     Raises:
         InvalidInputError: an unknown drafter or option.
 
     """
     names = [name for text in texts for name in text.split(",")]
-    every = [name for name in DRAFTERS if name not in ("none", "ceiling")]
+    every = [name for name in DRAFTERS if name not in ("none", "ceiling") and _installed(name)]
     return [
         DrafterSpec.parse(name)
         for name in dict.fromkeys(n for name in names for n in (every if name == "all" else [name]))
     ]
 
 
-def _value(text: str) -> Any:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _installed(name: str) -> bool:
+    return name != "suffix" or find_spec("arctic_inference") is not None

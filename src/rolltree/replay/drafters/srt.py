@@ -4,6 +4,7 @@ Match: the longest suffix of the text that the tree continues, of length q. Draf
 product of their edges' shares, `count(v) / sum of the siblings' counts`, until B(q) nodes; as a chain, the most
 frequent child. All checkpoints count the same. The paper gives no B(q): here it is `draft_per_match * q`, rounded, at
 least 1 and at most the draft limit, so that a longer match is trusted further (SuffixDecoding bounds drafts alike).
+Kinder than the paper in one thing: where the text of a descendant ends, the next shorter suffix goes on.
 """
 
 from __future__ import annotations
