@@ -69,7 +69,7 @@ def run(
     recording = selection.select(earlier, reader.read(files))
     with _Bar(screen, config.passes * recording.tokens) as bar:
         document = replay(recording, config, bar)
-    document |= {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty}
+    document |= {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty, "repeated_rollouts": reader.repeated}
     _show(screen, document)
     if plot is not None:
         from rolltree.replay.figure import draw
@@ -104,6 +104,11 @@ class _Bar:
         self._bar.update(self._task, advance=tokens, description=case)
 
 
+_LEFT_OUT = {
+    "skipped_lines": "lines that could not be read were",
+    "empty_rollouts": "rollouts without a token were",
+    "repeated_rollouts": "rollouts that TRL logged again, for another optimizer step, were",
+}
 _CASES = {
     "drafter": "drafter",
     "batch": "slots",
@@ -130,5 +135,6 @@ def _show(screen: Console, document: dict[str, Any]) -> None:
         keys = ["step", "tokens_per_step", "drafted_per_step", "acceptance_rate", "generation_seconds", "speedup"]
         steps = [[str(step[key]) if key == "step" else step[key] for key in keys] for step in first["steps"]]
         screen.print(table(f"{first['drafter']} by step", ["step", *keys[1:]], steps))
-    if document["skipped_lines"]:
-        screen.print(f"{document['skipped_lines']} lines could not be read and were left out.")
+    for key, what in _LEFT_OUT.items():
+        if document[key]:
+            screen.print(f"{document[key]:,} {what} left out.")

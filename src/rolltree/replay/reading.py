@@ -39,6 +39,9 @@ class Reader:
     """Lines that could not be read, with `skip_bad_lines`."""
     empty: int = 0
     """Rollouts without a token: nothing to generate."""
+    repeated: int = 0
+    """Rollouts of a TRL log that is the one before once more: a batch of several optimizer steps, generated once."""
+    _previous: list[tuple[object, object]] = field(default_factory=list)  # the TRL log before
     _prompts: dict[str, Int32Array] = field(default_factory=dict)  # one array for all samples of a prompt
     _samples: dict[tuple[str, int], int] = field(default_factory=dict)
 
@@ -52,6 +55,7 @@ class Reader:
 
         """
         self._samples.clear()
+        self._previous = []
         found = [rollout for path in list_files(paths) for rollout in self._read_file(path)]
         if not found:
             names = ", ".join(map(str, paths))
@@ -59,7 +63,7 @@ class Reader:
         return found
 
     def _read_file(self, path: Path) -> Iterator[Rollout]:
-        for number, record in records(path):
+        for number, record in self._unrepeated(records(path)) if path.suffix == ".parquet" else records(path):
             try:
                 rollout = self._rollout(record, path)
             except (KeyError, TypeError, ValueError) as error:
@@ -69,6 +73,14 @@ class Reader:
                 yield rollout
             else:
                 self.empty += 1
+
+    def _unrepeated(self, numbered: Iterator[tuple[int, object]]) -> Iterator[tuple[int, object]]:
+        """TRL logs after each optimizer step; replaying one generation twice would make its own text its history."""
+        rows = list(numbered)
+        texts = [(r.get("prompt"), r.get("completion")) for _, r in rows if isinstance(r, dict)]
+        again, self._previous = texts == self._previous and any(c for _, c in texts), texts
+        self.repeated += len(rows) if again else 0
+        return iter([] if again else rows)
 
     def _rollout(self, record: object, path: Path) -> Rollout:
         if isinstance(record, Broken):

@@ -1,0 +1,192 @@
+"""What `rolltree replay` reads: our traces, verl's dumps, TRL's logs; and how it says that something is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rolltree.errors import InvalidInputError, MissingDependencyError
+from rolltree.replay.reading import Reader
+from rolltree.replay.tokenizing import TextTokenizer
+
+RECORD = {"prompt_id": "a", "step": 3, "sample": 1, "prompt_token_ids": [1, 2], "token_ids": [3, 4, 5], "reward": 0.5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    pytest.importorskip("tokenizers")
+    import rolltree
+
+    return TextTokenizer(str(Path(rolltree.__file__).parent / "demo" / "model" / "tokenizer.json"))
+
+
+def write(path, *records):
+    text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.jsonl.gz"])
+def test_our_traces(tmp_path, name):
+    path = write(tmp_path / name, RECORD, "", RECORD | {"sample": 2, "logprobs": [0.1]})
+    first, second = Reader().read([path])
+    assert (first.prompt_id, first.step, first.sample, first.file) == ("a", 3, 1, str(path))
+    assert (first.prompt.tolist(), first.tokens.tolist()) == ([1, 2], [3, 4, 5])
+    assert first.tokens.dtype == np.int32
+    assert second.prompt is first.prompt  # one array for all samples
+
+
+def test_zstandard(tmp_path):
+    path = tmp_path / "r.jsonl.zst"
+    if find_spec("zstandard"):
+        import zstandard
+
+        path.write_bytes(zstandard.ZstdCompressor().compress((json.dumps(RECORD) + "\n").encode() * 3))
+        assert len(Reader().read([path])) == 3
+        path.write_bytes(b"nonsense")
+        with pytest.raises(InvalidInputError, match="complete file"):
+            Reader().read([path])
+    else:
+        path.write_bytes(b"")
+        with pytest.raises(MissingDependencyError, match="pip install zstandard"):
+            Reader().read([path])
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "r.jsonl:2"),
+        ("[1, 2]", "not an object"),
+        (json.dumps({**RECORD, "token_ids": [1, -2]}), r"token_ids\[1\]"),
+        (json.dumps({**RECORD, "token_ids": [1, 2.5]}), "integer"),
+        (json.dumps({**RECORD, "token_ids": "3 4 5"}), "token_ids.ndim"),
+        (json.dumps({k: v for k, v in RECORD.items() if k != "step"}), "'step' is missing"),
+        (json.dumps({"text": "hello"}), "token_ids .or input and output"),
+        ("\x00\x01", "r.jsonl:2"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, why):
+    path = write(tmp_path / "r.jsonl", RECORD, line, RECORD)
+    with pytest.raises(InvalidInputError, match=why) as error:
+        Reader().read([path])
+    assert f"{path}:2" in str(error.value)
+    assert "--skip-bad-lines" in str(error.value)
+    reader = Reader(skip_bad_lines=True)
+    assert len(reader.read([path])) == 2
+    assert reader.skipped == 1
+
+
+def test_nothing_to_read_is_an_error(tmp_path):
+    for path in (write(tmp_path / "r.jsonl"), write(tmp_path / "e.jsonl", {**RECORD, "token_ids": []}), tmp_path):
+        with pytest.raises(InvalidInputError, match="at least one rollout"):
+            Reader().read([path])
+    with pytest.raises(InvalidInputError, match="at least one rollout"):
+        Reader(skip_bad_lines=True).read([write(tmp_path / "b.jsonl", "{", "}")])
+
+
+def test_rollouts_without_a_token_are_counted(tmp_path):
+    reader = Reader()
+    assert len(reader.read([write(tmp_path / "r.jsonl", {**RECORD, "token_ids": []}, RECORD)])) == 1
+    assert reader.empty == 1
+
+
+@pytest.mark.parametrize("name", ["r.jsonl.gz", "r.parquet"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(json.dumps(RECORD).encode() * 2000)[:60])
+    with pytest.raises(InvalidInputError, match="complete file"):
+        Reader().read([path])
+
+
+def test_verls_dump_is_a_folder_of_steps(tmp_path, tokenizer):
+    # the keys that verl 0.9.1 writes to trainer.rollout_data_dir
+    for step in (10, 9):
+        entries = [
+            {
+                "input": f"sum {p} 3 = ",
+                "output": f"so {p}+3: {step}",
+                "gts": "4",
+                "score": 1.0,
+                "step": step,
+                "uid": "x",
+            }
+            for p in (1, 1, 2)
+        ]
+        write(tmp_path / f"{step}.jsonl", *entries)
+    rollouts = Reader(tokenizer).read([tmp_path])
+    assert [r.step for r in rollouts] == [9, 9, 9, 10, 10, 10]
+    assert [r.sample for r in rollouts] == [0, 1, 0, 0, 1, 0]
+    assert [r.prompt_id for r in rollouts[:3]] == ["sum 1 3 = ", "sum 1 3 = ", "sum 2 3 = "]
+    assert rollouts[0].tokens.tolist() == tokenizer.answer("so 1+3: 9").tolist()
+    with pytest.raises(InvalidInputError, match="--tokenizer FOLDER"):
+        Reader(skip_bad_lines=True).read([tmp_path])
+
+
+def test_messages_go_through_the_chat_template(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    from rolltree.demo.assets import load_tokenizer
+
+    full = load_tokenizer()
+    full.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}so: "
+    full.save_pretrained(tmp_path / "tokenizer")
+    messages = [[{"role": "user", "content": f"sum {p}"}] for p in (1, 1)]
+    answers = [[{"role": "assistant", "content": f"ok {p}"}] for p in (1, 2)]
+    log = tmp_path / "completions_00007.parquet"
+    pandas.DataFrame({"step": [7, 7], "prompt": messages, "completion": answers, "reward": [0.0, 1.0]}).to_parquet(log)
+    rollouts = Reader(TextTokenizer(str(tmp_path / "tokenizer"))).read([log])
+    assert isinstance(full, transformers.PreTrainedTokenizerBase)
+    assert full.decode(rollouts[0].prompt) == "user: sum 1 so: "
+    assert [full.decode(r.tokens) for r in rollouts] == ["ok 1", "ok 2"]
+    assert [(r.step, r.sample) for r in rollouts] == [(7, 0), (7, 1)]
+    assert rollouts[0].prompt_id == rollouts[1].prompt_id
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    from rolltree.demo.assets import load_model, load_tokenizer
+
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4, num_generations=2,
+        max_completion_length=10, max_steps=4, steps_per_generation=2, logging_steps=1, log_completions=True,
+        save_strategy="no", report_to="none", gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    data = datasets.Dataset.from_dict({"prompt": [f"sum {p} 34 = " for p in range(10, 18)]})
+    trainer = trl.GRPOTrainer(
+        model=load_model(), reward_funcs=lambda completions, **_: [float(len(c)) for c in completions], args=args,
+        train_dataset=data, processing_class=load_tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    reader = Reader(tokenizer)
+    rollouts = reader.read([tmp_path / "completions"])
+    assert len(list((tmp_path / "completions").iterdir())) == 4
+    assert sorted({r.step for r in rollouts}) == [1, 3]  # two generations, each logged for its two optimizer steps
+    assert (len(rollouts), reader.repeated) == (16, 16)
+    assert {r.sample for r in rollouts} == {0, 1}
+    assert all(1 <= len(r.tokens) <= 10 for r in rollouts)
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "r.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match="pip install pyarrow"):
+        Reader().read([tmp_path / "r.parquet"])
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependencyError, match="pip install transformers"):
+        TextTokenizer("tokenizer.json")
+
+
+def test_a_wrong_tokenizer_is_named(tmp_path):
+    pytest.importorskip("tokenizers")
+    with pytest.raises(InvalidInputError, match="--tokenizer"):
+        TextTokenizer(str(tmp_path / "tokenizer.json"))
