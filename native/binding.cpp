@@ -132,7 +132,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("tokens", table(&Drafts::tokens), nb::rv_policy::reference_internal, "int32[rows, width]")
       .def_prop_ro("parents", table(&Drafts::parents), nb::rv_policy::reference_internal, "int32[rows, width]")
       .def_prop_ro("survival", table(&Drafts::survival), nb::rv_policy::reference_internal, "float32[rows, width]")
-      .def_prop_ro("evidence", table(&Drafts::evidence), nb::rv_policy::reference_internal, "uint16[rows, width]")
       .def_prop_ro("source", table(&Drafts::source), nb::rv_policy::reference_internal, "uint8[rows, width]")
       .def_prop_ro(
           "lengths", [](Drafts& d) { return nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>(d.lengths.data(), {d.rows}); },
@@ -248,17 +247,6 @@ NB_MODULE(_native, m) {
             return out;
           },
           "(drafted, accepted) sums for prompt, own, sibling, history, shared, run-ahead.")
-      .def(
-          "calibration",
-          [](Forest& f) {
-            std::vector<std::tuple<double, double, float>> out;
-            for (int i = 0; i < Calibration::kBuckets; ++i) {
-              const auto e = static_cast<Evidence>(i);
-              out.emplace_back(f.calibration().hits(e), f.calibration().trials(e), f.calibration().probability(e));
-            }
-            return out;
-          },
-          "(accepted, judged, estimate) of every bucket of evidence with coupled noise.")
       .def("learned", &Forest::learned, "Tokens that the ranker has learned from.")
       .def("set_threads", &Forest::set_threads, "threads"_a, "Threads that draft large batches; drafts do not depend on it.");
 }

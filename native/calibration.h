@@ -1,9 +1,9 @@
 // How likely the winner of the noisy race is what the sampler emits, learned online from every verdict.
 //
-// The ranker's probabilities say how likely a token is before the noise is known. Once it is known, the answer hangs on
-// three things: the lead over the best rival, what tokens outside the candidates may do in that time, and how far the
-// ranker was to be trusted. Each bucket's rate of acceptance, shrunk to a prior, is the estimate. Deterministic, O(1) per
-// observation, a few KiB. Not thread-safe.
+// The ranker's probability says how likely a token is before the noise is known. Once it is known, the answer hangs on
+// the lead over the best rival, on what tokens outside the candidates may do in that time, and on how far the ranker is
+// to be trusted: how long the match is and how often its continuation was seen. An additive logistic model of these,
+// because a table of all their combinations would learn too slowly. Deterministic, O(1), a few KiB. Not thread-safe.
 #pragma once
 
 #include <algorithm>
@@ -11,62 +11,68 @@
 #include <cmath>
 #include <cstdint>
 
+#include "logistic.h"
+
 namespace rolltree {
 
-using Evidence = std::uint16_t;  // index of a bucket; 0: no noise, nothing to judge
+/// What a verdict will be filed under.
+struct Evidence {
+  std::uint16_t trust = 0;  // match length and sightings; `Calibration::kNone`: no noise, nothing to learn
+  std::uint16_t race = 0;   // lead and arrivals
+  float odds = 0;           // log odds of the ranker's probability
+};
 
 class Calibration {
  public:
-  static constexpr int kLeads = 12, kRests = 6, kBeliefs = 8;
-  static constexpr int kBuckets = 1 + kLeads * kRests * kBeliefs;
+  static constexpr int kMatches = 8, kSightings = 6, kLeads = 12, kArrivals = 6;
+  static constexpr std::uint16_t kNone = kMatches * kSightings;
 
-  explicit Calibration(float prior_strength = 4.0f) : strength_(prior_strength) {
-    for (int i = 1; i < kBuckets; ++i) probability_[index(i)] = prior(i);
+  Calibration() {
+    for (int i = 0; i < kLeads * kArrivals; ++i) race_[index(i)].value = prior(i);
+    for (Weight& w : slope_) w.value = 0.3f;
   }
 
-  /// `lead`: nats of noisy score over the best rival, negative for the rivals themselves; `rest`: expected arrivals of
-  /// tokens that are no candidates; `belief`: the ranker's probability.
-  static Evidence evidence(float lead, float rest, float belief) {
+  /// `match`: bucket of the matched length; `sightings`: of its continuations, rollouts; `lead`: nats of noisy score over
+  /// the best rival, negative for the rivals themselves; `arrivals`: expected number of tokens that are no candidates and
+  /// finish before it; `odds`: log odds of the ranker's probability.
+  static Evidence evidence(std::size_t match, float sightings, float lead, float arrivals, float odds) {
+    constexpr std::array<float, kSightings - 1> seen{0.75f, 1.5f, 2.5f, 4.5f, 8.5f};
     constexpr std::array<float, kLeads - 1> leads{-1.5f, -0.7f, -0.25f, 0.0f, 0.25f, 0.5f, 1.0f, 1.7f, 2.7f, 4.0f, 8.0f};
-    constexpr std::array<float, kRests - 1> rests{0.02f, 0.06f, 0.15f, 0.4f, 1.0f};
-    constexpr std::array<float, kBeliefs - 1> beliefs{0.05f, 0.15f, 0.3f, 0.5f, 0.7f, 0.85f, 0.95f};
-    return static_cast<Evidence>(1 + (bucket(leads, lead) * kRests + bucket(rests, rest)) * kBeliefs + bucket(beliefs, belief));
+    constexpr std::array<float, kArrivals - 1> others{0.02f, 0.06f, 0.15f, 0.4f, 1.0f};
+    const int trust = static_cast<int>(match) * kSightings + bucket(seen, sightings);
+    return {static_cast<std::uint16_t>(trust), static_cast<std::uint16_t>(bucket(leads, lead) * kArrivals + bucket(others, arrivals)), odds};
   }
+  static bool sound(const Evidence& e) { return e.trust <= kNone && e.race < kLeads * kArrivals; }
 
-  float probability(Evidence e) const { return probability_[e]; }
-  double hits(Evidence e) const { return hits_[e]; }
-  double trials(Evidence e) const { return trials_[e]; }
+  float probability(const Evidence& e) const { return squash(score(e)); }
 
-  /// Files one verdict. Old verdicts fade (halved every 8,192) because the policy moves.
-  void observe(Evidence e, bool accepted) {
-    if (e == 0) return;
-    if (trials_[e] >= 8192) {
-      trials_[e] /= 2;
-      hits_[e] /= 2;
-    }
-    trials_[e] += 1;
-    hits_[e] += accepted;
-    probability_[e] = static_cast<float>((hits_[e] + strength_ * prior(e)) / (trials_[e] + strength_));
+  /// Learns one verdict.
+  void observe(const Evidence& e, bool accepted) {
+    if (e.trust == kNone) return;
+    const float error = probability(e) - static_cast<float>(accepted);
+    trust_[e.trust].update(error, kRate);
+    race_[e.race].update(error, kRate);
+    slope_[e.trust].update(error * e.odds, kRate);
   }
 
  private:
+  static constexpr float kRate = 0.2f;
   static std::size_t index(int i) { return static_cast<std::size_t>(i); }
   template <std::size_t N>
   static int bucket(const std::array<float, N>& edges, float x) {
     return static_cast<int>(std::upper_bound(edges.begin(), edges.end(), x) - edges.begin());
   }
+  float score(const Evidence& e) const { return trust_[e.trust].value + race_[e.race].value + slope_[e.trust].value * e.odds; }
 
-  /// No other token arrives first (exp(-rest), if the ranker is right), and the lead is real.
-  static float prior(int evidence) {
+  /// No other token arrives first, and the lead is real.
+  static float prior(int race) {
     constexpr std::array<float, kLeads> lead{0.02f, 0.1f, 0.2f, 0.35f, 0.55f, 0.65f, 0.75f, 0.85f, 0.9f, 0.95f, 0.97f, 0.98f};
-    constexpr std::array<float, kRests> alone{0.97f, 0.93f, 0.88f, 0.75f, 0.5f, 0.2f};
-    const int i = evidence - 1;
-    return lead[index(i / (kRests * kBeliefs))] * alone[index(i / kBeliefs % kRests)];
+    constexpr std::array<float, kArrivals> alone{0.97f, 0.93f, 0.88f, 0.8f, 0.65f, 0.5f};
+    return log_odds(lead[index(race / kArrivals)] * alone[index(race % kArrivals)]);
   }
 
-  float strength_;
-  std::array<float, kBuckets> probability_{};
-  std::array<double, kBuckets> hits_{}, trials_{};
+  std::array<Weight, kNone> trust_{}, slope_{};
+  std::array<Weight, kLeads * kArrivals> race_{};
 };
 
 }  // namespace rolltree

@@ -67,9 +67,10 @@ class DraftWriter {
   }
 
  private:
+  static constexpr Evidence kUnjudged{Calibration::kNone, 0, 0};  // without noise the ranker's probability stands
   struct Choice {
     const Candidate* candidate = nullptr;
-    Evidence evidence = 0;
+    Evidence evidence = kUnjudged;
     float probability = 0;
   };
 
@@ -115,7 +116,7 @@ class DraftWriter {
     const Candidate* best = nullptr;
     for (const Candidate& c : list)
       if (!best || c.probability > best->probability || (c.probability == best->probability && newer(c, *best))) best = &c;
-    return best ? Choice{best, 0, best->probability} : Choice{};
+    return best ? Choice{best, kUnjudged, best->probability} : Choice{};
   }
   bool newer(const Candidate& a, const Candidate& b) const {
     const std::uint32_t x = serial_of(a), y = serial_of(b);
@@ -148,7 +149,7 @@ class DraftWriter {
     const auto at = static_cast<std::uint32_t>(scratch_.places.size());
     scratch_.places.push_back(place);
     for (const Candidate& c : list) {
-      const Choice choice = options_.coupled ? judge(race, list, c) : Choice{&c, 0, c.probability};
+      const Choice choice = options_.coupled ? judge(race, list, c) : Choice{&c, kUnjudged, c.probability};
       const float reached = survival * choice.probability;
       if (reached < options_.min_survival) continue;
       scratch_.heap.emplace_back(reached, ~static_cast<std::uint32_t>(scratch_.nodes.size()));
@@ -194,7 +195,8 @@ class DraftWriter {
     const float time = race.times[static_cast<std::size_t>(&c - list.begin())];
     const float rival = time == race.first ? race.second : race.first;
     const float lead = rival == 0 ? 99.0f : std::log(rival / time);
-    const Evidence evidence = Calibration::evidence(lead, race.rest * time, c.probability);
+    const float sightings = static_cast<float>(list.sightings) / kUnit;
+    const Evidence evidence = Calibration::evidence(list.match, sightings, lead, race.rest * time, log_odds(c.probability));
     return Choice{&c, evidence, calibration_.probability(evidence)};
   }
 

@@ -132,7 +132,7 @@ class Forest {
       require(drafts.lengths[b] >= 0 && static_cast<std::size_t>(drafts.lengths[b]) <= drafts.width, "lengths",
               drafts.lengths[b], "between 0 and the width of the drafts");
       for (std::size_t i = 0, at = b * drafts.width; i < static_cast<std::size_t>(drafts.lengths[b]); ++i) {
-        require(drafts.evidence[at + i] < Calibration::kBuckets, "evidence", drafts.evidence[at + i], "as drafted");
+        require(Calibration::sound(drafts.evidence[at + i]), "evidence", drafts.evidence[at + i].trust, "as drafted");
         require(drafts.source[at + i] < kSources, "source", static_cast<int>(drafts.source[at + i]), "as drafted");
       }
     }
@@ -202,7 +202,6 @@ class Forest {
     std::lock_guard lock(mutex_);
     return {sums_, sums_ + kSources};
   }
-  const Calibration& calibration() const { return calibration_; }
   std::uint64_t learned() const { return ranker_.seen(); }
   void set_threads(std::size_t threads) {
     std::lock_guard lock(mutex_);

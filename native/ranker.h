@@ -13,13 +13,12 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "automaton.h"
-#include "noise.h"
+#include "logistic.h"
 
 namespace rolltree {
 
@@ -82,6 +81,8 @@ struct Candidate {
 struct CandidateList {
   static constexpr std::uint32_t kMost = 16;
   std::uint32_t size = 0;
+  std::size_t match = 0;         // bucket of the matched length in the own tree
+  std::uint32_t sightings = 0;   // weighted continuations of the longest suffix that has any, own tree before shared
   std::array<Candidate, kMost> items;
   const Candidate* begin() const { return items.data(); }
   const Candidate* end() const { return items.data() + size; }
@@ -97,17 +98,17 @@ class Ranker {
 
   /// Fills `out` with the candidates after `place`; `last` is the token before them. O(suffixes x degree), both bounded.
   void rank(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) const {
-    out.size = 0;
+    out.size = out.sightings = 0;
     for (std::size_t lane = 0; lane < 2; ++lane)
       if (view.lanes[lane]) gather(*view.lanes[lane], lane, place[lane], min_match, out);
-    const auto match = match_bucket(place[0].length);
+    out.match = match_bucket(place[0].length);
     for (Candidate& c : out) {
-      describe(view, match, last, c);
+      describe(view, out.match, last, c);
       c.probability = squash(score(c));
     }
   }
 
-  /// Learns that `actual` came after the context that `candidates` were ranked for (AdaGrad with a floor under the rate).
+  /// Learns that `actual` came after the context that `candidates` were ranked for.
   void learn(const CandidateList& candidates, Token actual) {
     ++seen_;
     for (const Candidate& c : candidates) {
@@ -128,17 +129,10 @@ class Ranker {
   static constexpr float kSmoothing = 1.0f * kUnit;  // sightings at which a suffix outweighs all shorter ones
   static constexpr float kEnough = 0.02f;         // weight left for shorter suffixes below which they are not read
   static constexpr float kFaint = 0.02f;          // share below which a shorter suffix adds no candidate
-  static constexpr float kRate = 0.2f, kSteadiest = 400.0f;
+  static constexpr float kRate = 0.2f;
   static constexpr std::size_t kClasses = 6, kMatches = 8, kSets = 2 * kClasses * kMatches;
   static constexpr std::uint32_t kTraits = 4096;  // slots of each of three tables of token traits
 
-  struct Weight {
-    float value = 0, gradient = 1;
-    void update(float g, float rate) {
-      gradient = std::min(gradient + g * g, kSteadiest);
-      value -= rate * g / std::sqrt(gradient);
-    }
-  };
   struct Set {
     Weight bias;
     std::array<Weight, 2> odds;
@@ -158,18 +152,6 @@ class Ranker {
     return set;
   }
 
-  static float log_odds(float share) {
-    const float p = std::clamp(share, 1e-3f, 1.0f - 1e-3f);
-    return fast_log(p / (1.0f - p));
-  }
-  /// Logistic function within 1e-6, from additions and multiplications only: the same bits on every machine.
-  static float squash(float z) {
-    const float scaled = std::clamp(z, -15.0f, 15.0f) * -1.44269504f;
-    const float whole = std::floor(scaled), x = scaled - whole;
-    const float power = 1.0f + x * (0.693147182f + x * (0.240226462f + x * (0.0555021f + x * (0.00967884f + x * 0.00124396f))));
-    const float e = std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(whole) + 127) << 23) * power;
-    return 1.0f / (1.0f + e);
-  }
   static std::uint16_t trait(std::uint32_t table, std::uint32_t key) {
     std::uint32_t x = (key + table) * 0x9E3779B1u;
     x = (x ^ (x >> 15)) * 0x85EBCA6Bu;
@@ -186,6 +168,7 @@ class Ranker {
       const std::uint32_t total =
           text.is_hub(s) ? confirm(text, lane, s, weight, out) : scan(text, lane, s, weight, level == 0 && lane == 0, out);
       if (total == 0) continue;
+      if (out.sightings == 0) out.sightings = total;
       weight *= kSmoothing / (static_cast<float>(total) + kSmoothing);
       ++level;
     }

@@ -38,10 +38,6 @@ class Drafts:
         """float32[rows, width]"""
 
     @property
-    def evidence(self) -> Annotated[NDArray[numpy.uint16], dict(shape=(None, None))]:
-        """uint16[rows, width]"""
-
-    @property
     def source(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None))]:
         """uint8[rows, width]"""
 
@@ -134,11 +130,6 @@ class Forest:
     def source_sums(self) -> list[tuple[int, int]]:
         """
         (drafted, accepted) sums for prompt, own, sibling, history, shared, run-ahead.
-        """
-
-    def calibration(self) -> list[tuple[float, float, float]]:
-        """
-        (accepted, judged, estimate) of every bucket of evidence with coupled noise.
         """
 
     def learned(self) -> int:
