@@ -86,7 +86,7 @@ class RequestBook:
         self._roots = _Roots(sessions)
         self._slot_of: dict[str, int] = {}
         self._slots = _Slots()
-        self._ids: list[str] = []
+        self._ids: list[str] | None = None
         self._row_slots: Int64Array = np.zeros(0, np.int64)
         self._stops: dict[int, int] = {}  # stop token -> running requests that it ends
         self._stop_array: Int64Array = np.zeros(0, np.int64)
@@ -116,7 +116,7 @@ class RequestBook:
             slot = self._slot_of.pop(id, NO_SLOT)
             if slot != NO_SLOT:
                 self._release(slot)
-                self._ids = []
+                self._ids = None
 
     def cut(self, id: str, output: Sequence[int]) -> None:
         """End a request of which only `output` counts: the engine ran on before it saw the end."""
@@ -152,7 +152,7 @@ class RequestBook:
             except Exception:  # what cannot be closed is lost; the engine goes on
                 self._slots.free(slot)
         self._slot_of.clear()
-        self._ids = []
+        self._ids = None
 
     def _match_rows(self, ids: list[str], emitted: Int64Array, facts_of: Callable[[str], Facts]) -> None:
         """Bring `_row_slots` up to date; most steps have the rows of the step before."""
@@ -267,16 +267,21 @@ class _Slots:
         self._free: list[int] = []
         zeros = np.zeros(0, np.int64)
         self.handle, self.prompt, self.known, self.end, self.draft, self.kind = (zeros.copy() for _ in range(6))
+        self._grow()
 
     def take(self) -> int:
         """Return an unused slot."""
         if not self._free:
-            more = max(64, len(self.facts))
-            self._free = list(range(len(self.facts) + more - 1, len(self.facts) - 1, -1))
-            self.facts += [None] * more
-            for name in ("handle", "prompt", "known", "end", "draft", "kind"):
-                setattr(self, name, np.concatenate((getattr(self, name), np.zeros(more, np.int64))))
+            self._grow()
         return self._free.pop()
+
+    def _grow(self) -> None:
+        """Double the room; there is always some, so that slot -1 of a row without a request may be looked up."""
+        before, more = len(self.facts), max(64, len(self.facts))
+        self._free = list(range(before + more - 1, before - 1, -1))
+        self.facts += [None] * more
+        for name in ("handle", "prompt", "known", "end", "draft", "kind"):
+            setattr(self, name, np.concatenate((getattr(self, name), np.zeros(more, np.int64))))
 
     def set(self, slot: int, facts: Facts, *, prompt: int, end: int) -> None:
         """Fill a slot of a request whose tree knows its prompt."""
