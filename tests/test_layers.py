@@ -43,7 +43,7 @@ HEAVY = "sampling engine trl"
 ROWS = (
     row("errors types _native"),
     row("tokens config machine metrics"),
-    row("budget store"),
+    row("budget store runlog"),
     row("cache"),
     row("step_cost lengths runahead"),
     row("drafting"),
@@ -52,7 +52,9 @@ ROWS = (
     row("trl", f"numpy {FRAMEWORKS}"),
     row("vllm", "numpy", lazy="torch vllm prometheus_client"),
     row("demo", f"numpy rich {FRAMEWORKS}", lazy="matplotlib reasoning_gym gguf"),
+    row("verl", "numpy ray omegaconf verl torch", lazy="vllm pandas transformers rich"),
     row("replay", "numpy", lazy="arctic_inference matplotlib pyarrow tokenizers transformers zstandard"),
+    row("report", "", lazy="matplotlib jinja2"),
     row("bench", f"numpy rich {FRAMEWORKS}", lazy="arctic_inference"),
     row("__init__", "", lazy_rows=HEAVY),
     row("cli", "numpy typer rich", lazy=FRAMEWORKS, lazy_rows=HEAVY),

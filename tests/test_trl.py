@@ -14,6 +14,7 @@ from rolltree.demo.task import Problem, sample_problems
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine
 from rolltree.errors import InvalidInputError, RequestError
+from rolltree.runlog import steps
 from rolltree.store import RolloutStore
 from rolltree.trl import RolloutFunction, RolloutRecord
 from rolltree.trl.history import total
@@ -321,3 +322,26 @@ def test_without_speculation_a_store_records_as_well(trainer, tmp_path):
             RolloutFunction(cache=RolloutCache(), store=a)
         with pytest.raises(InvalidInputError, match=r"engine\.store"):
             Engine(trainer.model, drafter=TreeDrafter(RolloutCache(store=b)), store=a)
+
+
+def test_metrics_of_a_run_are_written_for_the_report(trainer, tmp_path):
+    callbacks = []
+    trainer.add_callback = callbacks.append
+    rollout = fast(run_dir=tmp_path)
+    for step in (0, 1):
+        trainer.state.global_step = step
+        rollout(PROMPTS, trainer)
+    trainer.state.global_step = 2
+    callbacks[0].on_log(None, trainer.state, None, {"reward": 0.75})
+    rollout(PROMPTS, trainer)
+    assert len(callbacks) == 1
+    rows = steps(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert [row["ratios"]["tokens_per_step"] for row in rows] == [r.tokens_per_step for r in rollout.history]
+    assert rows[1]["gauges"]["reward"] == 0.75
+    assert rows[1]["gauges"]["cached_rollouts"] == 2 * len(PROMPTS)
+    accepted = [sum(v for k, v in row["sums"].items() if k.startswith("accepted_")) for row in rows]
+    assert accepted == [row["sums"]["accepted"] for row in rows]
+    trainer.accelerator.process_index = 1
+    fast(run_dir=tmp_path / "other")(PROMPTS, trainer)
+    assert not (tmp_path / "other").exists()

