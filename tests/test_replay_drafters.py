@@ -200,6 +200,8 @@ def test_names_carry_options():
     specs = parse_drafters(["ngram,rolltree:decay=0.5", "ngram", "srt:draft_per_match=2:window=3"])
     assert [spec.text for spec in specs] == ["ngram", "rolltree:decay=0.5", "srt:draft_per_match=2:window=3"]
     assert specs[1].make(Limits()).cache.config.decay == 0.5
+    wide = DrafterSpec.parse("rolltree:shape=tree:max_draft=64")
+    assert wide.limits(Limits(max_draft=4)) == Limits(max_draft=64, shape="tree")
     assert set(DRAFTERS) == {"none", "ngram", "suffix", "history", "srt", "rolltree", "ceiling"}
 
 
@@ -212,6 +214,7 @@ def test_names_carry_options():
         ("rolltree:depth", "option=value"),
         ("rolltree:depth=1", "cache.depth"),
         ("rolltree:depth=deep", "a whole number there"),
+        ("rolltree:shape=bush", "chain or tree"),
         ("ceiling:shared=1", "true or false"),
         ("ngram:longest=0", "a whole number from 1"),
         ("suffix:depth=1.5", "a whole number from 1"),

@@ -36,7 +36,7 @@ def write(path, *records):
 def test_our_traces(tmp_path, name):
     path = write(tmp_path / name, RECORD, "", RECORD | {"sample": 2, "logprobs": [0.1]})
     first, second = Reader().read([path])
-    assert (first.prompt_id, first.step, first.sample, first.file) == ("a", 3, 1, str(path))
+    assert (first.prompt_id, first.step, first.sample, first.file) == ("a", 3, 1, name)
     assert (first.prompt.tolist(), first.tokens.tolist()) == ([1, 2], [3, 4, 5])
     assert first.tokens.dtype == np.int32
     assert second.prompt is first.prompt  # one array for all samples

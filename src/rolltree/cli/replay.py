@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rolltree import machine
 from rolltree.cli.output import console, finish, table
 from rolltree.errors import InvalidInputError
 
@@ -70,6 +71,8 @@ def run(
     with _Bar(screen, config.passes * recording.tokens) as bar:
         document = replay(recording, config, bar)
     document |= {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty, "repeated_rollouts": reader.repeated}
+    document |= {"samples": samples, "history_rollouts": recording.history_rollouts, "split": split}
+    document["machine"] = machine.describe(("numpy", "arctic-inference"))
     _show(screen, document)
     if plot is not None:
         from rolltree.replay.figure import draw

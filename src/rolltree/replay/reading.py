@@ -103,7 +103,7 @@ class Reader:
         if prompt is None or not np.array_equal(prompt, given):
             self._prompts[name] = prompt = given
         return Rollout(
-            prompt_id=name, prompt=prompt, tokens=tokens, step=step, sample=int(record["sample"]), file=str(path)
+            prompt_id=name, prompt=prompt, tokens=tokens, step=step, sample=int(record["sample"]), file=path.name
         )
 
     def _text(self, name: str, prompt: object, answer: object, record: dict[str, Any], path: Path) -> Rollout:
@@ -116,7 +116,7 @@ class Reader:
         step = int(record["step"]) if "step" in record else number_of(path)
         sample = self._samples[name, step] = self._samples.get((name, step), -1) + 1
         return Rollout(
-            prompt_id=name, prompt=self._prompts[name], tokens=tokens, step=step, sample=sample, file=str(path)
+            prompt_id=name, prompt=self._prompts[name], tokens=tokens, step=step, sample=sample, file=path.name
         )
 
     def _bad(self, path: Path, number: int, record: object, error: Exception) -> None:

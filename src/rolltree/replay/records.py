@@ -54,6 +54,11 @@ class Recording:
         return [rollout for step in self.steps for rollout in step.rollouts]
 
     @property
+    def history_rollouts(self) -> int:
+        """Rollouts known before."""
+        return sum(len(step.rollouts) for step in self.history)
+
+    @property
     def tokens(self) -> int:
         """Tokens to generate."""
         return sum(len(rollout.tokens) for rollout in self.rollouts)

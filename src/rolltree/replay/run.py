@@ -6,7 +6,7 @@ Each case starts from nothing and is told the history first. Returns the JSON do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -82,15 +82,16 @@ def run_case(
         drafter.remember(step.rollouts)
         if worth:
             worth.learn(step.rollouts)
+    max_draft = spec.limits(config.limits).max_draft
     simulate = partial(
-        Simulator, drafter=drafter, profile=config.profile, slots=slots, max_draft=config.limits.max_draft,
+        Simulator, drafter=drafter, profile=config.profile, slots=slots, max_draft=max_draft,
         budget=_budget(config), worth=worth,
         progress=lambda tokens: progress(f"{spec.text}, {slots or 'all'} slots", tokens),
     )  # fmt: skip
     runs = []
     for version, step in enumerate(recording.steps, len(recording.history)):
         drafter.begin(version)
-        tally, before = Tally(len(step.rollouts), config.limits.max_draft), drafter.sources()
+        tally, before = Tally(len(step.rollouts), max_draft), drafter.sources()
         simulator = simulate(step.rollouts, tally=tally)
         simulator.run()
         drafter.end(step.rollouts)
@@ -120,8 +121,7 @@ def _case(
         "drafter": spec.text,
         "batch": slots,
         "cost_profile": config.profile.name,
-        "max_draft": config.limits.max_draft,
-        "shape": config.limits.shape,
+        **asdict(spec.limits(config.limits)),
         "budget": config.budget,
         "objective": config.objective,
         **results.summary(runs),

@@ -1,6 +1,7 @@
 """Drafters by name, with options: `rolltree`, `suffix:depth=64:factor=4`, `srt:draft_per_match=2`.
 
-Options of rolltree, history and ceiling are the fields of `CacheConfig` and `DraftConfig`.
+Options of the drafters over our cache are the fields of `CacheConfig` and `DraftConfig`; `max_draft` and `shape` override
+those of the run.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ _TREE = {
     f.name: Option(type(f.default))  # bounds are checked by the settings themselves
     for config in (CacheConfig, DraftConfig)
     for f in fields(config)
-    if f.name not in ("max_draft", "shape")
 }
+_WIDE = {"max_draft": Option(int, 1), "shape": Option(str, choices=("chain", "tree"))}
 _SUFFIX = {
     "depth": Option(int, 1),
     "factor": Option(float, 0),
@@ -93,12 +94,14 @@ _SUFFIX = {
 }
 _ENTRIES = {
     "none": _Entry(_none, {}, claims=False),
-    "ngram": _Entry(_ngram, {"longest": Option(int, 1), "shortest": Option(int, 1)}, claims=False),
-    "suffix": _Entry(_suffix, _SUFFIX),
-    "history": _Entry(_history, _TREE),
-    "srt": _Entry(_srt, _TREE | {"draft_per_match": Option(float, 0)}),
-    "rolltree": _Entry(_rolltree, _TREE),
-    "ceiling": _Entry(_ceiling, _TREE | {"shared": Option(bool)}, claims=False),
+    "ngram": _Entry(
+        _ngram, {"max_draft": _WIDE["max_draft"], "longest": Option(int, 1), "shortest": Option(int, 1)}, claims=False
+    ),
+    "suffix": _Entry(_suffix, _SUFFIX | _WIDE),
+    "history": _Entry(_history, _TREE | _WIDE),
+    "srt": _Entry(_srt, _TREE | _WIDE | {"draft_per_match": Option(float, 0)}),
+    "rolltree": _Entry(_rolltree, _TREE | _WIDE),
+    "ceiling": _Entry(_ceiling, _TREE | _WIDE | {"shared": Option(bool)}, claims=False),
 }
 DRAFTERS = tuple(_ENTRIES)
 
@@ -146,7 +149,12 @@ class DrafterSpec:
             MissingDependencyError: the drafter needs a package that is not installed.
 
         """
-        return _ENTRIES[self.name].make(self.options, limits)
+        rest = {name: value for name, value in self.options.items() if name not in _WIDE}
+        return _ENTRIES[self.name].make(rest, self.limits(limits))
+
+    def limits(self, run: Limits) -> Limits:
+        """Return the limits of a run as this drafter has them."""
+        return replace(run, **{name: value for name, value in self.options.items() if name in _WIDE})
 
 
 def parse_drafters(texts: Sequence[str]) -> list[DrafterSpec]:

@@ -15,6 +15,7 @@ class Option:
 
     kind: type
     least: float = -math.inf
+    choices: tuple[str, ...] = ()
 
     def read(self, text: str, value: str) -> Any:
         """Return the value of an option of the drafter that was written as `text`.
@@ -23,10 +24,12 @@ class Option:
             InvalidInputError: another kind of value, or too small.
 
         """
+        if value in self.choices:
+            return value
         if self.kind is bool and value in ("true", "false"):
             return value == "true"
         try:
-            number = math.nan if self.kind is bool else self.kind(value)
+            number = self.kind(value) if self.kind in (int, float) else math.nan
         except ValueError:
             number = math.nan
         if not number >= self.least:
@@ -34,7 +37,7 @@ class Option:
         return number
 
     def _wanted(self) -> str:
-        if self.kind is bool:
-            return "with true or false there"
+        if self.kind not in (int, float):
+            return f"with {' or '.join(self.choices or ('true', 'false'))} there"
         kind = "whole number" if self.kind is int else "number"
         return f"with a {kind}{f' from {self.least:g}' if self.least > -math.inf else ''} there"
