@@ -105,7 +105,7 @@ def test_a_prompt_is_run_ahead_as_often_as_asked_until_it_is_sampled() -> None:
     assert [launch.sample for launch in launches] == [0, 1, 2]
     for launch in launches:
         control.finished(launch, 10)
-    assert not control.decide(snapshot(1, 4), prompts(1, rollouts=3)).launch
+    assert not control.decide(snapshot(1, 4), prompts(1)).launch
     control.end_step([PromptOutcome(key="p0", rollouts=3, tokens=100, work=50)])
     control.begin_step(100_000)
     control.decide(snapshot(2, 4), [])
@@ -116,7 +116,7 @@ def test_short_tails_and_dear_rows_are_left_alone() -> None:
     control = in_the_tail()
     assert control.decide(snapshot(1, 4, tail_tokens=MIN_TAIL_TOKENS - 1), prompts(9)).reason == "tail too short"
     assert control.decide(snapshot(1, 4, row_seconds=0), prompts(9)).reason == "step cost unknown"
-    assert control.decide(snapshot(1, 4, row_seconds=9e-4), prompts(9)).reason == "not worth it"
+    assert control.decide(snapshot(1, 4, row_seconds=2e-3), prompts(9)).reason == "not worth it"
 
 
 def train(control: RunAhead, step: int, *, treated: float, control_work: float) -> tuple[int, float]:

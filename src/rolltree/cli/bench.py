@@ -140,3 +140,42 @@ def engine(
     columns = ["batch", "epoch", "drafter", "tokens/s", "tokens/step", "drafted/step", "speedup", "spread"]
     screen.print(table("Engine: speedup over the same engine without drafts", columns, rows))
     finish(document, json_output=json_output, out=out)
+
+
+@app.command()
+def runahead(
+    slots: Annotated[list[int] | None, typer.Option("--slots", min=8, help="Rows of the engine; repeat it.")] = None,
+    tail: Annotated[list[str] | None, typer.Option("--tail", help="natural or long; repeat it.")] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Training steps, each with new prompts.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions with fresh caches.")] = 3,
+    train_epochs: Annotated[
+        int, typer.Option(min=0, help="Epochs of GRPO before; the policy then drifts as in that training.")
+    ] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    json_output: Json = False,
+    out: Out = None,
+) -> None:
+    """Seconds of a first epoch with run-ahead and without, on the demo's model.
+
+    Example: rolltree bench runahead --slots 16 --tail long --steps 6
+    """
+    import torch
+
+    from rolltree.bench.demo_policy import demo_policy
+    from rolltree.bench.runahead import Regime, run_ahead
+
+    torch.set_num_threads(threads)
+    screen = console(json_output)
+    tails = tail or ["natural", "long"]
+    if set(tails) - {"natural", "long"}:
+        raise InvalidInputError("--tail", tails, "natural or long")
+    regimes: Any = [Regime(slots=n, tail=name) for n in slots or [8, 32, 64] for name in tails]  # type: ignore[arg-type]
+    with screen.status("training" if train_epochs else "") as status:
+        policy = demo_policy(train_epochs=train_epochs)
+        document = run_ahead(policy, regimes, steps=steps, repeats=repeats, progress=status.update)
+    cases: Any = document["cases"]
+    keys = ["mode", "seconds", "speedup_over_cold", "first_step_slowdown", "tokens_per_step"]
+    rows = [[f"{c['slots']}, {c['tail']}", *[c[k] for k in keys], c.get("slack_used"), c.get("tokens")] for c in cases]
+    columns = ["slots, tail", "mode", "s/step", "over cold", "first step", "tokens/step", "slack used", "ahead tokens"]
+    screen.print(table("Run-ahead: a first epoch", columns, rows))
+    finish(document, json_output=json_output, out=out)

@@ -70,6 +70,7 @@ class RunAheadEngine:
         self._modelled = 0.0
         self._running: dict[int, Launch] = {}
         self._upcoming: dict[str, _Prompt] = {}
+        self._prospects: list[Candidate] = []
         self._live: dict[int, Request] = {}
         self._before = (0.0, 0, 0)  # clock, row steps, draft tokens at the last look
         self._drafted = 0.0  # draft tokens a row of the last step
@@ -88,6 +89,10 @@ class RunAheadEngine:
         """
         held = {prompt_key(r): self._rollouts(r) for r in requests}
         self._upcoming = self._prompts(upcoming)
+        self._prospects = [
+            Candidate(key=p.key, rollouts=self._rollouts(p.requests[0]), soon=p.soon, max_tokens=self._useful(p))
+            for p in self._upcoming.values()
+        ]
         self._live = dict(enumerate(requests, start=self.engine.next_id))
         self._looks, self._tail = 0, math.inf
         self.control.begin_step(self._tokens or round(self._expected(requests)))
@@ -130,12 +135,8 @@ class RunAheadEngine:
         )
 
     def _candidates(self, live: int, waiting: int) -> list[Candidate]:
-        if waiting or not live or live + len(self._running) >= self.engine.config.slots:
-            return []
-        return [
-            Candidate(key=p.key, rollouts=self._rollouts(p.requests[0]), soon=p.soon, max_tokens=self._useful(p))
-            for p in self._upcoming.values()
-        ]
+        full = live + len(self._running) >= self.engine.config.slots
+        return [] if waiting or not live or full else self._prospects
 
     def _useful(self, prompt: _Prompt) -> int:
         limit = prompt.requests[0].sampling.max_tokens

@@ -182,7 +182,7 @@ class RunAhead:
                 continue
             before = self._ahead[candidate.key][0] if candidate.key in self._ahead else 0
             for more in range(self.config.samples - before):
-                held = candidate.rollouts + more
+                held = candidate.rollouts + before + more
                 if held < self.config.warm_rollouts:
                     ranked.append((-(STALE**candidate.soon) / (1 + held) ** 2, place, candidate))
         return [candidate for _, _, candidate in sorted(ranked, key=lambda item: item[:2])]

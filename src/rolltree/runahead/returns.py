@@ -19,9 +19,9 @@ FADE = 0.8
 """Factor on all sums per training step: a verdict rests on about the last five."""
 MIN_PROMPTS = 4.0
 """Prompts on either side before there is a verdict; a holdout of one in eight gets there within two small steps."""
-PRIOR_SAVING = 0.1
+PRIOR_SAVING = 0.3
 """Row-steps saved by a run-ahead token before anything is measured. Replayed GRPO traces: one rollout of a cold prompt
-saves its 8 siblings 0.02 to 0.06 row-steps a token each (2.1 to 2.4 tokens per step), that is 0.16 to 0.5; halved."""
+saves its 8 siblings 0.02 to 0.06 row-steps a token each (2.1 to 2.4 tokens per step), that is 0.16 to 0.5."""
 PRIOR_PROMPTS = 2.0
 """Weight of that prior, in prompts."""
 

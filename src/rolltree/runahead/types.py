@@ -34,7 +34,7 @@ class Candidate:
     key: str
     """Identity of the prompt, the same in `Launch` and `PromptOutcome`."""
     rollouts: float
-    """Rollouts that its tree holds; 0 is cold."""
+    """Rollouts that its tree holds, those launched for its next use left out; 0 is cold."""
     soon: int
     """Training steps until it is sampled; 1 is the next."""
     max_tokens: int
