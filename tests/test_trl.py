@@ -341,7 +341,9 @@ def test_metrics_of_a_run_are_written_for_the_report(trainer, tmp_path):
     assert rows[1]["gauges"]["reward"] == 0.75
     assert rows[1]["gauges"]["cached_rollouts"] == 2 * len(PROMPTS)
     accepted = [sum(v for k, v in row["sums"].items() if k.startswith("accepted_")) for row in rows]
-    assert accepted == [row["sums"]["accepted"] for row in rows]
+    # A drafted end token is accepted, and has no token of the sampler after it.
+    differences = [a - row["sums"]["accepted"] for a, row in zip(accepted, rows, strict=True)]
+    assert all(0 <= d <= len(PROMPTS) for d in differences)
     trainer.accelerator.process_index = 1
     fast(run_dir=tmp_path / "other")(PROMPTS, trainer)
     assert not (tmp_path / "other").exists()
