@@ -85,6 +85,16 @@ class RolloutCache:
         """Version of the policy that generates now."""
         return self._version
 
+    @property
+    def prompts(self) -> int:
+        """Prompts with a tree; O(1)."""
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all trees as of the latest open or close; O(1)."""
+        return self._totals.bytes + self._totals.shared
+
     def set_version(self, version: int) -> None:
         """Announce a policy update; text of older versions counts less from now on.
 

@@ -121,6 +121,13 @@ def is_output_rank() -> bool:
     return bool(get_tp_group().rank_in_group == 0)
 
 
+def tokenizer(model_config: Any) -> Any:
+    """Return the engine's tokenizer, None when it runs without one."""
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(model_config)
+
+
 def cpu_expand_is_wrong() -> bool:
     """Return whether this vLLM's `expand_kernel` for the CPU loses what it writes (vllm#55005).
 

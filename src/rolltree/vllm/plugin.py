@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.vllm import compat
+from rolltree.vllm import compat, metrics
 from rolltree.vllm.options import EngineOptions, RequestOptions
 
 
@@ -20,7 +20,7 @@ def register() -> None:
     compat.hook_runner()
     compat.add_worker_call()
     compat.check_requests(check_request)
-    compat.check_engines(check_engine)
+    compat.check_engines(prepare_engine)
     compat.refuse_v2_runner(refuse_v2_runner)
     compat.fix_cpu_expand()
 
@@ -28,6 +28,13 @@ def register() -> None:
 def check_request(extra_args: Mapping[str, Any]) -> None:
     """Raise InvalidInputError for a request whose options are not ours."""
     RequestOptions.read(extra_args)
+
+
+def prepare_engine(vllm_config: Any) -> None:
+    """In the front end, before an engine starts: check its options, show its counters."""
+    check_engine(vllm_config)
+    if EngineOptions.read(vllm_config.additional_config, os.environ).metrics:
+        metrics.publish()
 
 
 def check_engine(vllm_config: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import fields
 from importlib import metadata
 from typing import Any
@@ -24,8 +25,10 @@ from rolltree.errors import InvalidInputError
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
 from rolltree.vllm import compat, control, plugin
+from rolltree.vllm.metrics import FOLDER, Board
 from rolltree.vllm.options import EngineOptions, RequestOptions
 from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
+from rolltree.vllm.stops import StopStrings
 
 GIVE_UP_AFTER = 16
 """Failed steps in a row after which drafting is paused: the fault will not go away by itself."""
@@ -51,7 +54,10 @@ class Proposer:
         self._max_length = int(vllm_config.model_config.max_model_len)
         self.observer = StepCostObserver() if self.options.cost == "observed" else None
         self.forget()
+        self._stops = StopStrings(lambda: compat.tokenizer(vllm_config.model_config))
+        self._board = Board(os.environ.get(FOLDER) if self.options.metrics else None)
         self.paused = False
+        self.draft_seconds = 0.0
         self.errors = self.invalid_options = 0
         self._failed_in_a_row = 0
         self._runner: Any = None
@@ -112,21 +118,57 @@ class Proposer:
         """
         if not self._drafts_here:
             return [[] for _ in sampled_token_ids]
+        began = time.perf_counter()
         try:
             drafts = self._propose(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
             self._failed_in_a_row = 0
-            return drafts
         except Exception:
             self._failed()
-            return [[] for _ in sampled_token_ids]
+            drafts = [[] for _ in sampled_token_ids]
+        self.draft_seconds += time.perf_counter() - began
+        self._show()
+        return drafts
 
     def _begin_step(self, runner: Any, schedule: Any) -> None:
         self._runner = runner
         if not self._is_drafting_rank():
             return
         self._observe(schedule)
-        self.book.finish(schedule.finished_req_ids)
+        self._finish(runner, schedule.finished_req_ids)
         self.book.restart(new.req_id for new in schedule.scheduled_new_reqs if new.req_id in self.book)
+
+    def _show(self) -> None:
+        """Put the counters where the front end reads them."""
+        stats, kinds, cache = self.drafter.stats, self.book.tokens_by_kind, self.drafter.cache
+        self._board.write(
+            {
+                "steps": stats.steps,
+                "row_steps": stats.row_steps,
+                "tokens": stats.tokens,
+                "drafted": stats.drafted,
+                "accepted": stats.accepted,
+                "tokens_validation": kinds["validation"],
+                "tokens_run_ahead": kinds["run-ahead"],
+                "errors": self.errors,
+                "invalid_options": self.invalid_options,
+                "draft_seconds": self.draft_seconds,
+                "cache_prompts": cache.prompts,
+                "cache_bytes": cache.bytes,
+                "sessions": len(self.book),
+                "paused": self.paused,
+            }
+        )
+
+    def _finish(self, runner: Any, ids: Iterable[str]) -> None:
+        """End requests; the runner forgets them only after this."""
+        for id in ids:
+            request = runner.requests.get(id)
+            stops = getattr(getattr(request, "sampling_params", None), "stop", None)
+            end = self._stops.end(request.output_token_ids, stops) if stops else None
+            if end is None:
+                self.book.finish([id])
+            else:
+                self.book.cut(id, request.output_token_ids[:end])
 
     def _is_drafting_rank(self) -> bool:
         if self._drafts_here is None:
@@ -176,12 +218,13 @@ class Proposer:
         request = self._runner.requests[id]
         sampling = request.sampling_params
         prompt = None if request.prompt_embeds is not None else request.prompt_token_ids
-        stops = frozenset(sampling.all_stop_token_ids) if sampling is not None else frozenset()
+        # None is the eos of a request that ignores it.
+        stops = {*(getattr(sampling, "stop_token_ids", None) or ()), getattr(sampling, "eos_token_id", None)} - {None}
         return Facts(
             prompt=prompt,
             options=self._request_options(sampling),
             max_tokens=getattr(sampling, "max_tokens", None),
-            stop_ids=stops,
+            stop_ids=frozenset(stops),
             min_tokens=getattr(sampling, "min_tokens", 0),
         )
 
