@@ -249,13 +249,18 @@ def test_live_text_helps_in_the_first_epoch():
     assert cases["rolltree"]["steps"][0]["tokens_per_step"] > cases["history"]["steps"][0]["tokens_per_step"] == 1.0
 
 
-@pytest.mark.parametrize("seed", [0, 10])
-def test_nothing_beats_the_ceiling(seed):
-    for case in run(two_steps(seed), *DRAFTERS, budget="off"):
-        assert case["tokens_per_step"] <= case["ceiling_tokens_per_step"] + 1e-12, case["drafter"]
+def test_the_ceiling_is_that_of_equal_drafts():
+    names = ["rolltree", "rolltree:max_draft=2", "ngram", "none"]
+    wide, narrow, ngram, none = run(two_steps(), *names, budget="off")
+    assert wide["ceiling_tokens_per_step"] == ngram["ceiling_tokens_per_step"] > narrow["ceiling_tokens_per_step"]
+    assert narrow["max_draft"] == 2
+    assert narrow["tokens_per_step"] < 3
+    for case in (wide, narrow, ngram, none):
         assert case["ceiling_share"] == pytest.approx(case["tokens_per_step"] / case["ceiling_tokens_per_step"])
-        if case["drafter"] == "ceiling":
-            assert case["drafted"] == case["accepted"] > 0
+        assert case["ceiling_share"] < 1
+    clairvoyant = run(two_steps(), "ceiling", budget="off")[0]
+    assert clairvoyant["drafted"] == clairvoyant["accepted"] > 0
+    assert clairvoyant["ceiling_share"] == 1
 
 
 def test_a_budget_never_loses_where_every_token_costs():

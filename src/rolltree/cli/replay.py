@@ -130,7 +130,7 @@ _CASES = {
 
 def _show(screen: Console, document: dict[str, Any]) -> None:
     cases = document["cases"]
-    rows = [[case.get(key) for key in _CASES] for case in cases]
+    rows = [[case["drafter"].replace(":", "\n  "), *[case.get(key) for key in list(_CASES)[1:]]] for case in cases]
     title = f"Replay of {document['tokens']:,} tokens, {document['rollouts']:,} rollouts, {document['cost_profile']}"
     screen.print(table(title, list(_CASES.values()), rows))
     first = cases[0]

@@ -44,8 +44,14 @@ class ReplayConfig:
     @property
     def passes(self) -> int:
         """How often the recording is decoded."""
-        names = {spec.text for spec in self.drafters} | {"none"} | ({"ceiling"} if self.ceiling else set())
+        names = {spec.text for spec in self.drafters} | {"none"}
+        names |= {self.ceiling_of(spec) for spec in self.drafters if self.ceiling}
         return len(names) * len(self.batches)
+
+    def ceiling_of(self, spec: DrafterSpec) -> str:
+        """Return the clairvoyant with as many draft tokens as a drafter has."""
+        own = spec.limits(self.limits).max_draft
+        return "ceiling" if own == self.limits.max_draft else f"ceiling:max_draft={own}"
 
 
 def replay(recording: Recording, config: ReplayConfig, progress: Progress) -> dict[str, object]:
@@ -66,9 +72,12 @@ def _cases_of_batch(recording: Recording, config: ReplayConfig, slots: int, prog
         return known[text]
 
     known: dict[str, list[StepRun]] = {}
+
+    def ceiling_of(spec: DrafterSpec) -> Numbers | None:
+        return results.summary(runs_of(config.ceiling_of(spec))) if config.ceiling else None
+
     baseline = runs_of("none")
-    ceiling = results.summary(runs_of("ceiling")) if config.ceiling else None
-    return [_case(runs_of(spec.text), baseline, ceiling, spec, config, slots) for spec in config.drafters]
+    return [_case(runs_of(spec.text), baseline, ceiling_of(spec), spec, config, slots) for spec in config.drafters]
 
 
 def run_case(

@@ -1,7 +1,7 @@
 """Drafters by name, with options: `rolltree`, `suffix:depth=64:factor=4`, `srt:draft_per_match=2`.
 
-Options of the drafters over our cache are the fields of `CacheConfig` and `DraftConfig`; `max_draft` and `shape` override
-those of the run.
+Options of the drafters over our cache are the fields of `CacheConfig` and `DraftConfig`; `max_draft` and `shape`
+override those of the run.
 """
 
 from __future__ import annotations
