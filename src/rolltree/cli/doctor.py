@@ -1,76 +1,151 @@
-"""`rolltree doctor`: what is installed, what works with what, what to do about it."""
+"""`rolltree doctor`: what is installed, what works with what, what to do about it.
+
+Without `--for` it looks (metadata, one draft); with `--for PART` it also runs that part, and a part that is missing
+counts as not working. vLLM's and verl's own checks live with their adapters: `rolltree.vllm.doctor`, `rolltree.verl.doctor`,
+each with `doctor_lines()` (looks) and, where there is a proof, `prove_lines()` (runs); both return objects like `Check`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from importlib import metadata, util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module, metadata, util
+from typing import Annotated, Any
 
 import typer
 
-from rolltree.cli.output import console, finish, table
+from rolltree.cli import proofs
+from rolltree.cli.output import console, finish
+from rolltree.cli.proofs import Check
+from rolltree.errors import InvalidInputError
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; `fix` is a command or a sentence, empty when all is well."""
+class Package:
+    """One package that a part needs."""
 
     name: str
-    state: str
-    found: str
-    fix: str = ""
+    """As pip knows it."""
+    oldest: tuple[int, ...]
+    """Older ones are known not to work."""
+    tested: tuple[str, ...]
+    """Versions, or their beginnings, that the tests run with."""
+    module: str = ""
+    """As Python knows it, where that differs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that a user turns on."""
+
+    use: str
+    packages: tuple[Package, ...]
+    fix: str
+    prove: Callable[[], Iterable[Check]] | None = None
+    """Runs it, for `--for`."""
+
+
+TORCH = Package("torch", (2, 6), ("2.13", "2.11"))
+TRANSFORMERS = Package("transformers", (5, 0), ("5.23", "5.20", "5.19", "5.10"))
 PARTS = {
-    "torch": ("built-in engine", "pip install 'rolltree[engine]'"),
-    "transformers": ("built-in engine", "pip install 'rolltree[engine]'"),
-    "trl": ("TRL adapter, demo", "pip install 'rolltree[trl]'"),
-    "matplotlib": ("plots", "pip install 'rolltree[report]'"),
-    "arctic_inference": ("peer in benchmarks", "make bench-peer (in a checkout)"),
+    "store": Part("durable store", (), "use a Python whose sqlite3 is 3.25 or newer", proofs.store),
+    "engine": Part("built-in engine", (TORCH, TRANSFORMERS), "pip install 'rolltree[engine]'", proofs.engine),
+    "trl": Part(
+        "TRL adapter, demo",
+        (TORCH, TRANSFORMERS, Package("trl", (1, 10), ("1.14", "1.16")), Package("datasets", (3,), ("4.", "5."))),
+        "pip install 'rolltree[trl]'",
+        proofs.trl,
+    ),
+    "report": Part(
+        "reports, plots",
+        (Package("matplotlib", (3, 8), ("3.",)), Package("Jinja2", (3, 1), ("3.",), "jinja2")),
+        "pip install 'rolltree[report]'",
+    ),
+    "peer": Part(
+        "peer in benchmarks",
+        (Package("arctic-inference", (0, 1), ("0.3.0",), "arctic_inference"),),
+        "make bench-peer (in a checkout)",
+    ),
 }
+ADAPTERS = {"vllm": "pip install 'rolltree[vllm]'", "verl": "pip install 'rolltree[verl]'"}
+GOOD = ("ok", "untested")
 
 
-def run(json_output: bool = typer.Option(False, "--json", help="Print one JSON document as the last line.")) -> None:
-    """Say what is installed, what works, and what to do about the rest.
+def run(
+    wanted: Annotated[
+        list[str] | None, typer.Option("--for", help=f"Prove that this works: {', '.join([*PARTS, *ADAPTERS])}.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+) -> None:
+    """Say what is installed, what works, and what to do about the rest; exit 1 when something is broken.
 
-    Example: rolltree doctor
+    With --for, run that part as well; exit 1 when it does not work or is not there.
+
+    Example: rolltree doctor --for trl
     """
-    checks = [_core(), *[_package(module, *use) for module, use in PARTS.items()]]
-    screen = console(json_output)
-    screen.print(
-        table("rolltree doctor", ["part", "state", "found", "to do"], [list(asdict(c).values()) for c in checks])
-    )
-    broken = any(check.state == "broken" for check in checks)
-    finish({"checks": [asdict(check) for check in checks], "ok": not broken}, json_output=json_output, out=None)
-    if broken:
+    asked = wanted or []
+    unknown = set(asked) - {*PARTS, *ADAPTERS}
+    if unknown:
+        raise InvalidInputError("--for", sorted(unknown), f"out of {', '.join([*PARTS, *ADAPTERS])}")
+    checks = [("core", check) for check in proofs.core()]
+    for name, part in PARTS.items():
+        checks += [(name, check) for check in _part(name, part, prove=name in asked)]
+    for name, fix in ADAPTERS.items():
+        checks += [(name, check) for check in _adapter(name, fix, prove=name in asked)]
+    failed = [check for name, check in checks if check.state == "broken" or (name in asked and check.state not in GOOD)]
+    for _, check in checks:
+        text = f"{check.state:9} {check.name}: {check.found}" + (f"\n{'':9} -> {check.fix}" if check.fix else "")
+        console(json_output).print(text, markup=False, highlight=False, soft_wrap=True)
+    documents = [{"name": c.name, "state": c.state, "found": c.found, "fix": c.fix, "part": name} for name, c in checks]
+    finish({"checks": documents, "asked": asked, "ok": not failed}, json_output=json_output, out=None)
+    if failed:
         raise typer.Exit(1)
 
 
-def _core() -> Check:
-    """Draft once for real: a repeated text must be drafted from."""
+def _part(name: str, part: Part, *, prove: bool) -> list[Check]:
+    checks = [_package(package, part) for package in part.packages]
+    if part.prove is not None and prove and all(check.state in GOOD for check in checks):
+        checks += _guarded(name, part.prove)
+    return checks
+
+
+def _adapter(name: str, fix: str, *, prove: bool) -> list[Check]:
+    """What `rolltree.NAME.doctor` finds; without one, only whether the package is there."""
     try:
-        import numpy as np
+        module: Any = import_module(f"rolltree.{name}.doctor")
+    except ModuleNotFoundError:
+        return [_package(Package(name, (0,), ()), Part("adapter", (), fix))]
+    checks = _guarded(name, module.doctor_lines)
+    if prove and hasattr(module, "prove_lines") and all(check.state in GOOD for check in checks):
+        checks += _guarded(name, module.prove_lines)
+    return checks
 
-        from rolltree import TreeDrafter
 
-        drafter = TreeDrafter()
-        for _ in range(4):
-            drafter.cache.add([1, 2, 3], [4, 5, 6])
-        batch = drafter.draft(np.array([drafter.open([1, 2, 3])]), np.array([2], np.int32))
-        drafts = batch.tokens[0, : batch.lengths[0]].tolist()
+def _guarded(name: str, call: Callable[[], Iterable[Any]]) -> list[Check]:
+    """The checks of a part; an exception in them is a finding, not the end of the others."""
+    try:
+        return [Check(c.name, c.state, c.found, c.fix) for c in call()]
     except Exception as error:  # report any failure: this is what the command is for
-        return Check(
-            "native core", "broken", f"{type(error).__name__}: {error}", "pip install --force-reinstall rolltree"
-        )
-    if drafts != [4, 5]:
-        return Check("native core", "broken", f"drafted {drafts} instead of [4, 5]", "report a bug")
-    return Check("native core", "ok", "drafts flow")
+        return [Check(name, "broken", f"{type(error).__name__}: {error}", "see the message")]
 
 
-def _package(module: str, purpose: str, fix: str) -> Check:
-    if util.find_spec(module) is None:
-        return Check(f"{module} ({purpose})", "missing", "not installed", fix)
+def _package(package: Package, part: Part) -> Check:
+    name = f"{package.name} ({part.use})"
+    if util.find_spec(package.module or package.name) is None:
+        return Check(name, "missing", "not installed", part.fix)
     try:
-        version = metadata.version(module.replace("_", "-"))
+        version = metadata.version(package.name)
     except metadata.PackageNotFoundError:
-        version = "unknown version"
-    return Check(f"{module} ({purpose})", "ok", version)
+        return Check(name, "untested", "unknown version")
+    if numbers(version) < package.oldest:
+        return Check(name, "broken", version, f"{'.'.join(map(str, package.oldest))} or newer: {part.fix}")
+    if not version.startswith(package.tested):
+        return Check(name, "untested", version, f"tested with {', '.join(package.tested)}")
+    return Check(name, "ok", version)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (2, 13, 0) of "2.13.0+cpu"."""
+    parts = version.split("+")[0].split(".")
+    count = next((i for i, part in enumerate(parts) if not part.isdigit()), len(parts))
+    return tuple(map(int, parts[:count]))
