@@ -1,8 +1,8 @@
 """`rolltree doctor`: what is installed, what works with what, what to do about it.
 
 Without `--for` it looks (metadata, one draft); with `--for PART` it also runs that part, and a part that is missing
-counts as not working. vLLM's and verl's own checks live with their adapters: `rolltree.vllm.doctor`, `rolltree.verl.doctor`,
-each with `doctor_lines()` (looks) and, where there is a proof, `prove_lines()` (runs); both return objects like `Check`.
+counts as not working. vLLM's and verl's own checks live with their adapters, `rolltree.vllm.doctor` and
+`rolltree.verl.doctor`: `doctor_lines()` looks and, where there is a proof, `prove_lines()` runs.
 """
 
 from __future__ import annotations

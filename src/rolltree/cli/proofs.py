@@ -1,4 +1,4 @@
-"""What `rolltree doctor` runs to see that a part works: each proof returns its findings. Importing this loads no framework."""
+"""What `rolltree doctor` runs to see that a part works. Importing this loads no framework."""
 
 from __future__ import annotations
 
