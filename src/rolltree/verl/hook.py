@@ -1,0 +1,73 @@
+"""The way in: `trainer.v1.sampler.custom_sampler.{path=pkg://rolltree.verl,name=sampler}`.
+
+verl makes its sampler first of all, with the trainer at hand. This one fills in the rest of rolltree's configuration
+(see `lines`), and then lets verl make the sampler that it would have made without a custom one: the class for the
+trainer's mode, DAPO's group filter and its numbers included. Around that it logs what rolltree did in each step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from omegaconf import open_dict
+
+from rolltree.verl.account import Account
+from rolltree.verl.lines import fill_in
+from rolltree.verl.options import VerlOptions
+from rolltree.verl.servers import Servers
+
+log = logging.getLogger("rolltree.verl")
+
+
+def sampler(**kwargs: Any) -> Sampler:
+    """Make the sampler; called by verl's trainer with its own arguments, of which only the trainer is needed.
+
+    Raises:
+        InvalidInputError: an option is unknown or outside what is allowed.
+    """
+    trainer = kwargs["refill_fn"].__self__  # the bound method of the trainer that submits prompts
+    options = VerlOptions.read(kwargs.get("sampler_kwargs"))
+    for line in fill_in(trainer.config, options):
+        log.warning("rolltree sets %s (it was not set)", line)
+    return Sampler(stock_sampler(trainer), options)
+
+
+def stock_sampler(trainer: Any) -> Any:
+    """Let verl make its own sampler, as if no custom one were configured."""
+    config = trainer.config.trainer.v1.sampler
+    with open_dict(config):
+        custom, config.custom_sampler = config.custom_sampler, None
+        try:
+            return trainer._build_replay_buffer()
+        finally:
+            config.custom_sampler = custom
+
+
+class Sampler:
+    """verl's sampler with an account of each step. Everything but `sample` is the wrapped one's."""
+
+    def __init__(self, wrapped: Any, options: VerlOptions) -> None:
+        self._wrapped, self._options = wrapped, options
+        self._account = Account()
+        self._servers: Servers | None = None
+        if options.poll_seconds is not None:
+            wrapped.poll_interval = options.poll_seconds
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        """Wait for a batch as verl does; training batches bring rolltree's numbers along."""
+        started = time.monotonic()
+        batch, metrics = self._wrapped.sample(global_steps, partition_id, batch_size)
+        if partition_id == "train":
+            metrics = {**metrics, **self._numbers(), "rolltree/wait_seconds": time.monotonic() - started}
+        return batch, metrics
+
+    def _numbers(self) -> dict[str, float]:
+        if self._servers is None:
+            self._servers = Servers.find(timeout=self._options.rpc_seconds)
+        numbers = self._account.step(self._servers.call("stats"))
+        return {**numbers, "rolltree/rpc_failures": self._servers.failures}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_wrapped"], name)

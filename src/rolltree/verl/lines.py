@@ -1,0 +1,101 @@
+"""The lines of verl's configuration that turn rolltree on, and the same filled in where they are not set by hand.
+
+Works on any configuration that OmegaConf can select from; imports no verl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rolltree.errors import InvalidInputError
+from rolltree.verl.options import WHERE, VerlOptions
+from rolltree.verl.router import CONFIG_PATH
+
+PROPOSER = "rolltree.vllm.Proposer"
+MANAGER = "rolltree.verl.manager.AgentLoopManager"
+ROLLOUT = "actor_rollout_ref.rollout"
+SPECULATIVE = f"{ROLLOUT}.engine_kwargs.vllm.speculative_config"
+SAMPLER = "trainer.v1.sampler.custom_sampler"
+
+ALGORITHMS = ("grpo", "ppo", "dapo", "multi-turn", "async")
+
+
+def config_lines(algorithm: str = "grpo", *, explicit: bool = False, options: VerlOptions | None = None) -> list[str]:
+    """Return the overrides for verl's command line.
+
+    Args:
+        algorithm: one of `ALGORITHMS`. The lines are the same for all: what differs is found out when verl starts.
+        explicit: all lines, and not only the two that fill in the rest.
+        options: what differs from its default becomes a line.
+
+    Raises:
+        InvalidInputError: an unknown algorithm.
+    """
+    if algorithm not in ALGORITHMS:
+        raise InvalidInputError("algorithm", algorithm, f"one of {', '.join(ALGORITHMS)}")
+    options = options or VerlOptions()
+    lines = [f"{SAMPLER}.path=pkg://rolltree.verl", f"{SAMPLER}.name=sampler"]
+    if explicit:
+        lines += [
+            f"'+{SPECULATIVE}={_hydra(speculative_config(options.max_draft))}'",
+            f"+{ROLLOUT}.agent.agent_loop_manager_class={MANAGER}",
+            f"{ROLLOUT}.router_config_path={CONFIG_PATH}",
+        ]
+    return lines + _option_lines(options)
+
+
+def speculative_config(max_draft: int) -> dict[str, Any]:
+    """Return vLLM's `speculative_config`."""
+    return {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": max_draft}
+
+
+def fill_in(config: Any, options: VerlOptions) -> list[str]:
+    """Set what is not set, and return what was: `name=value` lines. What is set by hand stays."""
+    filled: list[str] = []
+    if options.speculate and _get(config, SPECULATIVE) is None:
+        _set(config, SPECULATIVE, speculative_config(options.max_draft), filled)
+    if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and _drafts_with_rolltree(config):
+        _set(config, f"{ROLLOUT}.agent.agent_loop_manager_class", MANAGER, filled)
+    if options.route and _get(config, f"{ROLLOUT}.router_config_path") is None and replicas(config) > 1:
+        _set(config, f"{ROLLOUT}.router_config_path", str(CONFIG_PATH), filled)
+    return filled
+
+
+def replicas(config: Any) -> int:
+    """Return how many vLLM servers verl is going to start on the trainer's devices."""
+    width = 1
+    for part in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
+        width *= int(_get(config, f"{ROLLOUT}.{part}") or 1)
+    return int(_get(config, "trainer.n_gpus_per_node") or 1) * int(_get(config, "trainer.nnodes") or 1) // width
+
+
+def _drafts_with_rolltree(config: Any) -> bool:
+    return str((_get(config, SPECULATIVE) or {}).get("model", "")).startswith("rolltree.vllm")
+
+
+def _option_lines(options: VerlOptions) -> list[str]:
+    default = VerlOptions()
+    names = [name for name in VerlOptions.__dataclass_fields__ if getattr(options, name) != getattr(default, name)]
+    return [f"+{WHERE}.{name}={getattr(options, name)}" for name in names]
+
+
+def _hydra(mapping: dict[str, Any]) -> str:
+    return "{" + ",".join(f"{name}:{value}" for name, value in mapping.items()) + "}"
+
+
+def _get(config: Any, name: str) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(config, name)
+
+
+def _set(config: Any, name: str, value: Any, filled: list[str]) -> None:
+    from omegaconf import OmegaConf, open_dict
+
+    with open_dict(config):
+        OmegaConf.update(config, name, value, force_add=True)
+    filled.append(f"{name}={_hydra(value) if isinstance(value, dict) else value}")
+
+
+__all__: Sequence[str] = ("ALGORITHMS", "config_lines", "fill_in", "replicas", "speculative_config")

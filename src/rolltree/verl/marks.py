@@ -1,0 +1,72 @@
+"""What each request to vLLM says to rolltree: key of its prompt, conversation, kind, version of the policy.
+
+Pure: knows neither verl nor vLLM. The agent loop worker marks the context in which an agent loop runs, the client reads
+the mark when the agent loop generates. Keys are made here, on the client's side, because vLLM sees a later turn, or a
+request that goes on after an abort, as a new prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+REQUEST_KEY = "rolltree"
+"""The entry of a request's `extra_args` that `rolltree.vllm` reads."""
+SESSIONS = 100_000
+"""Conversations whose key is remembered: more than can be running at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is known of an agent loop before it generates."""
+
+    validation: bool = False
+    version: int | None = None
+    """Of the policy: verl's global step."""
+    key: str | None = None
+    """The user's name of the prompt; None takes the first turn's token ids."""
+
+
+CURRENT: ContextVar[Mark] = ContextVar("rolltree_mark", default=Mark())  # noqa: B039 (frozen)
+"""The mark of the running agent loop. Tasks that the loop starts inherit it."""
+
+
+def prompt_key(token_ids: Sequence[int]) -> str:
+    """Name a prompt by its token ids: the same in every epoch, process and replica."""
+    return hashlib.blake2b(np.asarray(token_ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
+
+
+class SessionKeys:
+    """The key of each conversation, made when its first turn is seen, and kept for the turns that follow."""
+
+    def __init__(self, capacity: int = SESSIONS) -> None:
+        self.capacity = capacity
+        self._keys: OrderedDict[str, str] = OrderedDict()
+
+    def key(self, session: str, prompt: Sequence[int]) -> str:
+        """Return the key of `session`; `prompt` names it when it is new."""
+        key = self._keys.pop(session, None) or prompt_key(prompt)
+        self._keys[session] = key
+        while len(self._keys) > self.capacity:
+            self._keys.popitem(last=False)
+        return key
+
+
+def marked(
+    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int], keys: SessionKeys
+) -> dict[str, Any]:
+    """Return a copy of `sampling_params` with the request's options in its `extra_args`; what is set there stays."""
+    extra = dict(sampling_params.get("extra_args") or {})
+    options: dict[str, Any] = {"key": mark.key or keys.key(session, prompt), "session": session}
+    if mark.version is not None:
+        options["version"] = mark.version
+    if mark.validation:
+        options["kind"] = "validation"
+    extra[REQUEST_KEY] = {**options, **(extra.get(REQUEST_KEY) or {})}
+    return {**sampling_params, "extra_args": extra}

@@ -1,0 +1,49 @@
+"""verl's agent loop worker that says of each agent loop what rolltree needs to know, see `marks`.
+
+verl offers the class as a Ray actor. What it decorates is subclassed, and in a module of its own, so that Ray pickles
+it by name: pickled by value, verl's `super()` without arguments would no longer find its class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+
+from rolltree.verl.marks import CURRENT, Mark
+from rolltree.verl.options import VerlOptions
+
+_Worker: Any = AgentLoopWorkerTQ.__ray_actor_class__
+
+
+class MarkingWorker(_Worker):  # type: ignore[misc]
+    """Runs agent loops in a context that carries their mark."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        self.rolltree_options = VerlOptions.read(config.trainer.v1.sampler.get("sampler_kwargs"))
+        super().__init__(config, *args, **kwargs)
+
+    async def _run_agent_loop(self, sampling_params: Any, trajectory: Any, **kwargs: Any) -> Any:
+        """Run one agent loop; each runs in a task of its own, so its mark ends with it."""
+        CURRENT.set(self._mark(trajectory, kwargs))
+        return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+
+    def _mark(self, trajectory: Any, row: dict[str, Any]) -> Mark:
+        key = self.rolltree_options.key_column
+        step = int(trajectory["step"])
+        return Mark(
+            validation=bool(trajectory["validate"]),
+            version=step if step >= 0 else None,
+            key=None if key is None else column_key(row, key),
+        )
+
+
+def column_key(row: dict[str, Any], column: str) -> str:
+    """Return the prompt's name from a row of the data set.
+
+    Raises:
+        KeyError: no such column; the message names those that there are.
+    """
+    if column not in row:
+        raise KeyError(f"sampler_kwargs.key_column = {column!r}: the data set has {', '.join(sorted(row))}.")
+    return f"column:{row[column]}"

@@ -1,0 +1,108 @@
+"""What requests are told of rolltree: keys, kinds, versions; and the client that tells them."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from typing import Any
+
+import pytest
+
+from rolltree.errors import InvalidInputError
+from rolltree.verl.client import MarkingClient
+from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, prompt_key
+from rolltree.verl.options import VerlOptions
+
+PROMPT = [5, 6, 7]
+
+
+class StubClient:
+    """Records what a client of verl's servers is asked; after an abort verl's own resends what it was given."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    async def generate(self, request_id: str, *, prompt_ids: Any, sampling_params: Any, **kwargs: Any) -> str:
+        self.asked.append({"request_id": request_id, "prompt": list(prompt_ids), **sampling_params, **kwargs})
+        return "output"
+
+
+def options_of(asked: dict[str, Any]) -> dict[str, Any]:
+    return dict(asked["extra_args"]["rolltree"])
+
+
+def test_key_depends_on_the_tokens_alone() -> None:
+    assert prompt_key(PROMPT) == prompt_key(tuple(PROMPT)) != prompt_key([5, 6])
+    assert prompt_key([256]) != prompt_key([0, 1])
+
+
+def test_later_turns_keep_the_first_turns_key() -> None:
+    keys = SessionKeys()
+    first = marked({}, Mark(), session="a", prompt=PROMPT, keys=keys)
+    second = marked({}, Mark(), session="a", prompt=[*PROMPT, 8, 9], keys=keys)
+    other = marked({}, Mark(), session="b", prompt=PROMPT, keys=keys)
+    assert options_of(first)["key"] == options_of(second)["key"] == options_of(other)["key"]
+    assert options_of(first)["session"] == options_of(second)["session"] != options_of(other)["session"]
+
+
+def test_a_forgotten_conversation_is_the_oldest() -> None:
+    keys = SessionKeys(capacity=2)
+    for session in ("a", "b", "a", "c"):
+        keys.key(session, PROMPT)
+    assert keys.key("a", [1]) == prompt_key(PROMPT)
+    assert keys.key("b", [1]) == prompt_key([1])
+
+
+def test_mark_names_validation_version_and_column() -> None:
+    mark = Mark(validation=True, version=7, key="column:sum-1")
+    options = options_of(marked({"temperature": 0}, mark, session="a", prompt=PROMPT, keys=SessionKeys()))
+    assert options == {"key": "column:sum-1", "session": "a", "version": 7, "kind": "validation"}
+
+
+def test_training_has_no_kind_and_what_the_user_set_stays() -> None:
+    given = {"extra_args": {"mine": 1, "rolltree": {"draft": False}}, "top_p": 0.9}
+    out = marked(given, Mark(), session="a", prompt=PROMPT, keys=SessionKeys())
+    assert out["extra_args"]["mine"] == 1
+    assert out["extra_args"]["rolltree"] == {"key": prompt_key(PROMPT), "session": "a", "draft": False}
+    assert given["extra_args"] == {"mine": 1, "rolltree": {"draft": False}}, "the caller's dictionary was changed"
+
+
+def test_client_marks_by_the_context_of_the_agent_loop() -> None:
+    """Two agent loops side by side, one of them a validation, each with two turns."""
+    stub = StubClient()
+    client = MarkingClient(stub)
+
+    async def agent_loop(session: str, validation: bool) -> None:
+        CURRENT.set(Mark(validation=validation, version=3))
+        await client.generate(session, prompt_ids=PROMPT, sampling_params={"temperature": 1}, priority=4)
+        await asyncio.sleep(0)
+        await client.generate(session, prompt_ids=[*PROMPT, 1], sampling_params={"temperature": 1})
+
+    async def both() -> None:
+        await asyncio.gather(asyncio.create_task(agent_loop("a", False)), asyncio.create_task(agent_loop("b", True)))
+
+    asyncio.run(both())
+    kinds = {(asked["request_id"], options_of(asked).get("kind")) for asked in stub.asked}
+    assert kinds == {("a", None), ("b", "validation")}
+    assert {options_of(asked)["key"] for asked in stub.asked} == {prompt_key(PROMPT)}
+    assert stub.asked[0]["priority"] == 4
+    assert CURRENT.get() == Mark(), "the mark outlived its task"
+
+
+def test_client_is_the_wrapped_one_in_all_else_and_survives_pickling() -> None:
+    client = MarkingClient(StubClient())
+    client.tokenizer = "set by verl's worker"
+    assert client._client.tokenizer == client.tokenizer
+    copy = pickle.loads(pickle.dumps(client))
+    assert asyncio.run(copy.generate("a", prompt_ids=PROMPT, sampling_params={})) == "output"
+    with pytest.raises(AttributeError):
+        _ = client.nothing
+
+
+def test_options_are_checked() -> None:
+    assert VerlOptions.read(None) == VerlOptions()
+    assert VerlOptions.read({"key_column": "id"}).key_column == "id"
+    with pytest.raises(InvalidInputError, match=r"sampler_kwargs\.key_colum .*Did you mean 'key_column'"):
+        VerlOptions.read({"key_colum": "id"})
+    with pytest.raises(InvalidInputError, match="max_draft"):
+        VerlOptions.read({"max_draft": 0})

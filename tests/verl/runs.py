@@ -1,0 +1,57 @@
+"""The trainings that the tests look at. Each runs once, when the first test asks for it; a minute or two each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rolltree.verl import VerlOptions, config_lines
+from rolltree.verl.cpu.run import RunRecord, train
+from rolltree.verl.cpu.settings import RunSettings
+
+POLL_SECONDS = 0.05
+PLAIN = (
+    "trainer.v1.sampler.custom_sampler.path=pkg://rolltree.verl.cpu.polling",
+    "trainer.v1.sampler.custom_sampler.name=sampler",
+)
+"""verl alone, but looking for finished rollouts as often as the runs it is compared with."""
+
+GRPO = RunSettings(algorithm="grpo", validate=True)
+DAPO = RunSettings(algorithm="dapo")
+PPO = RunSettings(algorithm="ppo", temperature=0.0, samples=1, prompts=32, batch=16)
+MULTI_TURN = RunSettings(algorithm="multi-turn", temperature=0.0, samples=2, entropy=0.01)
+ASYNC = RunSettings(algorithm="grpo", mode="colocate_async", replicas=2)
+
+
+def rolltree(**options: object) -> tuple[str, ...]:
+    """The user's lines."""
+    return tuple(config_lines(options=VerlOptions(poll_seconds=POLL_SECONDS, **options)))  # type: ignore[arg-type]
+
+
+RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
+    "grpo": (GRPO, rolltree()),
+    "grpo plain": (GRPO, PLAIN),
+    "dapo": (DAPO, rolltree()),
+    "dapo plain": (DAPO, PLAIN),
+    "ppo": (PPO, rolltree()),
+    "ppo plain": (PPO, PLAIN),
+    "multi-turn": (MULTI_TURN, rolltree()),
+    "multi-turn plain": (MULTI_TURN, PLAIN),
+    "async": (ASYNC, rolltree(key_column="problem")),
+}
+
+
+@dataclass(slots=True)
+class Runs:
+    """Runs what is asked for, once."""
+
+    folder: Path
+    done: dict[str, RunRecord]
+
+    def __getitem__(self, name: str) -> RunRecord:
+        if name not in self.done:
+            settings, lines = RUNS[name]
+            folder = self.folder / name.replace(" ", "-")
+            folder.mkdir()
+            self.done[name] = train(settings, folder, lines=lines)
+        return self.done[name]

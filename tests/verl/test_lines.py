@@ -1,0 +1,115 @@
+"""The lines fit verl's own configuration and fill in what is not set, in every mode, with DAPO's filter intact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+import verl
+from rolltree.verl import VerlOptions, config_lines, doctor_lines, sampler
+from rolltree.verl.lines import ALGORITHMS, MANAGER, fill_in, replicas
+
+CONFIG = Path(verl.__file__).parent / "trainer" / "config"
+
+
+def configured(*overrides: str) -> Any:
+    """verl's configuration as its command line makes it; the shell would have taken the quotes off."""
+    with initialize_config_dir(config_dir=str(CONFIG), version_base=None):
+        config = compose("ppo_trainer", overrides=[line.strip("'") for line in overrides])
+    OmegaConf.resolve(config)
+    return config
+
+
+def trainer_of(config: Any) -> Any:
+    """As much of verl's trainer as makes its sampler."""
+    trainer = SimpleNamespace(config=config, trainer_mode=config.trainer.v1.trainer_mode)
+    trainer._add_prompts_to_generate = PPOTrainer._add_prompts_to_generate.__get__(trainer)
+    trainer._resolve_filter_groups_metric = PPOTrainer._resolve_filter_groups_metric.__get__(trainer)
+    trainer._build_replay_buffer = PPOTrainer._build_replay_buffer.__get__(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_lines_are_verls_own(algorithm: str) -> None:
+    options = VerlOptions(key_column="id")
+    short = configured(*config_lines(algorithm, options=options))
+    fill_in(short, VerlOptions.read(short.trainer.v1.sampler.sampler_kwargs))
+    long = configured(*config_lines(algorithm, explicit=True, options=options))
+    for config in (short, long):
+        rollout = config.actor_rollout_ref.rollout
+        assert rollout.engine_kwargs.vllm.speculative_config.model == "rolltree.vllm.Proposer"
+        assert rollout.agent.agent_loop_manager_class == MANAGER
+        assert config.trainer.v1.sampler.sampler_kwargs.key_column == "id"
+    assert len(config_lines(algorithm)) == 2
+    assert len(config_lines(algorithm, explicit=True)) == 5
+
+
+def test_what_is_set_by_hand_stays() -> None:
+    mine = "+actor_rollout_ref.rollout.engine_kwargs.vllm.speculative_config={method:ngram,num_speculative_tokens:3}"
+    config = configured(mine)
+    assert fill_in(config, VerlOptions()) == []
+    assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.speculative_config.method == "ngram"
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class is None
+
+
+def test_without_speculation_nothing_is_filled_in() -> None:
+    assert (
+        fill_in(configured("actor_rollout_ref.rollout.tensor_model_parallel_size=8"), VerlOptions(speculate=False))
+        == []
+    )
+
+
+@pytest.mark.parametrize(("gpus", "width", "count"), [(8, 2, 4), (8, 8, 1), (2, 1, 2)])
+def test_the_router_comes_with_several_replicas(gpus: int, width: int, count: int) -> None:
+    name = "actor_rollout_ref.rollout"
+    config = configured(f"trainer.n_gpus_per_node={gpus}", f"{name}.tensor_model_parallel_size={width}")
+    assert replicas(config) == count
+    fill_in(config, VerlOptions())
+    path = config.actor_rollout_ref.rollout.router_config_path
+    assert (path is not None) == (count > 1)
+    if path is not None:
+        from verl.workers.rollout.router import _load_router_yaml, _resolve_router_class
+
+        router = _resolve_router_class(_load_router_yaml(path)["router_class"])(
+            {"a": "handle"}, _load_router_yaml(path)
+        )
+        assert router.acquire_server("r", {}, [1]) == ("a", "handle")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("sync", ReplayBuffer), ("colocate_async", ReplayBufferAsync)])
+def test_the_sampler_is_verls_own_for_the_mode_with_dapos_arguments(mode: str, kind: type) -> None:
+    dapo = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=acc"]
+    dapo += ["+algorithm.filter_groups.max_inflight_gen_batches=3", "data.train_batch_size=24"]
+    plain = trainer_of(configured(*dapo, f"trainer.v1.trainer_mode={mode}"))
+    expected = plain._build_replay_buffer()
+    trainer = trainer_of(configured(*dapo, f"trainer.v1.trainer_mode={mode}", *config_lines("dapo")))
+    made = trainer._build_replay_buffer()
+    assert type(made._wrapped) is type(expected) is kind
+    for name in (
+        "filter_groups_metric",
+        "train_batch_size",
+        "gen_batch_size",
+        "max_inflight_gen_batches",
+        "poll_interval",
+    ):
+        assert getattr(made, name) == getattr(expected, name), name
+    assert made.filter_groups_metric == "acc"
+    assert trainer.config.trainer.v1.sampler.custom_sampler.name == "sampler", "the configuration was not restored"
+    assert made.refill_fn.__self__ is trainer
+
+
+def test_options_reach_the_sampler() -> None:
+    trainer = trainer_of(configured())
+    made = sampler(refill_fn=trainer._add_prompts_to_generate, sampler_kwargs={"poll_seconds": 0.25})
+    assert made.poll_interval == 0.25
+
+
+def test_doctor_finds_the_tested_set() -> None:
+    assert {line.name: (line.state, line.found) for line in doctor_lines() if line.state != "ok"} == {}
