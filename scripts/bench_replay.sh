@@ -2,7 +2,7 @@
 # The replays behind the README's tables: scripts/bench_replay.sh ROLLTREE TRACES OUT
 #
 # ROLLTREE: the command. TRACES: a folder with aime24-step{400,800}.jsonl.gz and cognition-step{0,500}.jsonl.gz. OUT: where
-# the JSON documents go. Reports every second prompt ("odd"); settings were chosen on the others. About 10 minutes, one
+# the JSON documents go. Reports every second prompt ("odd"); settings were chosen on the others. About 15 minutes, one
 # thread, 2 GiB. Needs the peer (make bench-peer).
 set -eu
 rolltree=$1 traces=$2 out=$3
@@ -14,19 +14,20 @@ replay() {  # replay NAME NOW EARLIER SAMPLES: with history, and from nothing
     $rolltree replay "$now" --samples "$samples" --split odd "$@" --out "$out/replay_${name}_cold.json"
 }
 
-drafters="rolltree,suffix,suffix:factor=4,srt,history,ngram"
-slots="--batch 8 --batch 32 --batch 128 --batch 512 --batch 1024"
-replay aime24 aime24-step800 aime24-step400 8 --drafter $drafters --batch 8 --batch 32 --batch 128
-replay aime24_50 aime24-step800 aime24-step400 50 --drafter $drafters $slots
-replay cognition cognition-step500 cognition-step0 3 --drafter $drafters $slots
+# SuffixDecoding with vLLM's defaults, and with what was best on the other half at 8, 32 and 128 slots.
+suffix="suffix,suffix:depth=64:factor=4,suffix:depth=64:factor=2,suffix:depth=64:min_prob=0.35"
+drafters="rolltree,rolltree:shape=tree,$suffix,srt,history,ngram"
+few="--batch 8 --batch 32 --batch 128"
+replay aime24 aime24-step800 aime24-step400 8 --drafter $drafters $few
+replay aime24_50 aime24-step800 aime24-step400 50 --drafter $drafters $few --batch 512 --batch 1024
+replay cognition cognition-step500 cognition-step0 3 --drafter $drafters $few --batch 512 --batch 1024
 
 # Draft quality alone: all that is drafted is verified, all requests in lock step.
-quality() {  # quality NAME OPTIONS...
-    name=$1
-    shift
-    $rolltree replay "$traces/aime24-step800.jsonl.gz" --history "$traces/aime24-step400.jsonl.gz" --samples 8 --split odd \
-        --batch 0 --no-budget "$@" --out "$out/replay_quality_$name.json"
+quality() {  # quality NAME NOW EARLIER SAMPLES
+    tree64=rolltree:shape=tree:max_draft=64:min_survival=0.005
+    $rolltree replay "$traces/$2.jsonl.gz" --history "$traces/$3.jsonl.gz" --samples "$4" --split odd --batch 0 --no-budget \
+        --drafter "rolltree,rolltree:shape=tree:min_survival=0.01,$tree64,suffix,srt,history,ngram" \
+        --out "$out/replay_quality_$1.json"
 }
-quality chain --drafter $drafters
-quality tree16 --drafter rolltree,suffix,srt --shape tree --max-draft 16
-quality tree64 --drafter rolltree,suffix,srt --shape tree --max-draft 64
+quality aime24 aime24-step800 aime24-step400 8
+quality cognition cognition-step500 cognition-step0 3

@@ -33,6 +33,7 @@ def _sections() -> Iterable[str]:
         path = ROOT / "benchmarks" / f"{name}.json"
         if path.exists():
             yield section(json.loads(path.read_text()))
+    yield from _replays()
 
 
 def _demo(document: dict[str, Any]) -> str:
@@ -83,6 +84,66 @@ def _index(document: dict[str, Any]) -> str:
     title = "**`rolltree bench index`**: the tree beside arctic-inference, one run, one thread"
     table = f"{title}, median of {document['repeats']}.\n\n" + _table(columns, rows)
     return table + _with_shared_tree(document["cases"]) + _footnote(document["machine"])
+
+
+def _replays() -> Iterable[str]:
+    folder = ROOT / "benchmarks"
+    found = {path.stem.removeprefix("replay_"): json.loads(path.read_text()) for path in folder.glob("replay_*.json")}
+    timed = {name: found[name] for name in REPLAYS if name in found}
+    if timed:
+        yield _replay_times(timed)
+    quality = {name: found[name] for name in QUALITY if name in found}
+    if quality:
+        yield _replay_quality(quality)
+
+
+REPLAYS = {
+    "aime24": "AIME, 8 samples, history",
+    "aime24_cold": "AIME, 8 samples, cold",
+    "aime24_50": "AIME, 50 samples, history",
+    "aime24_50_cold": "AIME, 50 samples, cold",
+    "cognition": "cognition, 3 samples, history",
+    "cognition_cold": "cognition, 3 samples, cold",
+}
+QUALITY = {"quality_aime24": "AIME, 8 samples, history", "quality_cognition": "cognition, 3 samples, history"}
+
+
+def _replay_times(documents: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, document in documents.items():
+        for slots in dict.fromkeys(case["batch"] for case in document["cases"]):
+            cases = {case["drafter"]: case for case in document["cases"] if case["batch"] == slots}
+            best = max((case for key, case in cases.items() if key.startswith("suffix")), key=lambda c: c["speedup"])
+            shown = [cases["rolltree"], cases["rolltree:shape=tree"], cases["suffix"], best]
+            shown += [cases[key] for key in ("srt", "history", "ngram")]
+            rows.append((REPLAYS[name], slots, *[f"{case['speedup']:.2f}x" for case in shown]))
+    last = list(documents.values())[-1]
+    title = (
+        f"**`rolltree replay`**: recorded RL rollouts, simulated generation on {last['cost_profile']} (a roofline),\n"
+        "speed-up over no drafts. Every second prompt; settings were chosen on the others. The time that drafting\n"
+        "itself takes is left out. suffix: arctic-inference with vLLM's defaults, and the best of four settings.\n\n"
+    )
+    columns = ("rollouts", "slots", "rolltree", "tree of 16", "suffix", "suffix, best", "srt", "history", "ngram")
+    return title + _table(columns, rows) + _footnote(last["machine"])
+
+
+def _replay_quality(documents: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, document in documents.items():
+        for case in document["cases"]:
+            error = case.get("expected_calibration_error")
+            shape = case["shape"] if case["shape"] == "chain" else f"tree of {case['max_draft']}"
+            rows.append((
+                QUALITY[name], case["drafter"].split(":")[0], shape, f"{case['tokens_per_step']:.2f}",
+                f"{case['drafted_per_step']:.1f}", f"{case['acceptance_rate']:.2f}", f"{case['ceiling_share']:.2f}",
+                "-" if error is None else f"{error:.3f}",
+            ))  # fmt: skip
+    title = (
+        "**Draft quality** on the same prompts: all requests in lock step, all that is drafted is verified. Ceiling:\n"
+        "a clairvoyant over the same cache. ECE: expected calibration error of the claimed survival.\n\n"
+    )
+    columns = ("rollouts", "drafter", "shape", "tokens/step", "drafted", "accepted", "of ceiling", "ECE")
+    return title + _table(columns, rows) + _footnote(list(documents.values())[-1]["machine"])
 
 
 def _with_shared_tree(cases: list[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,24 +13,34 @@ from rolltree import machine
 from rolltree.cli.output import console, finish, table
 from rolltree.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from rolltree.replay.reading import Reader
+    from rolltree.replay.records import Selection
+    from rolltree.replay.run import ReplayConfig
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw the figure into this PNG.")]
+History = Annotated[list[Path] | None, typer.Option("--history", help="Rollouts known before; repeat it.")]
+Names = Annotated[
+    list[str] | None, typer.Option("--drafter", help="NAME[:OPTION=VALUE]...; repeat it, separate by commas, or all.")
+]
+Slots = Annotated[
+    list[int] | None, typer.Option("--batch", min=0, help="Slots of the engine, 0: all; repeat it. Default: 32.")
+]
+Profile = Annotated[str, typer.Option(help="h100-7b, h100-1.5b, cpu-2core, or a file of a cost model.")]
+
 
 def run(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded rollouts; a folder: all in it.")],
-    history: Annotated[list[Path] | None, typer.Option("--history", help="Rollouts known before; repeat it.")] = None,
-    drafter: Annotated[
-        list[str] | None,
-        typer.Option("--drafter", help="NAME[:OPTION=VALUE]...; repeat it, separate by commas, or all."),
-    ] = None,
+    history: History = None,
+    drafter: Names = None,
     samples: Annotated[int | None, typer.Option(min=1, help="First samples of each prompt and step.")] = None,
-    history_samples: Annotated[
-        int | None, typer.Option(min=1, help="The same for the history. Default: --samples.")
-    ] = None,
+    history_samples: Annotated[int | None, typer.Option(min=1, help="Of the history. Default: --samples.")] = None,
     max_draft: Annotated[int, typer.Option(min=1, max=1024, help="Draft tokens of a request and step.")] = 16,
     shape: Annotated[str, typer.Option(help="chain or tree.")] = "chain",
-    batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=0, help="Slots of the engine, 0: all; repeat it. Default: 32.")
-    ] = None,
-    cost: Annotated[str, typer.Option(help="h100-7b, h100-1.5b, cpu-2core, or a file of a cost model.")] = "h100-7b",
+    batch: Slots = None,
+    cost: Profile = "h100-7b",
     budget: Annotated[bool, typer.Option(help="Weigh the cost of a step; without: verify all drafts.")] = True,
     learn_cost: Annotated[bool, typer.Option("--learn-cost", help="The budget learns what steps cost.")] = False,
     objective: Annotated[str, typer.Option(help="throughput, or makespan: long rollouts first.")] = "throughput",
@@ -39,9 +49,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For files that hold text.")] = None,
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Leave out what cannot be read.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figure into this PNG.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")] = None,
+    plot: Plot = None,
+    json_output: Json = False,
+    out: Out = None,
 ) -> None:
     """Replay recorded rollouts as a batched engine would run them, with any drafter: no model, no GPU.
 
@@ -49,12 +59,9 @@ def run(
     """
     from rolltree.replay.drafters import Limits, parse_drafters
     from rolltree.replay.profiles import load_profile
-    from rolltree.replay.reading import Reader
     from rolltree.replay.records import Selection
-    from rolltree.replay.run import ReplayConfig, replay
-    from rolltree.replay.tokenizing import TextTokenizer
+    from rolltree.replay.run import ReplayConfig
 
-    screen = console(json_output)
     config = ReplayConfig(
         drafters=parse_drafters(drafter or ["rolltree"]), batches=batch or [32], profile=load_profile(cost),
         limits=Limits(max_draft=max_draft, shape=_choice("--shape", shape, "chain", "tree")),
@@ -65,21 +72,36 @@ def run(
         samples=samples, history_samples=history_samples or samples,
         split=_choice("--split", split, "all", "even", "odd"), seed=seed,
     )  # fmt: skip
-    reader = Reader(TextTokenizer(tokenizer) if tokenizer else None, skip_bad_lines=skip_bad_lines)
-    earlier = reader.read(history) if history else []
-    recording = selection.select(earlier, reader.read(files))
-    with _Bar(screen, config.passes * recording.tokens) as bar:
-        document = replay(recording, config, bar)
-    document |= {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty, "repeated_rollouts": reader.repeated}
-    document |= {"samples": samples, "history_rollouts": recording.history_rollouts, "split": split}
-    document["machine"] = machine.describe(("numpy", "arctic-inference"))
+    screen = console(json_output)
+    document = _replay(screen, config, selection, _reader(tokenizer, skip_bad_lines), files, history or [])
     _show(screen, document)
     if plot is not None:
         from rolltree.replay.figure import draw
 
         draw(document, plot)
-        document["plot"] = str(plot)
-    finish(document, json_output=json_output, out=out)
+    finish(document | {"plot": str(plot) if plot else None}, json_output=json_output, out=out)
+
+
+def _reader(tokenizer: str | None, skip_bad_lines: bool) -> Reader:
+    from rolltree.replay.reading import Reader
+    from rolltree.replay.tokenizing import TextTokenizer
+
+    return Reader(TextTokenizer(tokenizer) if tokenizer else None, skip_bad_lines=skip_bad_lines)
+
+
+def _replay(
+    screen: Console, config: ReplayConfig, selection: Selection, reader: Reader, files: list[Path], history: list[Path]
+) -> dict[str, Any]:
+    """Read, replay, and say what was read."""
+    from rolltree.replay.run import replay
+
+    earlier = reader.read(history) if history else []
+    recording = selection.select(earlier, reader.read(files))
+    with _Bar(screen, config.passes * recording.tokens) as bar:
+        document = replay(recording, config, bar)
+    read = {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty, "repeated_rollouts": reader.repeated}
+    chosen = {"samples": selection.samples, "history_rollouts": recording.history_rollouts, "split": selection.split}
+    return document | read | chosen | {"machine": machine.describe(("numpy", "arctic-inference"))}
 
 
 def _choice(name: str, value: str, *allowed: str) -> Any:
