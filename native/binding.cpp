@@ -32,17 +32,16 @@ void same(const char* name, std::size_t got, std::size_t wanted) {
 struct Drafts {
   Drafts(std::size_t rows_, std::size_t width_)
       : rows(rows_), width(width_), tokens(rows * width), parents(rows * width), survival(rows * width),
-        evidence(rows * width), source(rows * width), lengths(rows) {
+        source(rows * width), lengths(rows) {
     if (rows == 0 || width == 0) throw InputFault("Drafts.shape", "0", "at least one row and one column");
   }
   DraftArrays first(std::size_t n) {
     if (n > rows) throw InputFault("sessions.shape", std::to_string(n), "at most the rows of the drafts");
-    return {n, width, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+    return {n, width, tokens.data(), parents.data(), survival.data(), source.data(), lengths.data()};
   }
   std::size_t rows, width;
   std::vector<std::int32_t> tokens, parents;
   std::vector<float> survival;
-  std::vector<Evidence> evidence;
   std::vector<std::uint8_t> source;
   std::vector<std::int32_t> lengths;
 };
@@ -102,7 +101,7 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> noise(In<std::uint64_t, 1> keys, std:
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "Native core: per-prompt trees, drafts, calibration and the sampler's noise.";
+  m.doc() = "Native core: per-prompt trees, drafts, budget and the sampler's noise.";
   nb::register_exception_translator(translate);
 
   m.def("gumbel_noise", &noise, "keys"_a.noconvert(), "vocab"_a,

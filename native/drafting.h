@@ -2,8 +2,8 @@
 //
 // A chain follows the likeliest candidate (ranker.h); a tree takes nodes in the order of their survival, the product of
 // the probabilities along the path (SRT, arXiv 2601.09083, takes raw shares: `raw`). With coupled noise the likeliest
-// candidate is the one that the sampler's own noise picks (noise.h), and how sure that is comes from calibration.h.
-// Read-only: never changes an automaton, the ranker or the calibration.
+// candidate is the one that is likeliest to win the sampler's race (race.h). Read-only: never changes an automaton or
+// a model.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,7 @@
 #include <vector>
 
 #include "automaton.h"
-#include "calibration.h"
-#include "noise.h"
+#include "race.h"
 #include "ranker.h"
 
 namespace rolltree {
@@ -35,15 +34,13 @@ struct DraftRow {
   std::int32_t* tokens;
   std::int32_t* parents;
   float* survival;
-  Evidence* evidence;
   std::uint8_t* source;
 };
 
 /// Memory of a writer, re-used from row to row.
 struct DraftScratch {
   struct Node {
-    Candidate candidate;
-    Evidence evidence;
+    Token token;
     std::uint8_t source;
     float survival;
     std::int32_t parent;
@@ -57,9 +54,9 @@ struct DraftScratch {
 
 class DraftWriter {
  public:
-  DraftWriter(const View& view, const Ranker& ranker, const Calibration& calibration, const DraftOptions& options,
+  DraftWriter(const View& view, const Ranker& ranker, const RaceModel& races, const DraftOptions& options,
               DraftScratch& scratch)
-      : view_(view), ranker_(ranker), calibration_(calibration), options_(options), scratch_(scratch) {}
+      : view_(view), ranker_(ranker), races_(races), options_(options), scratch_(scratch) {}
 
   /// Drafts after `place`, which `last` led to. Returns the number of nodes. O(nodes x candidates).
   std::uint32_t write(const Place& place, Token last, DraftRow row) const {
@@ -67,16 +64,11 @@ class DraftWriter {
   }
 
  private:
-  static constexpr Evidence kUnjudged{Calibration::kNone, 0, 0};  // without noise the ranker's probability stands
-  struct Choice {
-    const Candidate* candidate = nullptr;
-    Evidence evidence = kUnjudged;
-    float probability = 0;
-  };
-
-  void candidates(const Place& place, Token last, CandidateList& out) const {
+  /// What may come `depth` tokens into the draft.
+  void candidates(const Place& place, Token last, std::uint32_t depth, CandidateList& out) const {
     if (options_.raw) return raw_candidates(place, out);
     ranker_.rank(view_, place, last, options_.min_match, out);
+    if (options_.coupled) races_.judge(out, Race(out, options_.seed, options_.position + depth));
   }
   /// The longest suffix that has a continuation, in the own tree only; the share is the probability.
   void raw_candidates(const Place& place, CandidateList& out) const {
@@ -100,23 +92,23 @@ class DraftWriter {
     float survival = 1.0f;
     std::uint32_t n = 0;
     for (; n < options_.limit; ++n) {
-      candidates(place, last, list);
-      const Choice best = options_.coupled ? winner(list, n) : likeliest(list);
-      if (!best.candidate) break;
-      survival *= best.probability;
+      candidates(place, last, n, list);
+      const Candidate* best = likeliest(list);
+      if (!best) break;
+      survival *= best->probability;
       if (survival < options_.min_survival) break;
-      last = best.candidate->token;
-      put(row, n, static_cast<std::int32_t>(n) - 1, last, survival, best.evidence, source_of(*best.candidate));
+      last = best->token;
+      put(row, n, static_cast<std::int32_t>(n) - 1, last, survival, source_of(*best));
       place = view_.advance(place, last);
     }
     return n;
   }
-  /// Of equals the one that was seen last, then the smaller token.
-  Choice likeliest(const CandidateList& list) const {
+  /// Of equals the one that was seen last, then the smaller token; null when there is none.
+  const Candidate* likeliest(const CandidateList& list) const {
     const Candidate* best = nullptr;
     for (const Candidate& c : list)
       if (!best || c.probability > best->probability || (c.probability == best->probability && newer(c, *best))) best = &c;
-    return best ? Choice{best, kUnjudged, best->probability} : Choice{};
+    return best;
   }
   bool newer(const Candidate& a, const Candidate& b) const {
     const std::uint32_t x = serial_of(a), y = serial_of(b);
@@ -134,88 +126,42 @@ class DraftWriter {
       std::pop_heap(heap.begin(), heap.end());
       const DraftScratch::Node node = nodes[~heap.back().second];
       heap.pop_back();
-      const Token token = node.candidate.token;
-      put(row, n, node.parent, token, node.survival, node.evidence, node.source);
+      put(row, n, node.parent, node.token, node.survival, node.source);
       if (n + 1 < options_.limit)
-        expand(view_.advance(places[node.place], token), token, node.depth, static_cast<std::int32_t>(n), node.survival);
+        expand(view_.advance(places[node.place], node.token), node.token, node.depth, static_cast<std::int32_t>(n), node.survival);
       ++n;
     }
     return n;
   }
   void expand(const Place& place, Token last, std::uint32_t depth, std::int32_t parent, float survival) const {
     CandidateList list;
-    candidates(place, last, list);
-    const Race race = options_.coupled ? run_race(list, depth) : Race{};
+    candidates(place, last, depth, list);
     const auto at = static_cast<std::uint32_t>(scratch_.places.size());
     scratch_.places.push_back(place);
     for (const Candidate& c : list) {
-      const Choice choice = options_.coupled ? judge(race, list, c) : Choice{&c, kUnjudged, c.probability};
-      const float reached = survival * choice.probability;
+      const float reached = survival * c.probability;
       if (reached < options_.min_survival) continue;
       scratch_.heap.emplace_back(reached, ~static_cast<std::uint32_t>(scratch_.nodes.size()));
-      scratch_.nodes.push_back({c, choice.evidence, source_of(c), reached, parent, depth + 1, at});
+      scratch_.nodes.push_back({c.token, source_of(c), reached, parent, depth + 1, at});
       std::push_heap(scratch_.heap.begin(), scratch_.heap.end());
     }
-  }
-
-  // The sampler's race: token i finishes at E_i / p_i, the first one is emitted (argmin E / p is argmax log p + Gumbel).
-  struct Race {
-    std::array<float, CandidateList::kMost> times{};
-    float first = 0, second = 0;  // the two best times; 0: none
-    float rest = 0;               // probability left for tokens that are no candidates
-  };
-  Race run_race(const CandidateList& list, std::uint32_t depth) const {
-    const std::uint64_t key = noise_key(options_.seed, options_.position + depth);
-    Race race;
-    float sum = 0;
-    for (const Candidate& c : list) sum += c.probability;
-    const float scale = sum > 1.0f ? 1.0f / sum : 1.0f;
-    race.rest = std::max(1.0f - sum, 0.0f);
-    for (std::uint32_t i = 0; i < list.size; ++i) {
-      const float time = exponential_noise(key, list.items[i].token) / (scale * list.items[i].probability);
-      race.times[i] = time;
-      if (race.first == 0 || time < race.first) {
-        race.second = race.first;
-        race.first = time;
-      } else if (race.second == 0 || time < race.second) {
-        race.second = time;
-      }
-    }
-    return race;
-  }
-  Choice winner(const CandidateList& list, std::uint32_t depth) const {
-    if (list.size == 0) return {};
-    const Race race = run_race(list, depth);
-    std::uint32_t best = 0;
-    for (std::uint32_t i = 1; i < list.size; ++i)
-      if (race.times[i] < race.times[best]) best = i;
-    return judge(race, list, list.items[best]);
-  }
-  Choice judge(const Race& race, const CandidateList& list, const Candidate& c) const {
-    const float time = race.times[static_cast<std::size_t>(&c - list.begin())];
-    const float rival = time == race.first ? race.second : race.first;
-    const float lead = rival == 0 ? 99.0f : std::log(rival / time);
-    const float sightings = static_cast<float>(list.sightings) / kUnit;
-    const Evidence evidence = Calibration::evidence(list.match, sightings, lead, race.rest * time, log_odds(c.probability));
-    return Choice{&c, evidence, calibration_.probability(evidence)};
   }
 
   std::uint32_t serial_of(const Candidate& c) const {
     return c.target[0] == kNone ? 0 : view_.lanes[0]->state(c.target[0]).source;
   }
   std::uint8_t source_of(const Candidate& c) const { return c.target[0] == kNone ? kShared : view_.source(serial_of(c)); }
-  static void put(DraftRow row, std::uint32_t n, std::int32_t parent, Token token, float survival, Evidence evidence,
+  static void put(DraftRow row, std::uint32_t n, std::int32_t parent, Token token, float survival,
                   std::uint8_t source) {
     row.tokens[n] = static_cast<std::int32_t>(token);
     row.parents[n] = parent;
     row.survival[n] = survival;
-    row.evidence[n] = evidence;
     row.source[n] = source;
   }
 
   const View& view_;
   const Ranker& ranker_;
-  const Calibration& calibration_;
+  const RaceModel& races_;
   const DraftOptions& options_;
   DraftScratch& scratch_;
 };

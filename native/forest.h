@@ -29,7 +29,6 @@ struct DraftArrays {
   std::int32_t* tokens;
   std::int32_t* parents;
   float* survival;
-  Evidence* evidence;
   std::uint8_t* source;
   std::int32_t* lengths;  // [rows]
 };
@@ -118,9 +117,8 @@ class Forest {
     }
   }
 
-  /// Judges drafts by the tokens really emitted, learns from the verdicts and appends the tokens. The draft of session b
-  /// is in row `rows[b]` (-1: it has none), of which the first verified[row] nodes were verified; a node that the budget
-  /// left out is judged all the same, so learning never stops. `accepted` is [n_sessions].
+  /// Judges drafts by the tokens really emitted, learns from the tokens and appends them. The draft of session b
+  /// is in row `rows[b]` (-1: it has none), of which the first verified[row] nodes were verified. `accepted` is [n_sessions].
   void settle(const std::int64_t* sessions, std::size_t n_sessions, const DraftArrays& drafts, const std::int32_t* rows,
               const std::int32_t* verified, const std::int32_t* tokens, std::size_t n, const std::int32_t* offsets,
               std::int32_t* accepted) {
@@ -131,10 +129,8 @@ class Forest {
     for (std::size_t b = 0; b < drafts.rows; ++b) {
       require(drafts.lengths[b] >= 0 && static_cast<std::size_t>(drafts.lengths[b]) <= drafts.width, "lengths",
               drafts.lengths[b], "between 0 and the width of the drafts");
-      for (std::size_t i = 0, at = b * drafts.width; i < static_cast<std::size_t>(drafts.lengths[b]); ++i) {
-        require(Calibration::sound(drafts.evidence[at + i]), "evidence", drafts.evidence[at + i].trust, "as drafted");
+      for (std::size_t i = 0, at = b * drafts.width; i < static_cast<std::size_t>(drafts.lengths[b]); ++i)
         require(drafts.source[at + i] < kSources, "source", static_cast<int>(drafts.source[at + i]), "as drafted");
-      }
     }
     for (std::size_t b = 0; b < n_sessions; ++b) {
       const auto row = static_cast<std::size_t>(std::max(rows[b], 0));
@@ -292,9 +288,9 @@ class Forest {
     options.seed = s.seed;
     options.position = s.sequence->generated;
     const std::size_t at = b * out.width;
-    const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.evidence + at, out.source + at};
+    const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.source + at};
     const View seen = view(s);
-    const DraftWriter writer(seen, ranker_, calibration_, options, scratch);
+    const DraftWriter writer(seen, ranker_, races_, options, scratch);
     out.lengths[b] = options.limit == 0 ? 0 : static_cast<std::int32_t>(writer.write(place(s), s.tree->last(*s.sequence), row));
   }
 
@@ -310,6 +306,10 @@ class Forest {
       for (std::int32_t i = offsets[b]; i < offsets[b + 1]; ++i) {
         const auto token = static_cast<Token>(tokens[i]);
         ranker_.rank(seen, at, last, 1, candidates_);
+        if (s.coupled) {
+          const std::uint64_t position = s.sequence->generated + static_cast<std::uint64_t>(i - offsets[b]);
+          races_.learn(candidates_, Race(candidates_, s.seed, position), token);
+        }
         ranker_.learn(candidates_, token);
         at = seen.advance(at, token);
         last = token;
@@ -317,30 +317,19 @@ class Forest {
     }
   }
 
-  /// Walks the draft along the emitted tokens; siblings that lost against an emitted token are misses.
+  /// Follows the draft along the emitted tokens and counts what was verified and accepted.
   std::int32_t judge(const DraftArrays& d, std::size_t b, std::int32_t verified, const std::int32_t* emitted,
                      std::int32_t n) {
     const std::size_t at = b * d.width;
-    const std::int32_t length = d.lengths[b];
-    verified = std::min(verified, length);
+    verified = std::min(verified, d.lengths[b]);
     for (std::int32_t i = 0; i < verified; ++i) ++sums_[d.source[at + static_cast<std::size_t>(i)]].drafted;
-    std::int32_t current = -1, accepted = 0, from = 0;
-    for (std::int32_t t = 0; t < n; ++t) {
-      std::int32_t next = -1;
-      for (std::int32_t i = from; i < length; ++i) {
-        const std::size_t node = at + static_cast<std::size_t>(i);
-        if (d.parents[node] != current) continue;
-        const bool hit = d.tokens[node] == emitted[t];
-        calibration_.observe(d.evidence[node], hit);
-        if (!hit) continue;
-        next = i;
-        if (i >= verified) continue;
-        ++sums_[d.source[node]].accepted;
-        ++accepted;
-      }
-      if (next < 0) break;
-      current = next;
-      from = next + 1;
+    std::int32_t current = -1, accepted = 0;
+    for (std::int32_t i = 0; i < verified && accepted < n; ++i) {
+      const std::size_t node = at + static_cast<std::size_t>(i);
+      if (d.parents[node] != current || d.tokens[node] != emitted[accepted]) continue;
+      ++sums_[d.source[node]].accepted;
+      ++accepted;
+      current = i;
     }
     return accepted;
   }
@@ -355,7 +344,7 @@ class Forest {
   HandleTable<std::unique_ptr<PromptTree>> trees_;
   HandleTable<Session> sessions_;
   Ranker ranker_;
-  Calibration calibration_;
+  RaceModel races_;
   SourceSums sums_[kSources];
   CandidateList candidates_;
   std::size_t lessons_ = 0;

@@ -156,15 +156,6 @@ void versions_weigh() {
   CHECK(weight(0) == 1);
 }
 
-void calibration_learns() {
-  Calibration c;
-  const Evidence e = Calibration::evidence(5, 3.0f, 3.0f, 0.01f, 2.0f);
-  CHECK(c.probability(e) > 0.5f && c.probability(e) < 1.0f);
-  for (int i = 0; i < 20000; ++i) c.observe(e, i % 10 == 0);
-  CHECK(std::abs(c.probability(e) - 0.1f) < 0.05f);
-  CHECK(c.probability(Calibration::evidence(5, 3.0f, -2.0f, 0.01f, -2.0f)) < c.probability(e));
-}
-
 /// Many sessions on a noisy periodic text, with drafts of all of them.
 struct Batch {
   static constexpr std::size_t kRows = 256, kWidth = 16;
@@ -172,10 +163,9 @@ struct Batch {
   std::vector<std::int64_t> sessions;
   Tokens tokens = Tokens(kRows * kWidth), parents = tokens, lengths = Tokens(kRows), limits = Tokens(kRows, 16);
   std::vector<float> survival = std::vector<float>(kRows * kWidth);
-  std::vector<Evidence> evidence = std::vector<Evidence>(kRows * kWidth);
   std::vector<std::uint8_t> source = std::vector<std::uint8_t>(kRows * kWidth);
   DraftArrays arrays() {
-    return {kRows, kWidth, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+    return {kRows, kWidth, tokens.data(), parents.data(), survival.data(), source.data(), lengths.data()};
   }
 
   Batch() {
@@ -220,9 +210,8 @@ void ranker_is_calibrated() {
   rule.min_survival = 0.0f;
   std::int32_t token, parent, length, limit = 1, row = 0, accepted;
   float survival;
-  Evidence evidence;
   std::uint8_t source;
-  const DraftArrays d{1, 1, &token, &parent, &survival, &evidence, &source, &length};
+  const DraftArrays d{1, 1, &token, &parent, &survival, &source, &length};
   double claimed = 0, hits = 0, drafts = 0;
   for (int rollout = 0; rollout < 60; ++rollout) {
     const auto tree = forest.add_tree(nullptr, 0, 0);
@@ -249,9 +238,8 @@ int main() {
   window_bounds_memory();
   handles_are_never_reused();
   versions_weigh();
-  calibration_learns();
   threads_agree();
   ranker_is_calibrated();
-  std::printf("core_test: 8 passed, 0 failed\n");
+  std::printf("core_test: 7 passed, 0 failed\n");
   return 0;
 }

@@ -75,9 +75,8 @@ struct Trial {
     for (const Live& l : live) handles.push_back(l.handle);
     Tokens tokens(rows * width), parents(rows * width), lengths(rows), limits(rows, 8), offsets(rows + 1), emitted, accepted(rows);
     std::vector<float> survival(rows * width);
-    std::vector<Evidence> evidence(rows * width);
     std::vector<std::uint8_t> source(rows * width);
-    const DraftArrays d{rows, width, tokens.data(), parents.data(), survival.data(), evidence.data(), source.data(), lengths.data()};
+    const DraftArrays d{rows, width, tokens.data(), parents.data(), survival.data(), source.data(), lengths.data()};
     DraftOptions rule;
     rule.min_survival = 0.01f;
     rule.tree = pick(0, 1) == 1;

@@ -1,6 +1,4 @@
-"""
-Native core: per-prompt trees, drafts, calibration and the sampler's noise.
-"""
+"""Native core: per-prompt trees, drafts, budget and the sampler's noise."""
 
 from typing import Annotated
 
