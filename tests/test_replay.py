@@ -189,6 +189,15 @@ def test_calibration_error_is_that_of_the_claims():
     assert [(b["nodes"], b["accepted"]) for b in made["calibration"]] == [(300, 0.2), (100, 0.5)]
 
 
+def test_latency_counts_from_the_begin_and_service_from_the_slot():
+    rollouts = [rollout("a", range(n)) for n in (2, 3, 4)]
+    simulator, tally = simulate(rollouts, Scripted(), slots=1)
+    made = results.summary([StepRun(Step(0, rollouts), tally, simulator.clock)])
+    assert made["generation_seconds"] == pytest.approx(9)
+    assert [made[f"latency_p{q}_seconds"] for q in (50, 99)] == pytest.approx([5, 8.92])
+    assert [made[f"service_p{q}_seconds"] for q in (50, 99)] == pytest.approx([3, 3.98])
+
+
 # Cost profiles
 
 
@@ -199,6 +208,7 @@ def test_the_roofline_has_its_knee_at_295_tokens():
     assert profile.seconds(Load(1)) == profile.seconds(Load(200, 95)) == pytest.approx(weights)
     assert profile.seconds(Load(200, 96)) > weights
     assert profile.seconds(Load(590)) == pytest.approx(2 * 7.07e9 * 590 / 989e12)
+    assert profile.seconds(Load(8, prefill=582)) == profile.seconds(Load(590))
     keys = 2 * 28 * 4 * 128 * 2 * 10_000 / 3.35e12
     assert profile.seconds(Load(8, context=10_000)) == pytest.approx(weights + keys)
     assert load_profile("h100-1.5b").seconds(Load(1)) < weights / 4

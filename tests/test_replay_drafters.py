@@ -52,6 +52,12 @@ def test_prompt_lookup_copies_what_followed_last(options):
     assert found > 5
 
 
+def test_prompt_lookup_finds_the_first_tokens_of_the_prompt():
+    drafter = DrafterSpec.parse("ngram").make(Limits(max_draft=2))
+    handle = drafter.open(np.array([5, 6, 7, 8, 9, 5, 6], np.int32))
+    assert draft(drafter, [handle], 2)[0][0] == [7, 8]
+
+
 # The paper's rule
 
 
@@ -119,8 +125,8 @@ def test_srt_follows_the_paper(shape, per_match):
 
 def test_suffix_is_the_real_one():
     peer = pytest.importorskip("arctic_inference.suffix_decoding")
-    drafter = DrafterSpec.parse("suffix:depth=16:factor=2").make(Limits(max_draft=6))
-    cache = peer.SuffixDecodingCache(max_tree_depth=16)
+    drafter = DrafterSpec.parse("suffix:depth=4:factor=2").make(Limits(max_draft=6))
+    cache = peer.SuffixDecodingCache(max_tree_depth=4)
     old, now = random_rollouts(5, step=0), random_rollouts(6, step=1)[0]
     drafter.remember(old)
     for index, r in enumerate(old):
@@ -131,7 +137,7 @@ def test_suffix_is_the_real_one():
     cache.start_request("now", now.prompt)
     text, drafted = now.prompt.tolist(), 0
     for token in now.tokens.tolist():
-        expected = cache.speculate("now", np.array(text[-16:], np.int32), max_spec_tokens=6, max_spec_factor=2.0)
+        expected = cache.speculate("now", np.array(text[-4:], np.int32), max_spec_tokens=6, max_spec_factor=2.0)
         tokens, _, survival = draft(drafter, [handle], 6)[0]
         assert tokens == list(expected.token_ids)
         assert survival == pytest.approx(list(expected.probs))
