@@ -6,20 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rolltree.verl import VerlOptions, config_lines
+from rolltree.verl.cpu.demo import PLAIN_LINES as PLAIN
+from rolltree.verl.cpu.demo import POLL_SECONDS
 from rolltree.verl.cpu.run import RunRecord, train
 from rolltree.verl.cpu.settings import RunSettings
 
-POLL_SECONDS = 0.05
-PLAIN = (
-    "trainer.v1.sampler.custom_sampler.path=pkg://rolltree.verl.cpu.polling",
-    "trainer.v1.sampler.custom_sampler.name=sampler",
-)
-"""verl alone, but looking for finished rollouts as often as the runs it is compared with."""
-
 GRPO = RunSettings(algorithm="grpo", validate=True)
 DAPO = RunSettings(algorithm="dapo")
-PPO = RunSettings(algorithm="ppo", temperature=0.0, samples=1, prompts=32, batch=16)
-MULTI_TURN = RunSettings(algorithm="multi-turn", temperature=0.0, samples=2, entropy=0.01)
+PPO = RunSettings(algorithm="ppo", greedy=True, validate=True, samples=1, prompts=32, batch=16)
+MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, validate=True, samples=2, entropy=0.01)
 ASYNC = RunSettings(algorithm="grpo", mode="colocate_async", replicas=2)
 
 

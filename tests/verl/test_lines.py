@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,7 +57,7 @@ def test_what_is_set_by_hand_stays() -> None:
     config = configured(mine)
     assert fill_in(config, VerlOptions()) == []
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.speculative_config.method == "ngram"
-    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class is None
+    assert config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") is None
 
 
 def test_without_speculation_nothing_is_filled_in() -> None:
@@ -86,7 +87,7 @@ def test_the_router_comes_with_several_replicas(gpus: int, width: int, count: in
 @pytest.mark.parametrize(("mode", "kind"), [("sync", ReplayBuffer), ("colocate_async", ReplayBufferAsync)])
 def test_the_sampler_is_verls_own_for_the_mode_with_dapos_arguments(mode: str, kind: type) -> None:
     dapo = ["algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=acc"]
-    dapo += ["+algorithm.filter_groups.max_inflight_gen_batches=3", "data.train_batch_size=24"]
+    dapo += ["algorithm.filter_groups.max_inflight_gen_batches=3", "data.train_batch_size=24"]
     plain = trainer_of(configured(*dapo, f"trainer.v1.trainer_mode={mode}"))
     expected = plain._build_replay_buffer()
     trainer = trainer_of(configured(*dapo, f"trainer.v1.trainer_mode={mode}", *config_lines("dapo")))
@@ -113,3 +114,23 @@ def test_options_reach_the_sampler() -> None:
 
 def test_doctor_finds_the_tested_set() -> None:
     assert {line.name: (line.state, line.found) for line in doctor_lines() if line.state != "ok"} == {}
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "verl").glob("*.sh"))
+
+
+@pytest.mark.parametrize("script", [path for path in EXAMPLES if path.name != "common.sh"], ids=lambda path: path.stem)
+def test_examples_fit_verls_configuration(script: Path, tmp_path: Path) -> None:
+    """Each script's overrides, as the shell hands them over, make a configuration with rolltree in it."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": "/home/me"}
+    printed = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True).stdout
+    module, *overrides = printed.splitlines()[1:]
+    assert module == "verl.trainer.main_ppo"
+    config = configured(*overrides)
+    assert config.trainer.v1.sampler.custom_sampler.path == "pkg://rolltree.verl"
+    trainer = trainer_of(config)
+    trainer._build_replay_buffer()
+    assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == MANAGER

@@ -35,6 +35,10 @@ def test_greedy_rollouts_and_losses_are_the_same(runs: Runs, name: str) -> None:
         expected = texts(plain.rollouts, step)
         assert sum(expected.values()) == settings.batch * settings.samples
         assert texts(mine.rollouts, step) == expected, f"step {step}"
+    for step in (0, settings.steps_per_epoch, settings.steps):
+        assert texts(mine.validation, step) == texts(plain.validation, step) != Counter(), (
+            f"validation after step {step}"
+        )
     losses = ["actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean"]
     losses += ["critic/vf_loss"] if name == "ppo" else []
     for metric in losses:

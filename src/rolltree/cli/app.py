@@ -10,7 +10,7 @@ import sys
 import typer
 
 import rolltree
-from rolltree.cli import bench, demo, doctor, replay, report, store, verl
+from rolltree.cli import bench, demo, doctor, gpu, replay, report, store, verl
 from rolltree.errors import MissingDependencyError, RolltreeError
 
 app = typer.Typer(
@@ -21,12 +21,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+bench.app.command(name="gpu", help=gpu.run.__doc__)(gpu.run)
 app.add_typer(bench.app, name="bench")
 app.add_typer(store.app, name="store")
 app.command(name="demo", help=demo.run.__doc__)(demo.run)
 app.command(name="replay", help=replay.run.__doc__)(replay.run)
 app.command(name="report", help=report.run.__doc__)(report.run)
 app.command(name="verl-config", help=verl.run.__doc__)(verl.run)
+app.command(name="verl-demo", help=verl.demo.__doc__)(verl.demo)
 app.command(name="doctor", help=doctor.run.__doc__)(doctor.run)
 
 

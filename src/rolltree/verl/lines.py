@@ -57,7 +57,8 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
         _set(config, SPECULATIVE, speculative_config(options.max_draft), filled)
     if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and _drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.agent.agent_loop_manager_class", MANAGER, filled)
-    if options.route and _get(config, f"{ROLLOUT}.router_config_path") is None and replicas(config) > 1:
+    is_routed = _get(config, f"{ROLLOUT}.router_config_path") is not None
+    if options.route and not is_routed and replicas(config) > 1 and _drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.router_config_path", str(CONFIG_PATH), filled)
     return filled
 

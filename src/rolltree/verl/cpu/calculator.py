@@ -1,7 +1,7 @@
 """A calculator for verl's own tool agent loop, in the language of the demo's model: `multi_turn.function_tool_path`.
 
-The model writes `47+93:` and used to add digit by digit. With the tool it stops at the colon, the calculator answers
-` gives 140. ` and the model goes on with the next number: a turn for each addition and one for the answer.
+The model was taught to write `47+93: 7+3+0=10,4+9+1=14 gives 140. ` With the tool it stops at the colon, the calculator
+writes the rest, and the model goes on with the next number: a turn for each addition and one for the answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def add(left: int, right: int) -> str:
         left: the first number.
         right: the second number.
     """
-    return f" gives {left + right}. "
+    terms, carry = [], 0
+    for place in range(max(len(str(left)), len(str(right)))):
+        a, b = left // 10**place % 10, right // 10**place % 10
+        terms.append(f"{a}+{b}+{carry}={a + b + carry}")
+        carry = (a + b + carry) // 10
+    return f" {','.join(terms)} gives {left + right}. "
 
 
 @ToolParser.register(FORMAT)  # type: ignore[untyped-decorator, unused-ignore]

@@ -37,12 +37,13 @@ class RunSettings:
     """Completions per problem."""
     max_tokens: int = 176
     """Completion tokens at most."""
-    temperature: float = 1.0
-    """Of the training rollouts; 0 is greedy."""
+    greedy: bool = False
+    """Training rollouts take the likeliest token (top-k of 1). The trainer keeps its temperature of 1: at 0 it would
+    divide by nought and magnify rounding."""
     learning_rate: float = 1e-4
     """Of the actor."""
     entropy: float = 0.0
-    """Entropy bonus: moves the weights also where all samples of a prompt are equal, as they are at temperature 0."""
+    """Entropy bonus: moves the weights also where all samples of a prompt are equal, as greedy ones are."""
     validate: bool = False
     """Validate greedily before training and after each epoch."""
     replicas: int = 1
@@ -110,6 +111,7 @@ def _machine(settings: RunSettings, folder: Path) -> list[str]:
         f"{rollout}.agent.num_workers=1",
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=16",
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls=rolltree.verl.cpu.worker.CpuWorkerExtension",
+        f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend=uni",  # a process less to start
         "reward.num_workers=1",
     ]
 
@@ -129,7 +131,7 @@ def _data(settings: RunSettings, assets: Assets) -> list[str]:
         f"actor_rollout_ref.model.path={assets.model}",
         f"{rollout}.max_model_len={MAX_PROMPT_TOKENS + settings.max_tokens + 64}",
         f"{rollout}.n={settings.samples}",
-        f"{rollout}.temperature={settings.temperature}",
+        f"{rollout}.top_k={1 if settings.greedy else -1}",
         f"{rollout}.seed={settings.seed}",
         f"{rollout}.calculate_log_probs=True",
         f"{rollout}.log_prob_micro_batch_size_per_gpu={settings.batch * settings.samples}",
@@ -169,7 +171,7 @@ def _algorithm(settings: RunSettings) -> list[str]:
         "dapo": [
             "algorithm.filter_groups.enable=True",
             "algorithm.filter_groups.metric=reward",
-            "+algorithm.filter_groups.max_inflight_gen_batches=2",
+            "algorithm.filter_groups.max_inflight_gen_batches=2",
             f"{actor}.clip_ratio_low=0.2",
             f"{actor}.clip_ratio_high=0.28",
             f"{actor}.loss_agg_mode=token-mean",
@@ -210,6 +212,7 @@ def environment(folder: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_prestart_worker_first_driver": "0",  # would start a process for each of the 32 CPUs that are not there
         "RAY_DEDUP_LOGS": "0",
         "HYDRA_FULL_ERROR": "1",
     }
