@@ -11,6 +11,7 @@ import pytest
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.replay import results
+from rolltree.replay.budgets import Told
 from rolltree.replay.drafters import DrafterSpec, Limits, parse_drafters
 from rolltree.replay.profiles import Load, Measured, Roofline, load_profile
 from rolltree.replay.records import Recording, Selection, Step
@@ -271,6 +272,30 @@ def test_the_ceiling_is_that_of_equal_drafts():
     clairvoyant = run(two_steps(), "ceiling", budget="off")[0]
     assert clairvoyant["drafted"] == clairvoyant["accepted"] > 0
     assert clairvoyant["ceiling_share"] == 1
+
+
+def test_a_budget_is_told_the_step_to_come_and_the_step_that_was():
+    asked, observed = [], []
+
+    class Ear:
+        def model(self, load):
+            asked.append(load)
+            return CostModel(base=float(len(asked)), token=1.0)
+
+        def observe(self, load, seconds):
+            observed.append((load, seconds))
+
+    drafter = Scripted(lambda text, limit: [len(text)] if len(text) < 2 else [])
+    drafter.budgeted = True
+    rollouts, tally = [rollout("ab", [0, 1, 2]), rollout("ab", [0], sample=1)], Tally(2, 4)
+    Simulator(rollouts, drafter, UNIT, tally, slots=2, max_draft=4, budget=Ear()).run()
+    assert [(load.rows, load.context) for load in asked] == [(2, 4), (1, 4)]
+    assert [(load.rows, load.drafted, load.longest, seconds) for load, seconds in observed] == [
+        (2, 2, 1, pytest.approx(1)), (1, 0, 0, pytest.approx(1)),
+    ]  # fmt: skip
+    assert drafter.cost == CostModel(base=2.0, token=1.0)
+    profile = load_profile("h100-7b")
+    assert Told(profile).model(Load(3, context=50)) == profile.model(Load(3, context=50)) != profile.model(Load(3))
 
 
 def test_a_budget_never_loses_where_every_token_costs():
