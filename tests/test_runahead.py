@@ -106,7 +106,7 @@ def test_a_prompt_is_run_ahead_as_often_as_asked_until_it_is_sampled() -> None:
     for launch in launches:
         control.finished(launch, 10)
     assert not control.decide(snapshot(1, 4), prompts(1)).launch
-    control.end_step([PromptOutcome(key="p0", rollouts=3, tokens=100, work=50)])
+    control.end_step([PromptOutcome(key="p0", rollouts=3, seconds=1.0, paced=2.0)])
     control.begin_step(100_000)
     control.decide(snapshot(2, 4), [])
     assert len(control.decide(snapshot(3, 4), prompts(1)).launch) == 3
@@ -120,7 +120,7 @@ def test_short_tails_and_dear_rows_are_left_alone() -> None:
 
 
 def train(control: RunAhead, step: int, *, treated: float, control_work: float) -> tuple[int, float]:
-    """A training step whose prompts that were run ahead cost `treated` row-steps a token: launches, and gauge "on"."""
+    """A training step whose prompts that were run ahead take `treated` row-steps a token: launches, and gauge "on"."""
     control.begin_step(100_000)
     now = 10.0 * step
     control.decide(snapshot(now, 32), [])
@@ -128,7 +128,7 @@ def train(control: RunAhead, step: int, *, treated: float, control_work: float) 
     control.decide(snapshot(now + 1, 4), [])
     batch = prompts(24, name=f"{step + 1}-")
     launches = control.decide(snapshot(now + 2, 4), batch).launch
-    control.observe(EngineStep(seconds=1.0, live_steps=50, running_steps=100 * len(launches), row_seconds=ROW))
+    control.observe(EngineStep(seconds=1.0, live_steps=50, running_steps=40 * len(launches), row_seconds=ROW))
     control.decide(snapshot(now + 3, 0, running=len(launches)), batch)
     for launch in launches:
         control.finished(launch, 100)
@@ -138,7 +138,8 @@ def train(control: RunAhead, step: int, *, treated: float, control_work: float) 
 
 def outcome(control: RunAhead, key: str, treated: float, untreated: float) -> PromptOutcome:
     work = untreated if control.is_held_out(key) else treated
-    return PromptOutcome(key=key, rollouts=0, tokens=1000, work=work * 1000)
+    seconds = (1 + int(key.split("-")[1]) % 3) / 48  # prompts differ; 24 of them hold the engine for a second
+    return PromptOutcome(key=key, rollouts=0, seconds=seconds, paced=seconds / work)
 
 
 def test_it_turns_itself_off_when_it_saves_nothing_and_tries_again_later() -> None:
@@ -157,10 +158,9 @@ def test_it_stays_on_while_it_saves() -> None:
     assert all(launches for launches, _ in states)
     gauges = control.gauges()
     assert gauges["return_seconds"] > 0
-    # 16 or so prompts a step of 1,000 tokens each save 0.1 row-steps a token at 8 ms.
-    per_step = gauges["saved_seconds"] / 19
-    assert per_step == pytest.approx(16 * 1000 * 0.1 * 8e-3, rel=0.3)
-    assert gauges["cost_seconds"] / 20 == pytest.approx(states[0][0] * 100 * ROW, rel=0.2)
+    # Two thirds of a step's second are treated; without, they would have taken 0.5 / 0.4 as long.
+    assert gauges["saved_seconds"] / 19 == pytest.approx(2 / 3 * (0.5 / 0.4 - 1), rel=0.3)
+    assert gauges["cost_seconds"] / 20 == pytest.approx(states[0][0] * 40 * ROW, rel=0.2)
 
 
 def test_without_a_holdout_it_never_judges_itself() -> None:
@@ -256,11 +256,12 @@ class World(RuleBasedStateMachine):
             self.end(launch, 0.5)
         self.running = []
 
-    @rule(tokens=st.integers(1, 5000), work=st.floats(1, 5000))
-    def sampled(self, tokens: int, work: float) -> None:
+    @rule(seconds=st.floats(1e-3, 100), pace=st.floats(0.5, 10))
+    def sampled(self, seconds: float, pace: float) -> None:
         self.stop()
         outcomes = [
-            PromptOutcome(key=f"{self.step}-{i}", rollouts=i % 5, tokens=tokens, work=work) for i in range(0, 60, 3)
+            PromptOutcome(key=f"{self.step}-{i}", rollouts=i % 5, seconds=seconds * i, paced=seconds * i * pace)
+            for i in range(0, 60, 3)
         ]
         self.both(lambda control: control.end_step(outcomes))
         self.step += 1

@@ -72,6 +72,8 @@ class RunAheadEngine:
         self._upcoming: dict[str, _Prompt] = {}
         self._prospects: list[Candidate] = []
         self._live: dict[int, Request] = {}
+        self._shares: dict[int, float] = {}  # seconds that each live request held the engine
+        self._held: list[int] = []
         self._before = (0.0, 0, 0)  # clock, row steps, draft tokens at the last look
         self._drafted = 0.0  # draft tokens a row of the last step
         self._tail, self._looks = math.inf, 0
@@ -90,10 +92,17 @@ class RunAheadEngine:
         held = {prompt_key(r): self._rollouts(r) for r in requests}
         self._upcoming = self._prompts(upcoming)
         self._prospects = [
-            Candidate(key=p.key, rollouts=self._rollouts(p.requests[0]), soon=p.soon, max_tokens=self._useful(p))
+            Candidate(
+                key=p.key,
+                rollouts=self._rollouts(p.requests[0]),
+                soon=p.soon,
+                max_tokens=self._useful(p),
+                prefill_seconds=self._prefill_seconds(p.requests[0]),
+            )
             for p in self._upcoming.values()
         ]
         self._live = dict(enumerate(requests, start=self.engine.next_id))
+        self._shares = {}
         self._looks, self._tail = 0, math.inf
         self.control.begin_step(self._tokens or round(self._expected(requests)))
         self._look()
@@ -176,8 +185,11 @@ class RunAheadEngine:
         id = self.engine.submit(replace(ahead, sampling=sampling), on_finish=finish)
         if not ended:
             self._running[id] = launch
+        self.control.stalled(self._prefill_seconds(ahead))
+
+    def _prefill_seconds(self, request: Request) -> float:
         cost = self._cost()
-        self.control.stalled(0.0 if cost is None else cost.token * len(ahead.prompt_token_ids))
+        return 0.0 if cost is None else cost.token * len(request.prompt_token_ids)
 
     def _stop(self) -> None:
         for id in list(self._running):
@@ -189,9 +201,13 @@ class RunAheadEngine:
     def _look(self) -> None:
         stats = self.engine.stats
         self._before = (self._now(), stats.row_steps, stats.drafted)
+        running = [id for id, _ in self.engine.progress() if id in self._live]
+        _, waiting = self.engine.load()
+        queued = list(self._live)[len(self._live) - waiting :]  # ids grow in the order of submission
+        self._held = running + queued[: self.engine.config.slots - len(running)]
 
     def _observe(self, live: int) -> None:
-        """Account the step since the last look; rows that ended in it count as real ones."""
+        """Account the step since the last look; run-ahead rows that ended in it count as real ones."""
         cost, stats = self._cost(), self.engine.stats
         clock, row_steps, drafted = self._before
         rows, draft = stats.row_steps - row_steps, stats.drafted - drafted
@@ -200,6 +216,7 @@ class RunAheadEngine:
             whole = _seconds(cost, rows, self._drafted)
             self._modelled += whole
             running = min(len(self._running), rows)
+            self._share(whole if self._clock is None else self._clock() - clock)
             self.control.observe(
                 EngineStep(
                     seconds=whole if self._clock is None else self._clock() - clock,
@@ -210,20 +227,26 @@ class RunAheadEngine:
             )
         self._look()
 
+    def _share(self, seconds: float) -> None:
+        """Share a step's time among the real requests that were in it."""
+        for id in self._held:
+            self._shares[id] = self._shares.get(id, 0.0) + seconds / len(self._held)
+
     def _account(self, requests: Sequence[Request], results: Sequence[Result], held: dict[str, int]) -> None:
         """Learn the lengths, and tell the controller what each prompt took."""
         rows, cost = self.control.meter.row_step_seconds, self._cost()
         per_draft = cost.token / rows if cost is not None and rows else 0.0
-        tokens, work = dict.fromkeys(held, 0), dict.fromkeys(held, 0.0)
+        seconds, paced = dict.fromkeys(held, 0.0), dict.fromkeys(held, 0.0)
         for request, result in zip(requests, results, strict=True):
-            key = prompt_key(request)
-            tokens[key] += len(result.token_ids)
-            work[key] += result.steps + per_draft * result.drafted
-            if result.finish_reason in ("stop", "length"):
-                self.lengths.add(key, len(result.token_ids))
-        self._tokens = sum(tokens.values())
+            if result.steps == 0:
+                continue
+            key, share = prompt_key(request), self._shares.get(result.id, 0.0)
+            seconds[key] += share
+            paced[key] += share * len(result.token_ids) / (result.steps + per_draft * result.drafted)
+            self.lengths.add(key, len(result.token_ids))
+        self._tokens = sum(len(r.token_ids) for r in results)
         self.control.end_step(
-            [PromptOutcome(key=k, rollouts=held[k], tokens=tokens[k], work=work[k]) for k in held if tokens[k]]
+            [PromptOutcome(key=k, rollouts=held[k], seconds=seconds[k], paced=paced[k]) for k in held if seconds[k]]
         )
 
     def _rollouts(self, request: Request) -> int:

@@ -27,6 +27,9 @@ MIN_TAIL_TOKENS = 16
 """Expected tokens of the longest live request below which nothing is launched: its prefill would not pay."""
 MARGIN = 1.5
 """What a launch must be expected to save, relative to its cost: the estimate of the saving is noisy."""
+PACE, PACE_STEPS = 2.0, 200
+"""Tokens per engine step that run-ahead requests are taken to generate (what siblings alone give), until as many
+row-steps have told."""
 STALE = 0.8
 """Worth of a rollout per training step until it is used, policy drift and the chance of eviction."""
 FIRST_PAUSE, LONGEST_PAUSE = 4, 64
@@ -49,7 +52,7 @@ class RunAhead:
         self._budget = self._spent = self._reserved = 0
         self._since: float | None = None
         self._pause, self._paused = FIRST_PAUSE, 0
-        self._sums = dict.fromkeys(("launched", "tokens", "cancels", "prompts_used", "tokens_used"), 0)
+        self._sums = dict.fromkeys(("launched", "tokens", "row_steps", "cancels", "prompts_used", "tokens_used"), 0)
         self._reason = "no real work"
 
     @property
@@ -86,6 +89,7 @@ class RunAhead:
 
     def observe(self, step: EngineStep) -> None:
         """Take engine steps into account that ran while real requests were live."""
+        self._sums["row_steps"] += step.running_steps
         cost = min(step.running_steps * max(step.row_seconds, 0.0), step.seconds)
         self.meter.add_cost(cost)
         self.meter.add_generation(step.seconds - cost, step.live_steps)
@@ -101,7 +105,7 @@ class RunAhead:
         self.meter.close_step()
         if self._paused:
             self._paused -= 1
-        elif self.config.holdout and self.meter.is_measured and self.meter.recent_return < 0:
+        elif self.config.holdout and self.meter.is_negative:
             self._paused, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
             self.meter.forget()
 
@@ -119,7 +123,8 @@ class RunAhead:
             "saved_seconds": self.meter.saved_seconds,
             "cost_seconds": self.meter.cost_seconds,
             "return_seconds": self.meter.saved_seconds - self.meter.cost_seconds,
-            "saving_per_ahead_token": self.meter.saving_per_ahead_token,
+            "saving_seconds_per_ahead_token": self.meter.saving_per_ahead_token,
+            "holdout_measured": float(self.meter.is_measured),
         }
 
     @property
@@ -150,6 +155,9 @@ class RunAhead:
                 if len(launch) == room:
                     reason = "slots full"
                     break
+                if not self._pays(candidate, snapshot):
+                    reason = "not worth it"
+                    continue
                 if self._budget - self._spent - self._reserved < candidate.max_tokens:
                     reason = "budget spent"
                     break
@@ -169,10 +177,18 @@ class RunAhead:
             return "step cost unknown"
         if room <= 0:
             return "slots full"
-        if snapshot.tail_tokens < MIN_TAIL_TOKENS:
-            return "tail too short"
-        saves = self.meter.saving_per_ahead_token * self.meter.row_step_seconds
-        return "" if saves > MARGIN * snapshot.row_seconds else "not worth it"
+        return "tail too short" if snapshot.tail_tokens < MIN_TAIL_TOKENS else ""
+
+    def _pays(self, candidate: Candidate, snapshot: Snapshot) -> bool:
+        """Whether a launch is expected to save clearly more than it costs; it may be cut short by the tail's end."""
+        tokens = min(candidate.max_tokens, snapshot.tail_tokens)
+        cost = candidate.prefill_seconds + tokens * snapshot.row_seconds / self._pace
+        return tokens * self.meter.saving_per_ahead_token > MARGIN * cost
+
+    @property
+    def _pace(self) -> float:
+        """Tokens that a run-ahead request generates in an engine step."""
+        return (self._sums["tokens"] + PACE * PACE_STEPS) / (self._sums["row_steps"] + PACE_STEPS)
 
     def _order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Candidates worth running ahead, each as often as wanted, the coldest and soonest first."""
@@ -203,6 +219,6 @@ class RunAhead:
         if launches and tokens:
             self._sums["prompts_used"] += 1
             self._sums["tokens_used"] += tokens
-            self.meter.add_outcome(treated=True, tokens=outcome.tokens, work=outcome.work, ahead_tokens=tokens)
+            self.meter.add_outcome(treated=True, seconds=outcome.seconds, paced=outcome.paced, ahead_tokens=tokens)
         elif self.is_held_out(outcome.key) and outcome.rollouts < self.config.warm_rollouts:
-            self.meter.add_outcome(treated=False, tokens=outcome.tokens, work=outcome.work)
+            self.meter.add_outcome(treated=False, seconds=outcome.seconds, paced=outcome.paced)

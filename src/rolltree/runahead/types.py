@@ -39,6 +39,8 @@ class Candidate:
     """Training steps until it is sampled; 1 is the next."""
     max_tokens: int
     """Longest useful rollout, tokens."""
+    prefill_seconds: float = 0.0
+    """What starting it adds to an engine step: its prompt, if no other request has just the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +86,8 @@ class PromptOutcome:
     key: str
     rollouts: float
     """Rollouts that its tree held before."""
-    tokens: int
-    """Generated tokens of all its samples."""
-    work: float
-    """Row-step equivalents spent on them: engine steps taken part in, plus draft tokens over the draft tokens that cost
-    as much as a row (`row_steps` alone where that is not known)."""
+    seconds: float
+    """Engine time that they held: each step's seconds, shared equally among the real requests in it."""
+    paced: float
+    """The same times the pace of each rollout, summed: tokens per row-step, where its draft tokens count as the part of
+    a row-step that they cost."""
