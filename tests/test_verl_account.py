@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from rolltree.budget import CostModel
-from rolltree.verl.account import Account, seconds_saved
+from rolltree.verl.account import Account, seconds_saved, split
 
 COST = CostModel(base=10.0, row=1.0, token=0.5, cell=0.25, ragged=2.0)
 
@@ -66,3 +66,20 @@ def test_drafts_that_are_rejected_cost_time() -> None:
 def test_no_estimate_without_a_cost_model() -> None:
     assert seconds_saved(counters(1, 1, 1, 0, 0), {}) is None
     assert "rolltree/seconds_saved" not in Account().step([counters(1, 1, 1, 0, 0)])
+
+
+def test_sums_can_be_added_up_and_the_rest_is_told_apart() -> None:
+    numbers = Account().step([counters(2, 4, 8, 6, 4, cache_bytes=5, drafted_history=6)])
+    sums, rest = split(numbers)
+    assert sums["tokens"] == 8
+    assert sums["row_steps"] == 4
+    assert sums["drafted_history"] == 6
+    assert rest.keys() == {
+        "tokens_per_step",
+        "acceptance_rate",
+        "replicas",
+        "tree_bytes",
+        "prompts",
+        "rollouts",
+        "sessions",
+    }

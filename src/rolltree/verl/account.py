@@ -20,6 +20,8 @@ GAUGES = {
     "cache_sessions": "sessions",
 }
 """Counters that say how much is held now, and the names they are logged under."""
+NOT_SUMS = {"tokens_per_step", "acceptance_rate", "replicas", "seconds_saved", *GAUGES.values()}
+"""What of a step's numbers cannot be added up over steps."""
 COST = tuple(f"cost_{field.name}" for field in fields(CostModel))
 
 
@@ -49,6 +51,8 @@ def _numbers(pairs: Sequence[tuple[Counters, Counters]]) -> dict[str, float]:
 
     tokens, row_steps, drafted, accepted = map(added, ("tokens", "row_steps", "drafted", "accepted"))
     numbers = {
+        "steps": added("steps"),
+        "row_steps": row_steps,
         "tokens": tokens,
         "drafted": drafted,
         "accepted": accepted,
@@ -89,3 +93,10 @@ def seconds_saved(now: Counters, then: Counters) -> float | None:
     used = steps * (cost.base + (cost.row + cost.token + cost.cell * (1 + mean_draft)) * mean_rows)
     used += cost.token * drafted + (cost.ragged * steps if drafted else 0.0)
     return float(plain - used)
+
+
+def split(numbers: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the sums and the rest of a step's numbers, without the prefix of the log."""
+    plain = {name.removeprefix("rolltree/"): value for name, value in numbers.items()}
+    sums = {name: value for name, value in plain.items() if name not in NOT_SUMS}
+    return sums, {name: plain[name] for name in plain.keys() - sums.keys()}

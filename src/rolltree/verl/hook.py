@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import open_dict
 
-from rolltree.verl.account import Account
+from rolltree.runlog import RunLog
+from rolltree.verl.account import Account, split
 from rolltree.verl.lines import fill_in
 from rolltree.verl.options import VerlOptions
 from rolltree.verl.servers import Servers
@@ -52,6 +53,7 @@ class Sampler:
         self._wrapped, self._options = wrapped, options
         self._account = Account()
         self._servers: Servers | None = None
+        self._run_log = RunLog(options.run_log) if options.run_log else None
         if options.poll_seconds is not None:
             wrapped.poll_interval = options.poll_seconds
 
@@ -60,14 +62,17 @@ class Sampler:
         started = time.monotonic()
         batch, metrics = self._wrapped.sample(global_steps, partition_id, batch_size)
         if partition_id == "train":
-            metrics = {**metrics, **self._numbers(), "rolltree/wait_seconds": time.monotonic() - started}
+            metrics = {**metrics, **self._numbers(global_steps, time.monotonic() - started)}
         return batch, metrics
 
-    def _numbers(self) -> dict[str, float]:
+    def _numbers(self, step: int, seconds: float) -> dict[str, float]:
         if self._servers is None:
             self._servers = Servers.find(timeout=self._options.rpc_seconds)
         numbers = self._account.step(self._servers.call("stats"))
-        return {**numbers, "rolltree/rpc_failures": self._servers.failures}
+        if self._run_log is not None:
+            sums, gauges = split(numbers)
+            self._run_log.write(step, {**sums, "seconds": seconds}, gauges=gauges)
+        return {**numbers, "rolltree/wait_seconds": seconds, "rolltree/rpc_failures": self._servers.failures}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_wrapped"], name)

@@ -28,6 +28,8 @@ class VerlOptions:
     """A call to a vLLM server that takes longer is given up; the step goes on without its numbers."""
     poll_seconds: float | None = None
     """How often verl looks whether the rollouts are done; None keeps verl's 2 seconds."""
+    run_log: str | None = None
+    """Folder that also gets the numbers of each step, for `rolltree report FOLDER`."""
 
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or bool(self.key_column), "a column's name")
