@@ -209,11 +209,11 @@ def test_cut_keeps_only_what_counts(engine: Engine) -> None:
     assert cache.forest.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 2
 
 
-def test_commit_and_drop_restart_running_requests(engine: Engine) -> None:
+def test_finish_and_drop_restart_running_requests(engine: Engine) -> None:
     """After either, a running request continues, its whole text in a new session."""
     engine.start("a", [1, 2])
     engine.step({"a": [5, 6]})
-    engine.book.commit()
+    engine.book.finish(engine.book.running)
     assert engine.book.cache.stats().rollouts == 1
     assert text_of(engine.step({"a": [7]})) == {0: [5, 6, 7]}
     engine.book.drop()
@@ -246,6 +246,6 @@ def test_random_schedules_feed_every_token_once(seed: int) -> None:
         assert facts.prompt is not None
         assert facts.max_tokens is not None
         assert text == engine.text[id][len(facts.prompt) :][: facts.max_tokens][: len(text)]
-    engine.book.commit()
+    engine.book.finish(engine.book.running)
     assert engine.book.cache.stats().sessions == 0
     engine.book.cache.check()

@@ -138,9 +138,9 @@ def cpu_expand_is_wrong() -> bool:
     from vllm.utils import cpu_triton_utils
 
     stock = getattr(cpu_triton_utils, "_expand_kernel_impl", None)
+    stock = getattr(stock, "_rolltree_stock", stock)  # behind our own, where that is in place
     if stock is None:
         return False
-    stock = getattr(stock, "_rolltree_stock", stock)
     out, values = torch.full((3,), -1.0), torch.tensor([0.5, 2.0])
     stock(out, values, torch.tensor([1, 3], dtype=torch.int32), 0, 1, MAX_NUM_TOKENS=8)
     return out.tolist() != [0.5, 2.0, 2.0]
@@ -152,12 +152,12 @@ def fix_cpu_expand() -> bool:
 
     if not current_platform.is_cpu():
         return False
-    current_platform.import_kernels()
-    if not cpu_expand_is_wrong():
-        return False
     from vllm.triton_utils import dispatcher
     from vllm.utils import cpu_triton_utils
 
+    current_platform.import_kernels()
+    if getattr(cpu_triton_utils, "_expand_kernel_impl", _expand) is _expand or not cpu_expand_is_wrong():
+        return False
     _expand._rolltree_stock = cpu_triton_utils._expand_kernel_impl  # type: ignore[attr-defined]
     cpu_triton_utils._expand_kernel_impl = _expand
     name = "vllm.v1.sample.rejection_sampler.expand_kernel"

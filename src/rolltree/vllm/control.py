@@ -120,7 +120,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "stats": lambda proposer: proposer.stats(),
     "set_version": lambda proposer, version: proposer.drafter.cache.set_version(version),
     "clear": lambda proposer: proposer.forget(),
-    "commit": lambda proposer: proposer.book.commit(),
+    "commit": lambda proposer: proposer.commit(),
     "load": lambda proposer, path: load_rollouts(proposer.drafter.cache, path),
     "pause": _pause,
     "resume": _resume,

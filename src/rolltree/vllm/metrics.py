@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-FOLDER = "ROLLTREE_VLLM_METRICS_FOLDER"
+FOLDER = "ROLLTREE_METRICS_FOLDER"
 COUNTERS = {
     "steps": "Engine steps that drafted or learned",
     "row_steps": "Pairs of a request and an engine step",

@@ -74,6 +74,11 @@ class Proposer:
             self.drafter.cache, max_draft=self.width, max_length=self._max_length, sessions=options.sessions
         )
 
+    def commit(self) -> None:
+        """Close every session, keeping its text; vLLM tells of finished requests only with the next step."""
+        if self._runner is not None:
+            self._finish(self._runner, self.book.running)
+
     def stats(self) -> dict[str, float]:
         """Return sums since the start, and their ratios, under flat names."""
         sums: dict[str, float] = self.drafter.snapshot().snapshot()

@@ -97,6 +97,11 @@ class RequestBook:
     def __contains__(self, id: str) -> bool:
         return id in self._slot_of
 
+    @property
+    def running(self) -> list[str]:
+        """Ids of all requests that have a session."""
+        return list(self._slot_of)
+
     def step(self, batch: Batch, facts_of: Callable[[str], Facts]) -> Work:
         """Take in what a step sampled, opening requests that are new; `facts_of` is asked once for each of these."""
         rows = len(batch.ids)
@@ -111,7 +116,10 @@ class RequestBook:
         return self._work(active, slots[active], known[active], until[active], batch.tokens)
 
     def finish(self, ids: Iterable[str]) -> None:
-        """End requests; ids that never started are ignored."""
+        """End requests, keeping their text; ids that never started are ignored.
+
+        One that runs on continues in a new session, its whole text from the prompt on.
+        """
         for id in ids:
             slot = self._slot_of.pop(id, NO_SLOT)
             if slot != NO_SLOT:
@@ -139,10 +147,6 @@ class RequestBook:
             if facts is not None and facts.prompt is not None:
                 self._roots.remember(f"request:{id}", as_tokens(facts.prompt))
                 self.finish([id])
-
-    def commit(self) -> None:
-        """Close every session, keeping its text; a request that still runs continues in a new one, from its prompt."""
-        self.finish(list(self._slot_of))
 
     def drop(self) -> None:
         """After a failure: forget all running requests, whose sessions may be inconsistent. They start anew."""

@@ -1,0 +1,110 @@
+"""Engines of the tests: the demo's trained model or a small random one, drafting with a named method."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rolltree.demo.assets import PROMPT_SEED, load_tokenizer, model_folder
+from rolltree.demo.task import sample_problems
+
+WIDTH = 8
+METHODS: dict[str, dict[str, object] | None] = {
+    "none": None,
+    "ngram": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 3},
+    "suffix": {"method": "suffix", "num_speculative_tokens": WIDTH},
+    "rolltree": {"method": "custom_class", "model": "rolltree.vllm.Proposer", "num_speculative_tokens": WIDTH},
+}
+OPTIONS = {"cost": "off"}
+"""Every draft is verified: what the tests see does not depend on how fast the machine is."""
+
+
+@contextmanager
+def engine(method: str = "rolltree", *, model: Path | None = None, **settings: Any) -> Iterator[Any]:
+    """A `vllm.LLM` in this process."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.platforms import current_platform
+
+    from vllm import LLM
+
+    defaults: dict[str, Any] = {
+        "model": str(model or model_folder()),
+        "speculative_config": METHODS[method],
+        "additional_config": {"rolltree": OPTIONS},
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 64,
+        "disable_log_stats": False,
+        "distributed_executor_backend": "uni",
+        "seed": 0,
+    }
+    llm = LLM(**(defaults | settings))
+    # A later engine of this process would register its kernels again, by a scan of all modules that numba's break.
+    current_platform.register_triton_kernel_overrides = lambda: None
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def runner(llm: Any) -> Any:
+    """The model runner of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
+def proposer(llm: Any) -> Any:
+    """The proposer of an engine in this process."""
+    return runner(llm).drafter
+
+
+def prompts(count: int, seed: int = PROMPT_SEED) -> list[dict[str, list[int]]]:
+    """Problems of the demo's task."""
+    tokenizer = load_tokenizer()
+    return [{"prompt_token_ids": tokenizer(problem.prompt)["input_ids"]} for problem in sample_problems(count, seed)]
+
+
+def generate(llm: Any, inputs: Sequence[Any], **sampling: Any) -> list[list[int]]:
+    """Token ids of every output, samples of a prompt side by side."""
+    from vllm import SamplingParams
+
+    settings = {"temperature": 0.0, "max_tokens": 160} | sampling
+    outputs = llm.generate(list(inputs), SamplingParams(**settings), use_tqdm=False)
+    return [list(sample.token_ids) for output in outputs for sample in output.outputs]
+
+
+def accepted(llm: Any) -> int:
+    """Draft tokens that vLLM's own counters say were accepted."""
+    values = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    return int(values.get("vllm:spec_decode_num_accepted_tokens", 0))
+
+
+def random_model(folder: Path, *, vocab: int = 64, peak: float = 14.0) -> Path:
+    """A tiny untrained Qwen2 whose next-token distributions are neither flat nor certain."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    model = Qwen2ForCausalLM(config).float()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(peak)
+    model.save_pretrained(folder)
+    return folder
