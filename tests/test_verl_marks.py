@@ -60,11 +60,13 @@ def test_mark_names_validation_version_and_column() -> None:
 
 
 def test_training_has_no_kind_and_what_the_user_set_stays() -> None:
-    given = {"extra_args": {"mine": 1, "rolltree": {"draft": False}}, "top_p": 0.9}
+    given = {"extra_args": {"mine": 1, "rolltree": {"draft": False, "session": "s"}}, "top_p": 0.9}
     out = marked(given, Mark(), session="a", prompt=PROMPT, keys=SessionKeys())
     assert out["extra_args"]["mine"] == 1
-    assert out["extra_args"]["rolltree"] == {"key": prompt_key(PROMPT), "session": "a", "draft": False}
-    assert given["extra_args"] == {"mine": 1, "rolltree": {"draft": False}}, "the caller's dictionary was changed"
+    assert out["extra_args"]["rolltree"] == {"key": prompt_key(PROMPT), "session": "s", "draft": False}
+    assert given["extra_args"] == {"mine": 1, "rolltree": {"draft": False, "session": "s"}}, (
+        "the caller's dictionary was changed"
+    )
 
 
 def test_client_marks_by_the_context_of_the_agent_loop() -> None:

@@ -35,6 +35,7 @@ def run_epochs(placement: Placement, rng: random.Random, *, batch: int = 64) -> 
             for server, key in running:
                 placement.finish(server, key)
     assert not any(placement.loads.values())
+    assert not placement._running, "prompts that have nothing running are still counted"
     return stayed / total, worst
 
 
