@@ -13,8 +13,8 @@ from rolltree.verl.cpu.settings import RunSettings
 
 GRPO = RunSettings(algorithm="grpo", validate=True)
 DAPO = RunSettings(algorithm="dapo")
-PPO = RunSettings(algorithm="ppo", greedy=True, validate=True, samples=1, prompts=32, batch=16)
-MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, validate=True, samples=2, entropy=0.01)
+PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True, samples=1, prompts=32, batch=16)
+MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
 ASYNC = RunSettings(algorithm="grpo", mode="colocate_async", replicas=2)
 
 

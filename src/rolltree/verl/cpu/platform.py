@@ -20,6 +20,9 @@ from rolltree.verl.cpu import compat
 MEMORY_BYTES = (8 << 30, 16 << 30)
 """Free and total, as the trainer's memory log shows it."""
 
+SEED = 0
+"""verl leaves the first weights of a critic's value head to chance; two runs are to start alike."""
+
 
 def _device_module() -> types.ModuleType:
     """`torch.cpu` with what verl calls on `torch.cuda`."""
@@ -124,3 +127,4 @@ class CpuPlatform(PlatformBase):  # type: ignore[misc, unused-ignore]
 
 
 compat.apply()
+torch.manual_seed(SEED)

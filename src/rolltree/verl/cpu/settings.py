@@ -38,8 +38,8 @@ class RunSettings:
     max_tokens: int = 176
     """Completion tokens at most."""
     greedy: bool = False
-    """Training rollouts take the likeliest token (top-k of 1). The trainer keeps its temperature of 1: at 0 it would
-    divide by nought and magnify rounding."""
+    """Training rollouts take the likeliest token (top-k of 1), and the training is as repeatable as verl's order of
+    rows allows. The trainer keeps its temperature of 1: at 0 it would divide by nought and magnify rounding."""
     learning_rate: float = 1e-4
     """Of the actor."""
     entropy: float = 0.0
@@ -167,6 +167,7 @@ def _algorithm(settings: RunSettings) -> list[str]:
             f"{critic}.strategy=fsdp2",
             f"{critic}.ppo_micro_batch_size_per_gpu={rows}",
             f"{critic}.use_dynamic_bsz=False",
+            f"{critic}.optim.lr={settings.learning_rate / 10}",
         ],
         "dapo": [
             "algorithm.filter_groups.enable=True",
@@ -184,7 +185,20 @@ def _algorithm(settings: RunSettings) -> list[str]:
             "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
         ],
     }
-    return common + own[settings.algorithm]
+    return common + own[settings.algorithm] + (_repeatable(settings) if settings.greedy else [])
+
+
+def _repeatable(settings: RunSettings) -> list[str]:
+    """Rows arrive in any order, so sums differ in their last bits. Plain gradient descent in float32 keeps that small;
+
+    Adam makes a full step of a gradient that is nothing but rounding, and bfloat16 rounds a thousandth.
+    """
+    engines = {"actor_rollout_ref.actor": "fsdp_config"} | ({"critic": "fsdp"} if settings.algorithm == "ppo" else {})
+    lines = []
+    for name, engine in engines.items():
+        precision = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+        lines += [f"{name}.optim.optimizer=SGD", f"+{name}.{engine}.mixed_precision={precision}"]
+    return lines
 
 
 def environment(folder: Path) -> dict[str, str]:
