@@ -14,7 +14,7 @@ FUZZ_OPERATIONS ?= 1000000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench bench-peer smollm2 wheel lock clean \
+.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench gpu-bench bench-peer smollm2 wheel lock clean \
   vllm-setup vllm-test vllm-bench verl-setup verl-test verl-demo
 
 help:  ## list the targets
@@ -60,6 +60,9 @@ bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUT
 	$(BIN)/rolltree bench engine --threads 2 --train-epochs 8 --epochs 1 --out benchmarks/engine_warm.json
 	$(BIN)/rolltree demo --plot docs/demo.png --out benchmarks/demo.json
 	$(BIN)/python scripts/readme_tables.py
+
+gpu-bench: setup  ## step costs, rollout speed, exactness and a profile on this GPU, into gpu-bench/ (docs/gpu.md; on a CPU: ARGS="--device cpu --quick")
+	$(BIN)/rolltree bench gpu --out gpu-bench $(TRACES) $(ARGS)
 
 bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)
 	scripts/install_peer.sh $(VENV) $(PEER)

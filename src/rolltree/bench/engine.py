@@ -81,6 +81,7 @@ def run_engine(
     repeats: int = 3,
     rollouts: int = 64,
     cost: CostModel | None = None,
+    max_draft: int = 16,
     progress: Callable[[str], None] = lambda case: None,
 ) -> dict[str, object]:
     """Measure every drafter at every batch size.
@@ -93,6 +94,7 @@ def run_engine(
         repeats: times that everything is repeated with fresh caches.
         rollouts: requests of an epoch, at least one batch.
         cost: frozen step-cost model; measured for each batch size when None.
+        max_draft: draft tokens of a request and step at most.
         progress: called with the name of each case before it runs.
 
     Returns:
@@ -106,10 +108,10 @@ def run_engine(
     names = [BASELINE, *[d for d in drafters if d != BASELINE]]
     cases: list[dict[str, object]] = []
     for batch in batches:
-        model = cost or _measured(workload.model, batch)
+        model = cost or _measured(workload.model, batch, max_draft)
         runs: dict[tuple[str, int], _Run] = {(name, e): _Run() for name in names for e in range(epochs)}
         for repeat in range(repeats):
-            generators = {name: _generator(name, workload, batch, model) for name in names}
+            generators = {name: _generator(name, workload, batch, model, max_draft) for name in names}
             for epoch in range(epochs):
                 progress(f"batch {batch}, run {repeat + 1} of {repeats}, epoch {epoch + 1} of {epochs}")
                 requests = workload.requests(epoch, max(batch, rollouts))
@@ -138,13 +140,14 @@ def _epoch(generators: dict[str, Generate], requests: list[Request], runs: dict[
         run.row_steps, run.drafted, run.accepted = sums["row_steps"], sums["drafted"], sums["accepted"]
 
 
-def _generator(name: str, workload: Workload, batch: int, cost: CostModel) -> Generate:
+def _generator(name: str, workload: Workload, batch: int, cost: CostModel, max_draft: int) -> Generate:
     if name == STOCK:
         return lambda requests, epoch: _stock(workload, requests, batch)
-    drafter = _drafter(name, cost)
+    drafter = _drafter(name, cost, max_draft)
     _warm(drafter, workload.remembered)
     first = workload.remembered[-1].version + 1 if workload.remembered else 0
-    config = EngineConfig(slots=batch, max_length=max(map(len, workload.prompts)) + workload.max_tokens)
+    room = max(map(len, workload.prompts)) + workload.max_tokens
+    config = EngineConfig(slots=batch, max_length=room, max_draft=max_draft)
     engine = Engine(workload.model, config, drafter)
 
     def generate(requests: list[Request], epoch: int) -> tuple[list[Result], int, dict[str, int]]:
@@ -162,16 +165,16 @@ def _generator(name: str, workload: Workload, batch: int, cost: CostModel) -> Ge
     return generate
 
 
-def _drafter(name: str, cost: CostModel) -> Drafter | None:
+def _drafter(name: str, cost: CostModel, max_draft: int) -> Drafter | None:
     match name:
         case "ngram":
             return NgramDrafter()
         case "suffix":
             return SuffixDrafter()
         case "rolltree":
-            return TreeDrafter(cost=cost)
+            return TreeDrafter(config=DraftConfig(max_draft=max_draft), cost=cost)
         case "rolltree-tree":
-            return TreeDrafter(config=DraftConfig(shape="tree"), cost=cost)
+            return TreeDrafter(config=DraftConfig(shape="tree", max_draft=max_draft), cost=cost)
     return None
 
 
@@ -208,10 +211,10 @@ def _stock(workload: Workload, requests: list[Request], batch: int) -> tuple[Non
     return None, total, {"row_steps": rows, "drafted": 0, "accepted": 0}
 
 
-def _measured(model: PreTrainedModel, batch: int) -> CostModel:
+def _measured(model: PreTrainedModel, batch: int, max_draft: int) -> CostModel:
     from rolltree.engine.cost import measure_cost
 
-    return measure_cost(model, slots=batch, max_draft=16)
+    return measure_cost(model, slots=batch, max_draft=max_draft)
 
 
 def _case(workload: Workload, batch: int, name: str, epoch: int, run: _Run) -> dict[str, object]:

@@ -28,44 +28,49 @@ def measure_cost(model: PreTrainedModel, *, slots: int, max_draft: int) -> CostM
     """Step-cost model of `model` for up to `slots` rows and `max_draft` drafted tokens a row."""
     shapes = [(length, every) for length, every in SHAPES if length <= max(1, max_draft)]
     longest = max(length for length, _ in shapes)
-    drafter = _FixedLengths()
+    drafter = FixedLengths()
     room = PROMPT + (REPEATS + WARM_UP) * (longest + 1) + 1
     engine = Engine(model, EngineConfig(slots=slots, max_length=room, max_draft=longest), drafter)
     observations = []
     for rows in sorted({1, max(1, slots // 4), max(1, slots // 2), slots}):
         for drafter.length, drafter.every in shapes:
             drafted = int(drafter.lengths(rows).sum())
-            observations.append((rows, drafted, drafter.length, _fastest_step(engine, rows)))
+            observations.append((rows, drafted, drafter.length, fastest_step(engine, rows)))
     return CostModel.fit(observations)
 
 
-def _fastest_step(engine: Engine, rows: int) -> float:
+def fastest_step(engine: Engine, rows: int, prompt: int = PROMPT, *, steps: int = REPEATS, stay: bool = False) -> float:
+    """Seconds of the fastest of `steps` steps of `rows` requests with `prompt` tokens each; `stay`: they go on."""
     sampling = SamplingParams(max_tokens=engine.max_length, seed=0)
-    ids = [engine.submit(Request([0] * PROMPT, sampling)) for _ in range(rows)]
+    ids = [engine.submit(Request([0] * prompt, sampling)) for _ in range(rows)]
     seconds = []
-    for _ in range(WARM_UP + REPEATS):
+    for _ in range(WARM_UP + steps):
         start = time.perf_counter()
         engine.step()
         seconds.append(time.perf_counter() - start)
-    for id in ids:
-        engine.abort(id)
-    engine.step()
+    if not stay:
+        for id in ids:
+            engine.abort(id)
+        engine.step()
     return min(seconds[WARM_UP:])
 
 
-class _FixedLengths:
-    """Drafts token 0 again and again: `length` times in every n-th row, a fifth of that in the others."""
+class FixedLengths:
+    """A drafter of useless drafts: token 0, `length` times in every n-th row, a fifth of that in the others."""
 
     length = 0
     every = 1
 
     def lengths(self, rows: int) -> Int32Array:
+        """Drafted nodes of each row."""
         return np.where(np.arange(rows) % self.every == 0, self.length, self.length // 5).astype(np.int32)
 
     def open(self, prompt: TokenIds, *, key: str | None = None, seed: int | None = None, coupled: bool = False) -> int:
+        """See Drafter."""
         return 0
 
     def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
+        """See Drafter."""
         shape = (len(handles), max(self.length, 1))
         return DraftBatch(
             tokens=np.zeros(shape, np.int32),
@@ -76,7 +81,7 @@ class _FixedLengths:
         )
 
     def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
-        pass
+        """See Drafter."""
 
     def close(self, handle: int, *, keep: bool = True) -> None:
-        pass
+        """See Drafter."""

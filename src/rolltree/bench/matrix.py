@@ -1,0 +1,181 @@
+"""`rolltree bench gpu`: everything that is to be known of a device in one command: step costs, a matrix of models,
+batches, draft lengths and drafters, exactness, the host's share of a step, a profile. Runs on a CPU with small shapes.
+
+Results are written after each part, so a run that ends early leaves what it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rolltree import machine
+from rolltree.bench import gpu_curves, gpu_exact, gpu_forced
+from rolltree.bench.gpu_shapes import DUMMY, describe_device, load
+from rolltree.bench.workload import Group, take
+from rolltree.budget import CostModel
+from rolltree.errors import InvalidInputError
+
+PARTS = ("curves", "forced", "real", "exact", "profile")
+HOST_BATCH = 256  # requests at which the host's share of a step is stated
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """What to run."""
+
+    out: Path
+    """Folder of the results."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    models: Sequence[str] = ("tiny",)
+    batches: Sequence[int] = (1, 8)
+    drafts: Sequence[int] = (4, 16)
+    """Draft lengths K."""
+    drafters: Sequence[str] = gpu_forced.DRAFTERS
+    parts: Sequence[str] = PARTS
+    data: dict[str, list[Group]] = field(default_factory=dict)
+    """Recorded rollouts by name, for forced acceptance."""
+    samples: int = 8
+    """Rollouts of a prompt that run at once."""
+    epochs: int = 4
+    """Of the real model's rollouts."""
+    train_epochs: int = 0
+    """Of GRPO before."""
+    exact_samples: int = 20_000
+    """Of the chi-square test."""
+    exact_rollouts: int = 64
+    """Of the identity test."""
+
+    def __post_init__(self) -> None:
+        """Raise InvalidInputError for names that do not exist."""
+        for name, given, known in (
+            ("--part", self.parts, PARTS), ("--drafter", self.drafters, gpu_forced.DRAFTERS),
+        ):  # fmt: skip
+            if unknown := sorted(set(given) - set(known)):
+                raise InvalidInputError(name, unknown, f"out of {', '.join(known)}")
+
+
+def run_matrix(matrix: Matrix, progress: Progress = lambda case: None) -> dict[str, Any]:
+    """Run the parts, model by model.
+
+    Returns:
+        `{device, dtype, curves: {model: {points, cost}}, cases, exact, profiles, host_share, machine}`: docs/gpu.md.
+
+    """
+    document: dict[str, Any] = {
+        "device": describe_device(torch.device(matrix.device)), "dtype": matrix.dtype, "curves": {}, "cases": [],
+        "exact": {}, "profiles": {}, "host_share": [], "machine": machine.describe(),
+    }  # fmt: skip
+    matrix.out.mkdir(parents=True, exist_ok=True)
+    if "exact" in matrix.parts:
+        progress("exact: chi-square")
+        kind = getattr(torch, matrix.dtype)
+        document["exact"]["distribution"] = gpu_exact.check_distribution(
+            matrix.device, kind, samples=matrix.exact_samples
+        )
+        _save(matrix, document)
+    for name in matrix.models:
+        _run_model(matrix, name, document, _prefixed(progress, name))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return document
+
+
+def _prefixed(progress: Progress, name: str) -> Progress:
+    return lambda case: progress(f"{name}, {case}")
+
+
+def _run_model(matrix: Matrix, name: str, document: dict[str, Any], progress: Progress) -> None:
+    progress("loading")
+    model = load(name, matrix.device, matrix.dtype)
+    cost: CostModel | None = None
+    if "curves" in matrix.parts:
+        cost = _curves(matrix, name, model, document, progress)
+        _save(matrix, document)
+    if "profile" in matrix.parts:
+        progress("profile")
+        folder = matrix.out / f"profile-{name}"
+        folder.mkdir(exist_ok=True)
+        document["profiles"][name] = gpu_curves.profile_steps(model, folder, rows=max(matrix.batches))
+    if "forced" in matrix.parts:
+        _forced(matrix, name, model, cost, document, progress)
+        _save(matrix, document)
+    if name not in DUMMY:
+        _real(matrix, name, model, cost, document, progress)
+    _save(matrix, document)
+
+
+def _save(matrix: Matrix, document: dict[str, Any]) -> None:
+    document["host_share"] = [
+        {key: case[key] for key in ("model", "data", "drafter", "max_draft", "batch", "host_share",
+                                    "host_microseconds_per_step")}
+        for case in document["cases"]
+        if case["part"] == "forced" and case["batch"] == min(HOST_BATCH, max(matrix.batches))
+    ]  # fmt: skip
+    (matrix.out / "gpu.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def _curves(matrix: Matrix, name: str, model: Any, document: dict[str, Any], progress: Progress) -> CostModel:
+    batches = [b for b in gpu_curves.BATCHES if b <= max(matrix.batches)]
+    drafts = [d for d in gpu_curves.DRAFTS if d <= max(matrix.drafts)]
+    points = gpu_curves.measure_curves(model, batches=batches, drafts=drafts, progress=progress)
+    cost = gpu_curves.fit(points)
+    cost.save(matrix.out / f"cost-{name}.json")
+    document["curves"][name] = {"points": points, "cost": asdict(cost)}
+    return cost
+
+
+def _forced(
+    matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
+) -> None:
+    for data, groups in matrix.data.items():
+        for batch in matrix.batches:
+            base = None
+            for drafter, k in _pairs(matrix):
+                progress(f"{data}, batch {batch}, {drafter}, K = {k}")
+                chosen = take(groups, batch, matrix.samples)
+                case = gpu_forced.run_forced(model, chosen, batch=batch, name=drafter, max_draft=k, cost=cost)
+                per_token = case["seconds"] / case["tokens"]
+                base = per_token if drafter == "none" else base
+                speedup = base / per_token if base else None
+                document["cases"].append({"part": "forced", "model": name, "data": data, **case, "speedup": speedup})
+
+
+def _pairs(matrix: Matrix) -> list[tuple[str, int]]:
+    """(drafter, K), the baseline first and once."""
+    names = ["none", *[name for name in matrix.drafters if name != "none"]]
+    return [(name, k) for name in names for k in (matrix.drafts if name != "none" else (1,))]
+
+
+def _real(
+    matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
+) -> None:
+    """Real text: epochs of rollouts, and identity at T = 0 and T = 1."""
+    from rolltree.bench.engine import run_engine
+    from rolltree.bench.gpu_text import workload
+
+    made = workload(name, model, train_epochs=matrix.train_epochs, samples=matrix.samples)
+    if "exact" in matrix.parts:
+        prompts = [p for p in made.prompts for _ in range(2)][: matrix.exact_rollouts]
+        document["exact"][name] = [
+            gpu_exact.check_identity(
+                made.model, prompts, temperature=t, batch=max(matrix.batches), max_tokens=made.max_tokens,
+                stop=made.stop_token_ids,
+            )
+            for t in (0.0, 1.0)
+        ]  # fmt: skip
+    if "real" not in matrix.parts:
+        return
+    for k in matrix.drafts:
+        found: Any = run_engine(
+            made, batches=matrix.batches, drafters=matrix.drafters, epochs=matrix.epochs, repeats=1,
+            rollouts=len(made.prompts) * matrix.samples, cost=cost, max_draft=k, progress=progress,
+        )  # fmt: skip
+        document["cases"] += [{"part": "real", "data": made.name, "max_draft": k, **case} for case in found["cases"]]
