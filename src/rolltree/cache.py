@@ -74,6 +74,8 @@ class RolloutCache:
             context_weight=max(1, round(64 * self.config.context_weight)),
             shared_window=self.config.shared_window,
         )
+        if self.config.threads:
+            self._forest.set_threads(self.config.threads)
 
     @property
     def forest(self) -> Forest:

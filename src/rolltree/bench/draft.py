@@ -1,7 +1,8 @@
-"""`rolltree bench draft`: microseconds to draft for a batch, chain and tree, by batch size.
+"""`rolltree bench draft`: microseconds to draft for a batch and to take in what was emitted, by batch size and threads.
 
-The trees hold history, the live requests stand in the middle of their rollouts. Only the draft call is timed, on one
-thread; percentiles are over calls.
+The trees hold history, the live requests walk through their recorded rollouts a token a step. Timed is what an engine
+calls: `TreeDrafter.draft` (gathering, ranking, budget) and `TreeDrafter.advance` (learning, appending), with the tree
+that all prompts share. Percentiles are over steps.
 """
 
 from __future__ import annotations
@@ -12,65 +13,79 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rolltree import machine
-from rolltree._native import Drafts, Forest
-from rolltree.bench.subjects import DEPTH, MIN_PROBABILITY
 from rolltree.bench.workload import Group, take
+from rolltree.budget import CostModel
+from rolltree.cache import RolloutCache
+from rolltree.config import CacheConfig, DraftConfig
+from rolltree.drafting import TreeDrafter
 
-SHAPES = {"chain of 16": (16, False), "tree of 16": (16, True), "tree of 64": (64, True)}
+SHAPES = {
+    "chain of 16": DraftConfig(max_draft=16),
+    "tree of 16": DraftConfig(max_draft=16, shape="tree", min_survival=0.01),
+    "tree of 64": DraftConfig(max_draft=64, shape="tree", min_survival=0.002),
+}
+COST = CostModel(base=1.0, token=1e-6)
+"""A budget that leaves nothing out: the worst case for the time of drafting."""
 
 
 def run_draft(
     data: dict[str, list[Group]],
     *,
     live: Sequence[int] = (1, 32, 256, 1024),
+    threads: Sequence[int] = (1, 2),
     steps: int = 100,
     progress: Callable[[str], None] = lambda case: None,
 ) -> dict[str, object]:
-    """Measure the draft call for each data set, shape and number of live requests.
+    """Measure drafting for each data set, shape, number of live requests and number of threads.
 
     Returns:
-        `{"cases": [{case, live_requests, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99, drafted}]}`.
+        `{"cases": [{case, live_requests, threads, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99,
+        update_microseconds_per_token, drafted_per_request}]}`.
 
     """
     cases = []
     for name, groups in data.items():
         for n in live:
-            for shape, (width, tree) in SHAPES.items():
-                progress(f"{name}, {n} live, {shape}")
-                cases.append(
-                    {"case": name, "live_requests": n, "shape": shape, **_measure(groups, n, width, tree, steps)}
-                )
+            for shape, config in SHAPES.items():
+                for count in threads if n > 1 else threads[:1]:
+                    progress(f"{name}, {n} live, {shape}, {count} threads")
+                    case = {"case": name, "live_requests": n, "threads": count, "shape": shape}
+                    cases.append(case | _measure(groups, n, config, count, steps))
     return {"cases": cases, "machine": machine.describe(("numpy",))}
 
 
-def _measure(groups: Sequence[Group], live: int, width: int, tree: bool, steps: int) -> dict[str, float]:
+def _measure(groups: Sequence[Group], live: int, config: DraftConfig, threads: int, steps: int) -> dict[str, float]:
     chosen = take(groups, live, len(groups[0].now))
-    forest, handles, texts = _forest(chosen)
-    out, limits = Drafts(len(handles), width), np.full(len(handles), width, np.int32)
+    drafter, handles, texts = _drafter(chosen, config, threads)
+    limits = np.full(len(handles), config.max_draft, np.int32)
     offsets = np.arange(len(handles) + 1, dtype=np.int32)
-    seconds, drafted = [], 0
+    seconds, updates, drafted = [], [], 0
     for step in range(steps):
         begin = time.perf_counter()
-        forest.draft_batch(handles, limits, MIN_PROBABILITY if not tree else 0.01, 1, tree, out)
+        batch = drafter.draft(handles, limits)
         seconds.append(time.perf_counter() - begin)
-        drafted += int(out.lengths.sum())
-        forest.append_batch(handles, np.array([t[step % len(t)] for t in texts], np.int32), offsets)
+        drafted += int(batch.lengths.sum())
+        tokens = np.array([t[step % len(t)] for t in texts], np.int32)
+        begin = time.perf_counter()
+        drafter.advance(handles, tokens, offsets)
+        updates.append(time.perf_counter() - begin)
     p50, p99 = np.percentile(seconds, [50, 99])
     return {
         "microseconds_per_request": float(p50) / len(handles) * 1e6,
         "batch_milliseconds_p50": float(p50) * 1e3,
         "batch_milliseconds_p99": float(p99) * 1e3,
+        "update_microseconds_per_token": float(np.median(updates)) / len(handles) * 1e6,
         "drafted_per_request": drafted / steps / len(handles),
     }
 
 
-def _forest(groups: Sequence[Group]) -> tuple[Forest, np.ndarray, list[np.ndarray]]:
-    forest, handles = Forest(depth=DEPTH, window=2**20), []
+def _drafter(
+    groups: Sequence[Group], config: DraftConfig, threads: int
+) -> tuple[TreeDrafter, np.ndarray, list[np.ndarray]]:
+    drafter = TreeDrafter(RolloutCache(CacheConfig(threads=threads)), config, cost=COST)
     for group in groups:
-        tree = forest.add_tree(group.prompt)
         for rollout in group.history:
-            session = forest.open(tree)
-            forest.append(session, rollout)
-            forest.close(session)
-        handles += [forest.open(tree) for _ in group.now]
-    return forest, np.array(handles, np.int64), [np.asarray(r) for g in groups for r in g.now]
+            drafter.cache.add(group.prompt, rollout)
+    drafter.cache.set_version(1)
+    handles = [drafter.open(group.prompt) for group in groups for _ in group.now]
+    return drafter, np.array(handles, np.int64), [np.asarray(r) for g in groups for r in g.now]
