@@ -90,15 +90,18 @@ def draft(
     with screen.status("") as status:
         document = run_draft(data, steps=steps, progress=status.update)
     cases: Any = document["cases"]
-    keys = ["shape", "live_requests", "microseconds_per_request", "batch_milliseconds_p50", "batch_milliseconds_p99"]
-    rows = [[case["case"], *[case[key] for key in keys], case["drafted_per_request"]] for case in cases]
-    columns = ["data", "shape", "live", "µs/request", "batch ms p50", "p99", "nodes/request"]
-    screen.print(table("Draft call, one thread", columns, rows))
+    keys = [
+        "shape", "live_requests", "threads", "microseconds_per_request", "batch_milliseconds_p50",
+        "batch_milliseconds_p99", "update_microseconds_per_token", "drafted_per_request",
+    ]  # fmt: skip
+    rows = [[case["case"], *[case[key] for key in keys]] for case in cases]
+    columns = ["data", "shape", "live", "threads", "µs/request", "batch ms p50", "p99", "update µs", "nodes/request"]
+    screen.print(table("Drafting a batch", columns, rows))
     finish(document, json_output=json_output, out=out)
 
 
-@app.command()
-def engine(
+@app.command(name="engine")
+def run_engine_command(
     batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Slots of the engine; repeat it.")] = None,
     drafter: Annotated[
         list[str] | None, typer.Option("--drafter", help="What to run; repeat it. Default: all.")
