@@ -15,6 +15,7 @@ from vllm.model_executor.layers import utils as layers
 
 from rolltree.verl.cpu import compat
 from rolltree.verl.cpu.assets import write_assets
+from rolltree.verl.cpu.settings import environment
 
 GLOO = """
 import os, torch
@@ -65,3 +66,25 @@ def test_transformers_makes_its_own_tokenizer_of_any_qwen2(tmp_path: Path) -> No
     demo = transformers.PreTrainedTokenizerFast.from_pretrained(Path(compat.__file__).parents[2] / "demo" / "model")
     assert demo.encode(text, add_special_tokens=False) == ids
     assert tokenizer.eos_token_id == demo.eos_token_id
+
+
+EXPAND = """
+from vllm.platforms import current_platform
+assert current_platform.is_cpu()
+from rolltree.vllm import compat, plugin
+plugin.register()
+import torch
+from vllm.utils import cpu_triton_utils
+out = torch.full((3,), -1.0)
+ends = torch.tensor([1, 3], dtype=torch.int32)
+cpu_triton_utils.expand_kernel[(2,)](out, torch.tensor([0.5, 2.0]), ends, 0, 1, MAX_NUM_TOKENS=8)
+print(compat.cpu_expand_is_wrong(), out.tolist())
+"""
+
+
+def test_verls_vllm_samples_at_the_right_temperature(tmp_path: Path) -> None:
+    """vllm#55005 in the version that verl runs with: the kernel it calls is the repaired one."""
+    result = subprocess.run(
+        [sys.executable, "-c", EXPAND], env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "True [0.5, 2.0, 2.0]"
