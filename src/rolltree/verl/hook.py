@@ -68,7 +68,7 @@ class Sampler:
     def _numbers(self, step: int, seconds: float) -> dict[str, float]:
         if self._servers is None:
             self._servers = Servers.find(timeout=self._options.rpc_seconds)
-        numbers = self._account.step(self._servers.call("stats"))
+        numbers = self._account.step(self._servers.counters())
         if self._run_log is not None:
             sums, gauges = split(numbers)
             self._run_log.write(step, {**sums, "seconds": seconds}, gauges=gauges)

@@ -52,6 +52,14 @@ class Servers:
         deadline = time.monotonic() + self.timeout + GRACE_SECONDS
         return [self._fetch(call, deadline) for call in calls]
 
+    def counters(self) -> list[dict[str, float] | None]:
+        """Return the counters of each server since its start, with its step-cost model under `cost_…` once it has one."""
+        counted, costs = self.call("stats"), self.call("cost")
+        return [
+            stats and {**stats, **{f"cost_{name}": value for name, value in (cost or {}).items()}}
+            for stats, cost in zip(counted, costs, strict=True)
+        ]
+
     def _start(self, handle: Any, command: str, args: tuple[Any, ...]) -> Any:
         return handle.__ray_call__.remote(run_in_server, self.timeout, command, args)
 

@@ -8,6 +8,7 @@ of it needs a worker extension.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +117,16 @@ def _resume(proposer: Proposer) -> None:
     proposer.paused = False
 
 
+def _cost(proposer: Proposer) -> dict[str, float] | None:
+    """The step-cost model in use, seconds by name; None while nothing was observed, or without a budget."""
+    if proposer.observer is None:
+        return None if proposer.drafter.cost is None else asdict(proposer.drafter.cost)
+    return asdict(proposer.observer.freeze()) if proposer.observer.observations else None
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "stats": lambda proposer: proposer.stats(),
+    "cost": _cost,
     "set_version": lambda proposer, version: proposer.drafter.cache.set_version(version),
     "clear": lambda proposer: proposer.forget(),
     "commit": lambda proposer: proposer.commit(),
