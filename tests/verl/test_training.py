@@ -74,6 +74,7 @@ def test_every_step_is_trained_and_rolltree_is_healthy(runs: Runs, name: str) ->
     assert record.values("rolltree/rpc_failures") == [0] * settings.steps
     assert record.values("rolltree/replicas") == [settings.replicas] * settings.steps
     assert min(record.values("rolltree/tree_bytes")) > 0
+    assert all(abs(saved) < 60 for saved in record.values("rolltree/seconds_saved"))
 
 
 @pytest.mark.parametrize("name", [*SAMPLED, *GREEDY, "async"])

@@ -53,7 +53,7 @@ class Servers:
         return [self._fetch(call, deadline) for call in calls]
 
     def counters(self) -> list[dict[str, float] | None]:
-        """Return the counters of each server since its start, with its step-cost model under `cost_…` once it has one."""
+        """Return the counters of each server since its start, and its step-cost model as `cost_…` once it has one."""
         counted, costs = self.call("stats"), self.call("cost")
         return [
             stats and {**stats, **{f"cost_{name}": value for name, value in (cost or {}).items()}}
