@@ -3,7 +3,8 @@
 A training of fresh prompts is made of a recording: each training step generates `samples` rollouts of `prompts` that
 did not occur before, in as many slots. What is run ahead is another recorded sample of the same prompt, by the same
 checkpoint (in a training, the policy would be one step older). Time is that of a cost profile, so a run can be repeated
-exactly. The modes are those of `bench runahead`, except that nobody knows what other noise would have sampled.
+exactly. The modes are those of `bench runahead` without coupled noise, which a recording does not have, and `forced`:
+run-ahead whether it is expected to pay or not. It shows what the controller spares.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rolltree.replay.tally import Tally
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, RunAheadConfig, Snapshot
 from rolltree.types import DraftBatch
 
-MODES = ("none", "cold", "ahead", "history")
+MODES = ("none", "cold", "ahead", "forced", "history")
 MAX_DRAFT = 16
 LENGTH_FACTOR = 1.5
 """As in `rolltree.engine.runahead`."""
@@ -224,7 +225,7 @@ def replay_run_ahead(
         for shape in shapes:
             progress(f"{profile.name}, {shape.prompts} prompts x {shape.samples}")
             plans = [_plan(rollouts, shape, seed) for seed in range(seeds)]
-            modes = MODES if history else MODES[:3]
+            modes = MODES if history else MODES[:-1]
             runs = {mode: [_train(plan, mode, shape, profile, history, config) for plan in plans] for mode in modes}
             cases += [_case(profile, shape, mode, runs[mode], runs["cold"]) for mode in modes]
     return {"cases": cases, "seeds": seeds}
@@ -278,8 +279,8 @@ def _train(
         drafter = RolltreeDrafter(CacheConfig(), DraftConfig(max_draft=MAX_DRAFT))
         if mode == "history":
             drafter.remember(history)
-    control = RunAhead(config if mode == "ahead" else RunAheadConfig(budget_tokens=0))
-    run, lengths, real_tokens = _Run(control=control if mode == "ahead" else None), LengthEstimator(), 0
+    control = _control(mode, config)
+    run, lengths, real_tokens = _Run(control=control), LengthEstimator(), 0
     for number, step in enumerate(plan):
         drafter.begin(number + 1)
         spare = plan[number + 1].spare if number + 1 < len(plan) else []
@@ -299,6 +300,19 @@ def _train(
         for rollout in step.real:
             lengths.add(rollout.prompt_id, len(rollout.tokens))
     return run
+
+
+class _Forced(RunAhead):
+    """Launches into every free slot that the budget and the slowdown allow."""
+
+    def _pays(self, candidate: Candidate, snapshot: Snapshot) -> bool:
+        return True
+
+
+def _control(mode: str, config: RunAheadConfig | None) -> RunAhead:
+    if mode not in ("ahead", "forced"):
+        return RunAhead(RunAheadConfig(budget_tokens=0))
+    return RunAhead(config) if mode == "ahead" else _Forced(replace(config or RunAheadConfig(), holdout=0))
 
 
 def _count(run: _Run, simulator: Simulator, real: int, *, is_first: bool) -> None:
@@ -350,7 +364,7 @@ def _case(profile: Profile, shape: Shape, mode: str, runs: list[_Run], cold: lis
         "tokens_per_step": sum(r.tokens for r in runs) / sum(r.row_steps for r in runs),
         "drafted_per_step": sum(r.drafted for r in runs) / sum(r.row_steps for r in runs),
     }
-    if mode == "ahead":
+    if mode in ("ahead", "forced"):
         gauges = [r.control.gauges() for r in runs if r.control is not None]
         names = ("launched", "prompts_used", "tokens_used", "saved_seconds", "return_seconds")
         case |= {
