@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,3 +109,13 @@ def test_options_are_checked() -> None:
         VerlOptions.read({"key_colum": "id"})
     with pytest.raises(InvalidInputError, match="max_draft"):
         VerlOptions.read({"max_draft": 0})
+
+
+def test_names_for_another_sampler_are_not_checked() -> None:
+    def configured(path: str) -> Any:
+        sampler = {"sampler_kwargs": {"key_column": "id", "theirs": 1}, "custom_sampler": {"path": path}}
+        return SimpleNamespace(trainer=SimpleNamespace(v1=SimpleNamespace(sampler=sampler)))
+
+    assert VerlOptions.of(configured("their.py")) == VerlOptions(key_column="id")
+    with pytest.raises(InvalidInputError, match="theirs"):
+        VerlOptions.of(configured("pkg://rolltree.verl"))

@@ -53,6 +53,20 @@ class VerlOptions:
                 raise InvalidInputError(f"{WHERE}.{name}", (given or {})[name], f"one of {', '.join(known)}", fix)
         return cls(**{str(name): value for name, value in (given or {}).items()})
 
+    @classmethod
+    def of(cls, config: Any) -> VerlOptions:
+        """Read verl's whole configuration. Beside a sampler that is not rolltree's, names of others are not ours to check.
+
+        Raises:
+            InvalidInputError: a value outside what is allowed, or with rolltree's sampler an unknown name.
+        """
+        sampler = config.trainer.v1.sampler
+        given = dict(sampler.get("sampler_kwargs") or {})
+        if "rolltree" not in str((sampler.get("custom_sampler") or {}).get("path")):
+            known = {field.name for field in fields(cls)}
+            given = {name: value for name, value in given.items() if name in known}
+        return cls.read(given)
+
 
 def _check(name: str, value: object, is_good: bool, allowed: str) -> None:
     if not is_good:

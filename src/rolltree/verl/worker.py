@@ -20,7 +20,7 @@ class MarkingWorker(_Worker):  # type: ignore[misc]
     """Runs agent loops in a context that carries their mark."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        self.rolltree_options = VerlOptions.read(config.trainer.v1.sampler.get("sampler_kwargs"))
+        self.rolltree_options = VerlOptions.of(config)
         super().__init__(config, *args, **kwargs)
 
     async def _run_agent_loop(self, sampling_params: Any, trajectory: Any, **kwargs: Any) -> Any:
