@@ -35,12 +35,12 @@ def test_all_modes_give_the_same_rollouts_while_the_policy_drifts(monkeypatch: p
     cost = CostModel(base=1e-3, token=1e-5)
     document = run_ahead(made, [Regime(slots=8, tail="long", samples=4)], steps=3, repeats=1, config=eager, cost=cost)
     cases = {case["mode"]: case for case in document["cases"]}  # type: ignore[attr-defined]
-    assert list(cases) == ["cold", "none", "ahead", "ahead-noise", "history"]
+    assert list(cases) == ["cold", "none", "ahead", "ahead-noise", "forced", "forced-noise", "history"]
     assert all(case["identical_rollouts"] for case in cases.values())
     assert cases["none"]["tokens_per_step"] == 1
     assert cases["cold"]["speedup_over_cold"] == 1
     assert len({case["real_tokens"] for case in cases.values()}) == 1
-    for name in ("ahead", "ahead-noise"):
+    for name in ("ahead", "ahead-noise", "forced", "forced-noise"):
         assert 0 < cases[name]["slack_used"] <= 1
         assert cases[name]["tokens"] > 0
     for name, weight in made.model.named_parameters():

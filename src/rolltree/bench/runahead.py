@@ -7,6 +7,7 @@ the same requests one after the other, so ratios are paired, and all must give t
 - `cold`: drafts from siblings and from the tree that all prompts share. What run-ahead is compared with.
 - `ahead`: the same, and idle rows generate prompts of the next step, with other seeds.
 - `ahead-noise`: with the seeds of the next step's requests (coupled noise): the same text as far as the policy stays.
+- `forced`, `forced-noise`: the same two, whether run-ahead is expected to pay or not: what the controller spares.
 - `history`: as `cold`, but an earlier epoch of these prompts is remembered (their samples, other seeds).
 
 The first step pays for run-ahead and gains nothing by it; the last one gains and pays nothing. With `drift` the policy
@@ -35,7 +36,8 @@ from rolltree.errors import InvalidInputError
 from rolltree.runahead import EngineStep, RunAhead, RunAheadConfig
 from rolltree.sampling import SamplingParams
 
-MODES = ("none", "cold", "ahead", "ahead-noise", "history")
+MODES = ("none", "cold", "ahead", "ahead-noise", "forced", "forced-noise", "history")
+AHEAD = MODES[2:6]
 TAIL_SHARE = 16
 TAIL_TOKENS = 400
 Tail = Literal["natural", "long"]
@@ -103,7 +105,7 @@ class _Mode:
     def _run(self, requests: list[Request], upcoming: list[Request]) -> list[Result]:
         if self.ahead is None:
             return self.engine.generate(requests)
-        if self.name == "ahead":
+        if not self.name.endswith("-noise"):
             upcoming = [replace(r, sampling=replace(r.sampling, seed=_other(r))) for r in upcoming]
         return self.ahead.generate(requests, [upcoming] if upcoming else [])
 
@@ -198,9 +200,11 @@ def _mode(name: str, policy: Policy, regime: Regime, cost: CostModel, config: Ru
     longest = max(policy.max_tokens, TAIL_TOKENS if regime.tail == "long" else 0)
     length = max(map(len, policy.prompts)) + longest
     engine = Engine(policy.model, EngineConfig(slots=regime.slots, max_length=length), drafter)
+    if name.startswith("forced"):
+        config = replace(config, holdout=0, always=True)
     slack = _Slack(config, regime.slots)
     ahead = None
-    if name.startswith("ahead") and drafter is not None:
+    if name in AHEAD and drafter is not None:
         ahead = RunAheadEngine(engine, drafter, slack, clock=time.perf_counter)
     return _Mode(name, engine, drafter, ahead, slack)
 

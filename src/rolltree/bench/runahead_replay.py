@@ -302,17 +302,10 @@ def _train(
     return run
 
 
-class _Forced(RunAhead):
-    """Launches into every free slot that the budget and the slowdown allow."""
-
-    def _pays(self, candidate: Candidate, snapshot: Snapshot) -> bool:
-        return True
-
-
 def _control(mode: str, config: RunAheadConfig | None) -> RunAhead:
     if mode not in ("ahead", "forced"):
         return RunAhead(RunAheadConfig(budget_tokens=0))
-    return RunAhead(config) if mode == "ahead" else _Forced(replace(config or RunAheadConfig(), holdout=0))
+    return RunAhead(config if mode == "ahead" else replace(config or RunAheadConfig(), holdout=0, always=True))
 
 
 def _count(run: _Run, simulator: Simulator, real: int, *, is_first: bool) -> None:

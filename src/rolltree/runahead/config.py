@@ -24,6 +24,8 @@ class RunAheadConfig:
     holdout: int = 8
     """One prompt in this many is never run ahead: what run-ahead saves is measured against them. 0: no measurement, and
     then run-ahead never turns itself off."""
+    always: bool = False
+    """Launch where it is not expected to pay as well: to measure, not to use."""
 
     def __post_init__(self) -> None:
         _within("budget_share", self.budget_share, 0, 100)

@@ -183,7 +183,7 @@ class RunAhead:
         """Whether a launch is expected to save clearly more than it costs; it may be cut short by the tail's end."""
         tokens = min(candidate.max_tokens, snapshot.tail_tokens)
         cost = candidate.prefill_seconds + tokens * snapshot.row_seconds / self._pace
-        return tokens * self.meter.saving_per_ahead_token > MARGIN * cost
+        return self.config.always or tokens * self.meter.saving_per_ahead_token > MARGIN * cost
 
     @property
     def _pace(self) -> float:
