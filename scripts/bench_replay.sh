@@ -31,3 +31,7 @@ quality() {  # quality NAME NOW EARLIER SAMPLES
 }
 quality aime24 aime24-step800 aime24-step400 8
 quality cognition cognition-step500 cognition-step0 3
+
+# Nothing is lost while the batch is full and bound by compute: no history, no long tail.
+$rolltree replay "$traces/aime24-step800.jsonl.gz" --max-tokens 128 --no-ceiling --drafter rolltree,suffix,srt,ngram \
+    --batch 32 --batch 128 --batch 256 --batch 512 --batch 1024 --out "$out/replay_full.json"

@@ -354,5 +354,8 @@ def test_prompts_are_chosen_by_half_sample_and_seed():
     assert {r.sample for half in chosen for r in half} == {0, 1}
     orders = [[r.prompt_id for r in Selection(seed=seed).select([], rollouts).rollouts] for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
+    cut = Selection(max_tokens=5).select(rollouts, rollouts)
+    assert max(len(r.tokens) for r in cut.rollouts) == 5
+    assert max(len(r.tokens) for r in cut.history[0].rollouts) > 5
     with pytest.raises(InvalidInputError, match="--split"):
         Selection(split="odd").select([], random_rollouts(0, prompts=1))

@@ -37,6 +37,7 @@ def run(
     drafter: Names = None,
     samples: Annotated[int | None, typer.Option(min=1, help="First samples of each prompt and step.")] = None,
     history_samples: Annotated[int | None, typer.Option(min=1, help="Of the history. Default: --samples.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Cut rollouts: without their long tail.")] = None,
     max_draft: Annotated[int, typer.Option(min=1, max=1024, help="Draft tokens of a request and step.")] = 16,
     shape: Annotated[str, typer.Option(help="chain or tree.")] = "chain",
     batch: Slots = None,
@@ -69,7 +70,7 @@ def run(
         objective=_choice("--objective", objective, "throughput", "makespan"), ceiling=ceiling,
     )  # fmt: skip
     selection = Selection(
-        samples=samples, history_samples=history_samples or samples,
+        samples=samples, history_samples=history_samples or samples, max_tokens=max_tokens,
         split=_choice("--split", split, "all", "even", "odd"), seed=seed,
     )  # fmt: skip
     screen = console(json_output)
@@ -100,7 +101,12 @@ def _replay(
     with _Bar(screen, config.passes * recording.tokens) as bar:
         document = replay(recording, config, bar)
     read = {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty, "repeated_rollouts": reader.repeated}
-    chosen = {"samples": selection.samples, "history_rollouts": recording.history_rollouts, "split": selection.split}
+    chosen = {
+        "samples": selection.samples,
+        "max_tokens": selection.max_tokens,
+        "history_rollouts": recording.history_rollouts,
+        "split": selection.split,
+    }
     return document | read | chosen | {"machine": machine.describe(("numpy", "arctic-inference"))}
 
 

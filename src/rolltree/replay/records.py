@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rolltree.errors import InvalidInputError
@@ -74,6 +74,8 @@ class Selection:
     """The same for the history."""
     split: Split = "all"
     """Every prompt, or every second one: tune on one half, report the other."""
+    max_tokens: int | None = None
+    """Rollouts to generate end after so many tokens; the history stays whole."""
     seed: int | None = None
     """Shuffles the order in which prompts are submitted; None keeps the recorded order."""
     _place: dict[str, int] = field(default_factory=dict)
@@ -85,7 +87,7 @@ class Selection:
             InvalidInputError: nothing is left to replay.
 
         """
-        rollouts, history = list(rollouts), list(history)
+        rollouts, history = [self._cut(rollout) for rollout in rollouts], list(history)
         for rollout in [*rollouts, *history]:
             self._place.setdefault(rollout.prompt_id, len(self._place))
         recording = Recording(self._steps(history, self.history_samples), self._steps(rollouts, self.samples))
@@ -99,6 +101,11 @@ class Selection:
             if self._chosen(rollout.prompt_id):
                 steps.setdefault(rollout.step, {}).setdefault(rollout.prompt_id, []).append(rollout)
         return [Step(number, self._ordered(groups, samples)) for number, groups in sorted(steps.items())]
+
+    def _cut(self, rollout: Rollout) -> Rollout:
+        if self.max_tokens is None or len(rollout.tokens) <= self.max_tokens:
+            return rollout
+        return replace(rollout, tokens=rollout.tokens[: self.max_tokens])
 
     def _chosen(self, prompt_id: str) -> bool:
         return self.split == "all" or self._place[prompt_id] % 2 == (self.split == "odd")
