@@ -79,7 +79,7 @@ def draft(
     json_output: Json = False,
     out: Out = None,
 ) -> None:
-    """Latency of the draft call, chain and tree, by number of live requests.
+    """Time to draft and to take in what was emitted, chain and tree, by number of live requests.
 
     Example: rolltree bench draft
     """
@@ -113,7 +113,11 @@ def run_engine_command(
         int, typer.Option(min=0, help="Epochs of GRPO before; their rollouts warm the caches.")
     ] = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    max_draft: Annotated[int, typer.Option(min=1, help="Draft tokens of a request and step at most.")] = 16,
     cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
+    engine: Annotated[str, typer.Option(help="builtin, or vllm (see `make vllm-setup`).")] = "builtin",
     json_output: Json = False,
     out: Out = None,
 ) -> None:
@@ -125,18 +129,29 @@ def run_engine_command(
 
     from rolltree.bench.demo_workload import demo_workload
     from rolltree.bench.engine import DRAFTERS, run_engine
+    from rolltree.bench.gpu_text import moved
     from rolltree.bench.subjects import peer_installed
     from rolltree.budget import CostModel
 
     torch.set_num_threads(threads)
     screen = console(json_output)
-    names = drafter or [name for name in DRAFTERS if name != "suffix" or peer_installed()]
+    if engine not in ("builtin", "vllm"):
+        raise InvalidInputError("--engine", engine, "builtin or vllm")
+    from rolltree.bench import vllm as in_vllm
+
+    known = DRAFTERS if engine == "builtin" else in_vllm.DRAFTERS
+    names = drafter or [name for name in known if name != "suffix" or peer_installed()]
     with screen.status("training" if train_epochs else "") as status:
-        workload = demo_workload(train_epochs=train_epochs)
-        document = run_engine(
-            workload, batches=batch or [8, 32, 64], drafters=names, epochs=epochs, repeats=repeats, rollouts=rollouts,
-            cost=CostModel.load(cost) if cost else None, progress=status.update,
-        )  # fmt: skip
+        workload = moved(demo_workload(train_epochs=train_epochs), device, dtype)
+        shape: dict[str, Any] = {
+            "batches": batch or [8, 32, 64], "drafters": names, "epochs": epochs, "repeats": repeats,
+            "rollouts": rollouts, "max_draft": max_draft, "progress": status.update,
+        }  # fmt: skip
+        if engine == "vllm":
+            options: dict[str, object] = {"cost": str(cost)} if cost else {}
+            document = in_vllm.run_vllm(workload, **shape, threads=threads, options=options)
+        else:
+            document = run_engine(workload, **shape, cost=CostModel.load(cost) if cost else None)
     cases: Any = document["cases"]
     keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
     rows = [[f"batch {c['batch']}", *[c[k] for k in keys], "{:.2f}-{:.2f}".format(*c["spread"])] for c in cases]

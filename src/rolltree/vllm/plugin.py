@@ -12,6 +12,7 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.vllm import compat, metrics
+from rolltree.vllm.load import existing
 from rolltree.vllm.options import EngineOptions, RequestOptions
 
 
@@ -39,7 +40,10 @@ def prepare_engine(vllm_config: Any) -> None:
 
 def check_engine(vllm_config: Any) -> None:
     """Raise InvalidInputError for engine options that are unknown or do not go together."""
-    EngineOptions.read(vllm_config.additional_config, os.environ).frozen_cost()
+    options = EngineOptions.read(vllm_config.additional_config, os.environ)
+    options.frozen_cost()
+    if options.load:
+        existing(options.load)
     stages = vllm_config.parallel_config.pipeline_parallel_size
     if stages > 1:
         fix = "Use tensor_parallel_size, or data parallel replicas."

@@ -25,6 +25,7 @@ from rolltree.errors import InvalidInputError
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
 from rolltree.vllm import compat, control, plugin
+from rolltree.vllm.load import load_rollouts
 from rolltree.vllm.metrics import FOLDER, Board
 from rolltree.vllm.options import EngineOptions, RequestOptions
 from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
@@ -89,7 +90,10 @@ class Proposer:
         return sums | held_sums | {"errors": self.errors, "invalid_options": self.invalid_options}
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """vLLM asks every proposer to load its weights; there are none."""
+        """vLLM asks every proposer to load its weights; here it is the rollouts to start from."""
+        if self.options.load and self._is_drafting_rank():
+            count = load_rollouts(self.drafter.cache, self.options.load)
+            self._log.info("rolltree starts with %d rollouts of %s", count, self.options.load)
 
     def rolltree_begin_step(self, runner: Any, schedule: Any) -> None:
         """Called by the model runner before it takes in a schedule (see `compat`)."""
