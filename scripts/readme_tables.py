@@ -104,7 +104,7 @@ REPLAYS = {
     "aime24_50_cold": "AIME, 50 samples, cold",
     "cognition": "cognition, 3 samples, history",
     "cognition_cold": "cognition, 3 samples, cold",
-    "full": "AIME, 50 samples of 128 tokens, cold",
+    "full": "AIME, all prompts, 50 samples cut to 128 tokens, cold",
 }
 QUALITY = {"quality_aime24": "AIME, 8 samples, history", "quality_cognition": "cognition, 3 samples, history"}
 
@@ -117,7 +117,7 @@ def _replay_times(documents: dict[str, dict[str, Any]]) -> str:
             best = max((case for key, case in cases.items() if key.startswith("suffix")), key=lambda c: c["speedup"])
             shown = [cases.get(key) for key in ("rolltree", "rolltree:shape=tree", "suffix")]
             shown += [best, *[cases.get(key) for key in ("srt", "history", "ngram")]]
-            rows.append((REPLAYS[name], slots, *[f"{case['speedup']:.3g}x" if case else "-" for case in shown]))
+            rows.append((REPLAYS[name], slots, *[f"{case['speedup']:#.3g}x" if case else "-" for case in shown]))
     last = list(documents.values())[-1]
     title = (
         f"**`rolltree replay`**: recorded RL rollouts, simulated generation on {last['cost_profile']} (a roofline),\n"
