@@ -14,7 +14,9 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 import verl
-from rolltree.verl import VerlOptions, config_lines, doctor_lines, sampler
+from rolltree.errors import InvalidInputError
+from rolltree.verl import AgentLoopManager, VerlOptions, config_lines, doctor_lines, sampler
+from rolltree.verl.client import MarkingClient
 from rolltree.verl.lines import ALGORITHMS, MANAGER, fill_in, replicas
 
 CONFIG = Path(verl.__file__).parent / "trainer" / "config"
@@ -134,3 +136,18 @@ def test_examples_fit_verls_configuration(script: Path, tmp_path: Path) -> None:
     trainer = trainer_of(config)
     trainer._build_replay_buffer()
     assert config.actor_rollout_ref.rollout.agent.agent_loop_manager_class == MANAGER
+
+
+def test_only_the_policys_requests_are_marked() -> None:
+    """Clients of teachers and reward models are handed on as they are."""
+    client, teacher, rewards = object(), object(), [object()]
+    manager = AgentLoopManager(configured(), client, teacher, rewards)
+    assert isinstance(manager.llm_client, MarkingClient)
+    assert manager.llm_client._client is client
+    assert manager.teacher_client is teacher
+    assert manager.reward_loop_worker_handles is rewards
+
+
+def test_other_engines_are_refused_by_name() -> None:
+    with pytest.raises(InvalidInputError, match=r"rollout\.name = 'sglang'"):
+        AgentLoopManager(configured("actor_rollout_ref.rollout.name=sglang"), object())

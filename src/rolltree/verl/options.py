@@ -55,7 +55,7 @@ class VerlOptions:
 
     @classmethod
     def of(cls, config: Any) -> VerlOptions:
-        """Read verl's whole configuration. Beside a sampler that is not rolltree's, names of others are not ours to check.
+        """Read verl's whole configuration. Beside a sampler that is not rolltree's, other names are left alone.
 
         Raises:
             InvalidInputError: a value outside what is allowed, or with rolltree's sampler an unknown name.
