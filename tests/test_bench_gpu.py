@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import rolltree.engine.verify as verify
 from rolltree.bench import gpu_exact, gpu_forced
 from rolltree.bench.gpu_curves import fit, measure_curves
 from rolltree.bench.gpu_shapes import load
@@ -62,8 +63,6 @@ def test_a_rollout_that_history_holds_is_taken_in_long_strides(tiny) -> None:
 
 
 def test_sampling_runs_although_tokens_are_forced(tiny, monkeypatch) -> None:
-    import rolltree.engine.verify as verify
-
     seen = []
     usual = verify.sample
     monkeypatch.setattr(verify, "sample", lambda *a: seen.append(len(a[0])) or usual(*a))

@@ -82,6 +82,7 @@ def run_engine(
     rollouts: int = 64,
     cost: CostModel | None = None,
     max_draft: int = 16,
+    compile: bool = False,
     progress: Callable[[str], None] = lambda case: None,
 ) -> dict[str, object]:
     """Measure every drafter at every batch size.
@@ -95,6 +96,7 @@ def run_engine(
         rollouts: requests of an epoch, at least one batch.
         cost: frozen step-cost model; measured for each batch size when None.
         max_draft: draft tokens of a request and step at most.
+        compile: the sampler; see EngineConfig.
         progress: called with the name of each case before it runs.
 
     Returns:
@@ -111,7 +113,7 @@ def run_engine(
         model = cost or _measured(workload.model, batch, max_draft)
         runs: dict[tuple[str, int], _Run] = {(name, e): _Run() for name in names for e in range(epochs)}
         for repeat in range(repeats):
-            generators = {name: _generator(name, workload, batch, model, max_draft) for name in names}
+            generators = {name: _generator(name, workload, batch, model, max_draft, compile) for name in names}
             for epoch in range(epochs):
                 progress(f"batch {batch}, run {repeat + 1} of {repeats}, epoch {epoch + 1} of {epochs}")
                 requests = workload.requests(epoch, max(batch, rollouts))
@@ -140,14 +142,14 @@ def _epoch(generators: dict[str, Generate], requests: list[Request], runs: dict[
         run.row_steps, run.drafted, run.accepted = sums["row_steps"], sums["drafted"], sums["accepted"]
 
 
-def _generator(name: str, workload: Workload, batch: int, cost: CostModel, max_draft: int) -> Generate:
+def _generator(name: str, workload: Workload, batch: int, cost: CostModel, max_draft: int, compile: bool) -> Generate:
     if name == STOCK:
         return lambda requests, epoch: _stock(workload, requests, batch)
     drafter = _drafter(name, cost, max_draft)
     _warm(drafter, workload.remembered)
     first = workload.remembered[-1].version + 1 if workload.remembered else 0
     room = max(map(len, workload.prompts)) + workload.max_tokens
-    config = EngineConfig(slots=batch, max_length=room, max_draft=max_draft)
+    config = EngineConfig(slots=batch, max_length=room, max_draft=max_draft, compile=compile)
     engine = Engine(workload.model, config, drafter)
 
     def generate(requests: list[Request], epoch: int) -> tuple[list[Result], int, dict[str, int]]:

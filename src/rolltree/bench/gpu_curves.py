@@ -30,7 +30,7 @@ PROFILED_STEPS = 10
 
 def measure_curves(
     model: PreTrainedModel, *, batches: Sequence[int] = BATCHES, drafts: Sequence[int] = DRAFTS, prompt: int = 256,
-    progress: Callable[[str], None] = lambda case: None,
+    compile: bool = False, progress: Callable[[str], None] = lambda case: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One point for every (rows, drafted tokens a row): `{rows, draft, tokens, seconds}`; what has no room is left out.
 
@@ -39,12 +39,13 @@ def measure_curves(
         batches: rows.
         drafts: drafted tokens of every row.
         prompt: tokens of context of every row.
+        compile: the sampler, too.
         progress: called with each case.
 
     """
     points = []
     for rows in sorted(batches):
-        for engine, drafter in _engine(model, rows, max(drafts), prompt):
+        for engine, drafter in _engine(model, rows, max(drafts), prompt, compile):
             for length in drafts:
                 progress(f"{rows} rows, {length} drafted")
                 drafter.length = length
@@ -58,14 +59,18 @@ def measure_curves(
     return points
 
 
-def _engine(model: PreTrainedModel, rows: int, longest: int, prompt: int) -> Iterator[tuple[Engine, FixedLengths]]:
+def _engine(
+    model: PreTrainedModel, rows: int, longest: int, prompt: int, compile: bool
+) -> Iterator[tuple[Engine, FixedLengths]]:
     """An engine for so many rows; none where the memory is too small."""
     drafter = FixedLengths()
     room = prompt + 16 * (longest + 1)
+    config = EngineConfig(slots=rows, max_length=room, max_draft=max(longest, 1), compile=compile)
     try:
-        yield Engine(model, EngineConfig(slots=rows, max_length=room, max_draft=max(longest, 1)), drafter), drafter
+        engine = Engine(model, config, drafter)
     except CapacityError:
         return
+    yield engine, drafter
 
 
 def fit(points: Sequence[dict[str, Any]]) -> CostModel:
@@ -78,7 +83,7 @@ def fit(points: Sequence[dict[str, Any]]) -> CostModel:
 
 
 def profile_steps(
-    model: PreTrainedModel, folder: Path, *, rows: int, draft: int = 4, prompt: int = 256
+    model: PreTrainedModel, folder: Path, *, rows: int, draft: int = 4, prompt: int = 256, compile: bool = False
 ) -> dict[str, Any]:
     """Profile a few steady steps; writes `profile.txt` (by operator) and `profile.json.gz` (for a trace viewer).
 
@@ -89,7 +94,8 @@ def profile_steps(
     drafter = FixedLengths()
     drafter.length = draft
     room = prompt + (PROFILED_STEPS + 8) * (draft + 1)
-    engine = Engine(model, EngineConfig(slots=rows, max_length=room, max_draft=max(draft, 1)), drafter)
+    config = EngineConfig(slots=rows, max_length=room, max_draft=max(draft, 1), compile=compile)
+    engine = Engine(model, config, drafter)
     fastest_step(engine, rows, prompt, steps=3, stay=True)
     cuda = model.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

@@ -35,6 +35,7 @@ class ForcedVerifier(Verifier):
 
     def __init__(self, usual: Verifier, texts: Sequence[Int32Array]) -> None:
         super().__init__(rule="coupled", tie_margin=0.0, sample_elements=usual.sample_elements, stats=usual.stats)
+        self._draw = usual._draw
         longest = max(map(len, texts))
         self._texts = np.stack([np.pad(text, (0, longest - len(text))) for text in texts])
 
@@ -48,8 +49,9 @@ class ForcedVerifier(Verifier):
 
 
 def run_forced(
-    model: PreTrainedModel, groups: Sequence[Group], *, batch: int, name: str, max_draft: int, cost: CostModel | None
-) -> dict[str, Any]:
+    model: PreTrainedModel, groups: Sequence[Group], *, batch: int, name: str, max_draft: int, cost: CostModel | None,
+    compile: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Generate every rollout of `groups` once, with the drafter `name` warmed by their history.
 
     Returns:
@@ -62,7 +64,8 @@ def run_forced(
     texts = [text for group in groups for text in group.now]
     drafter = _drafter(name, groups, max_draft, cost)
     longest = max(len(group.prompt) + len(text) for group in groups for text in group.now)
-    engine = Engine(model, EngineConfig(slots=batch, max_length=longest + 1, max_draft=max_draft), drafter)
+    config = EngineConfig(slots=batch, max_length=longest + 1, max_draft=max_draft, compile=compile)
+    engine = Engine(model, config, drafter)
     engine._verifier = ForcedVerifier(engine._verifier, texts)
     prompts = [group.prompt for group in groups for _ in group.now]
     requests = [

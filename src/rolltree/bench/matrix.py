@@ -48,6 +48,8 @@ class Matrix:
     """Of the real model's rollouts."""
     train_epochs: int = 0
     """Of GRPO before."""
+    compile: bool = False
+    """Compile the sampler; see EngineConfig."""
     exact_samples: int = 20_000
     """Of the chi-square test."""
     exact_rollouts: int = 64
@@ -103,7 +105,9 @@ def _run_model(matrix: Matrix, name: str, document: dict[str, Any], progress: Pr
         progress("profile")
         folder = matrix.out / f"profile-{name}"
         folder.mkdir(exist_ok=True)
-        document["profiles"][name] = gpu_curves.profile_steps(model, folder, rows=max(matrix.batches))
+        document["profiles"][name] = gpu_curves.profile_steps(
+            model, folder, rows=max(matrix.batches), compile=matrix.compile
+        )
     if "forced" in matrix.parts:
         _forced(matrix, name, model, cost, document, progress)
         _save(matrix, document)
@@ -125,7 +129,7 @@ def _save(matrix: Matrix, document: dict[str, Any]) -> None:
 def _curves(matrix: Matrix, name: str, model: Any, document: dict[str, Any], progress: Progress) -> CostModel:
     batches = [b for b in gpu_curves.BATCHES if b <= max(matrix.batches)]
     drafts = [d for d in gpu_curves.DRAFTS if d <= max(matrix.drafts)]
-    points = gpu_curves.measure_curves(model, batches=batches, drafts=drafts, progress=progress)
+    points = gpu_curves.measure_curves(model, batches=batches, drafts=drafts, compile=matrix.compile, progress=progress)
     cost = gpu_curves.fit(points)
     cost.save(matrix.out / f"cost-{name}.json")
     document["curves"][name] = {"points": points, "cost": asdict(cost)}
@@ -141,7 +145,9 @@ def _forced(
             for drafter, k in _pairs(matrix):
                 progress(f"{data}, batch {batch}, {drafter}, K = {k}")
                 chosen = take(groups, batch, matrix.samples)
-                case = gpu_forced.run_forced(model, chosen, batch=batch, name=drafter, max_draft=k, cost=cost)
+                case = gpu_forced.run_forced(
+                    model, chosen, batch=batch, name=drafter, max_draft=k, cost=cost, compile=matrix.compile
+                )
                 per_token = case["seconds"] / case["tokens"]
                 base = per_token if drafter == "none" else base
                 speedup = base / per_token if base else None
@@ -176,6 +182,7 @@ def _real(
     for k in matrix.drafts:
         found: Any = run_engine(
             made, batches=matrix.batches, drafters=matrix.drafters, epochs=matrix.epochs, repeats=1,
-            rollouts=len(made.prompts) * matrix.samples, cost=cost, max_draft=k, progress=progress,
+            rollouts=len(made.prompts) * matrix.samples, cost=cost, max_draft=k, compile=matrix.compile,
+            progress=progress,
         )  # fmt: skip
         document["cases"] += [{"part": "real", "data": made.name, "max_draft": k, **case} for case in found["cases"]]

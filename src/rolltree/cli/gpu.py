@@ -35,6 +35,7 @@ def run(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of real text.")] = 4,
     train_epochs: Annotated[int, typer.Option(min=0, help="Epochs of GRPO on the demo's model before.")] = 0,
     exact_samples: Annotated[int, typer.Option(min=100, help="Samples of the chi-square test.")] = 20_000,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the engine's sampler.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: does everything work here?")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
 ) -> None:
@@ -59,7 +60,7 @@ def run(
         drafts=draft or chosen["draft"], drafters=[n for n in names if n != "suffix" or drafter or peer_installed()],
         data=data if not traces else {name: groups for name, groups in data.items() if name != "markov"},
         epochs=epochs, train_epochs=train_epochs, exact_samples=min(exact_samples, 2000) if quick else exact_samples,
-        parts=part or PARTS,
+        parts=part or PARTS, compile=compile,
     )  # fmt: skip
     screen = console(json_output)
     with screen.status("") as status:

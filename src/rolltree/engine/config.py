@@ -31,6 +31,9 @@ class EngineConfig:
     """Prompt tokens of one prefill forward; longer prompts are filled in pieces."""
     sample_elements: int = 1 << 26
     """Logits (tokens x vocabulary) sampled at once; bounds the memory of the sampler's float32 copies."""
+    compile: bool = False
+    """Compile the sampler (torch.compile, up to a minute at first use): meant for CUDA, where the noise written out
+    costs more than a small model. Plain temperature sampling only; other batches are sampled as ever."""
     learn_cost: bool = False
     """Learn the step cost from the steps as they run, and give it to the drafter; drafts then depend on the clock
     (rollouts under the coupled rule do not). False keeps the drafter's frozen model: measured once, or none."""

@@ -71,6 +71,7 @@ class Engine:
             tie_margin=margin if config.tie_margin is None else config.tie_margin,
             sample_elements=config.sample_elements,
             stats=self.stats,
+            compiled=config.compile,
         )
         self._source = DraftSource(
             drafter,

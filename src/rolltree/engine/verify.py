@@ -26,6 +26,7 @@ from rolltree.sampling import (
     policy_log_probs,
     row_keys,
     sample,
+    sample_compiled,
     verify_coupled,
     verify_one_hot,
 )
@@ -39,7 +40,10 @@ Decide = Callable[[int, Int64Array], Tensor]
 class Verifier:
     """Samples and accepts; holds settings only."""
 
-    def __init__(self, *, rule: str, tie_margin: float, sample_elements: int, stats: EngineStats) -> None:
+    def __init__(
+        self, *, rule: str, tie_margin: float, sample_elements: int, stats: EngineStats, compiled: bool = False
+    ) -> None:
+        self._draw = sample_compiled if compiled else sample
         self.rule, self.tie_margin, self.sample_elements = rule, tie_margin, sample_elements
         self.stats = stats
 
@@ -60,9 +64,9 @@ class Verifier:
         keys = row_keys(seeds[step.layout.row_of], step.positions)
         chunk = max(1, self.sample_elements // logits.shape[1])
         if len(logits) <= chunk:
-            return _Nodes(sample(logits, params.rows(step.layout.row_of), keys))
+            return _Nodes(self._draw(logits, params.rows(step.layout.row_of), keys))
         parts = [
-            sample(part, params.rows(step.layout.row_of[i : i + chunk]), keys[i : i + chunk])
+            self._draw(part, params.rows(step.layout.row_of[i : i + chunk]), keys[i : i + chunk])
             for i, part in ((i, logits[i : i + chunk]) for i in range(0, len(logits), chunk))
         ]
         return _Nodes(Samples(*(torch.cat(columns) for columns in zip(*parts, strict=True))))
@@ -82,7 +86,7 @@ class Verifier:
         packed = step.layout.grid[row, node]
         drafted = step.tokens[step.layout.grid[row, _path_to(step, row, node)]]
         keys = row_keys(seeds[row : row + 1], step.positions[packed : packed + 1])
-        one = _Nodes(sample(decide(row, drafted), params.rows(np.array([row])), keys))
+        one = _Nodes(self._draw(decide(row, drafted), params.rows(np.array([row])), keys))
         nodes.tokens[packed], nodes.logprobs[packed] = one.tokens[0], one.logprobs[0]
         nodes.margins[packed] = np.inf
 

@@ -1,6 +1,7 @@
 """Sampling and verification: from logits to exact samples of the policy, with or without drafts."""
 
 from rolltree.sampling.filters import log_probs, policy_log_probs
+from rolltree.sampling.fused import sample_compiled
 from rolltree.sampling.noise import ACCEPT, COUPLED, DRAFT, RESIDUAL, gumbel, row_keys, sibling_seed, uniform
 from rolltree.sampling.params import SamplingParams
 from rolltree.sampling.rows import RowParams
@@ -23,6 +24,7 @@ __all__ = [
     "policy_log_probs",
     "row_keys",
     "sample",
+    "sample_compiled",
     "sample_coupled",
     "sibling_seed",
     "uniform",

@@ -64,15 +64,20 @@ def gumbel(keys: UInt64Array, vocab: int, device: torch.device | str = "cpu") ->
 
 def uniform(keys: UInt64Array, tokens: Tensor) -> Tensor:
     """Uniforms in (0, 1), float32 of the shape of `tokens`: one token under each of as many keys."""
-    k0, k1 = _halves(keys, tokens.device)
+    k0, k1 = key_halves(keys, tokens.device)
     bits = _hash(tokens.to(torch.int32), k0.view(tokens.shape), k1.view(tokens.shape))
     return _unit(bits).float().clamp_(max=_LARGEST_UNIFORM)
 
 
 def _gumbel_torch(keys: UInt64Array, vocab: int, device: torch.device | str) -> Tensor:
-    k0, k1 = _halves(keys, device)
+    k0, k1 = key_halves(keys, device)
     tokens = torch.arange(vocab, dtype=torch.int32, device=device)
-    v = _unit(_hash(tokens, k0.unsqueeze(-1), k1.unsqueeze(-1)))  # float64: both tails keep float32 precision
+    return noise_of(tokens, k0.unsqueeze(-1), k1.unsqueeze(-1))
+
+
+def noise_of(tokens: Tensor, k0: Tensor, k1: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32, of int32 `tokens` under keys with the halves `k0` and `k1`; broadcasts."""
+    v = _unit(_hash(tokens, k0, k1))  # float64: both tails keep float32 precision
     return v.neg_().log1p_().neg_().log_().neg_().float()
 
 
@@ -82,7 +87,7 @@ def _splitmix64(z: UInt64Array) -> UInt64Array:
     return z ^ (z >> np.uint64(31))
 
 
-def _halves(keys: UInt64Array, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def key_halves(keys: UInt64Array, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Low and high 32 bits of the keys as int32 [N] each: one small transfer."""
     words = np.stack([keys & np.uint64(0xFFFFFFFF), keys >> np.uint64(32)]).astype(np.uint32).view(np.int32)
     k0, k1 = torch.from_numpy(words).to(device, non_blocking=True).unbind(0)
