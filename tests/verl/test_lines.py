@@ -141,7 +141,7 @@ def test_examples_fit_verls_configuration(script: Path, tmp_path: Path) -> None:
 def test_only_the_policys_requests_are_marked() -> None:
     """Clients of teachers and reward models are handed on as they are."""
     client, teacher, rewards = object(), object(), [object()]
-    manager = AgentLoopManager(configured(), client, teacher, rewards)
+    manager = AgentLoopManager(configured("actor_rollout_ref.rollout.name=vllm"), client, teacher, rewards)
     assert isinstance(manager.llm_client, MarkingClient)
     assert manager.llm_client._client is client
     assert manager.teacher_client is teacher
