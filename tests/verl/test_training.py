@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from statistics import fmean
 
 import pytest
 
+from rolltree.verl.cpu.demo import document, passed
 from rolltree.verl.cpu.run import Rollout, RunRecord
-from tests.verl.runs import ASYNC, DAPO, GRPO, MULTI_TURN, PPO, Runs
+from tests.verl.runs import ASYNC, DAPO, GRPO, MULTI_TURN, PPO, RUNS, Runs
 
 SAMPLED = ("grpo", "dapo")
 GREEDY = ("ppo", "multi-turn")
@@ -126,3 +128,13 @@ def test_async_prompts_stay_on_their_replica(runs: Runs) -> None:
     """Two replicas: each prompt's tree is on one of them, also after aborts and in the second epoch, with few moves."""
     record = runs["async"]
     assert record.values("rolltree/prompts")[-1] <= 1.25 * ASYNC.prompts
+
+
+def test_the_demos_document_compares_the_two_runs(runs: Runs) -> None:
+    """What `rolltree verl-demo` would print of these runs."""
+    made = document(GRPO, runs["grpo"], runs["grpo plain"], RUNS["grpo"][1], 1.0)
+    assert passed(made)
+    assert made["greedy_rollouts"] == made["identical_greedy_rollouts"] == 4
+    assert [row["epoch"] for row in made["epochs"]] == [1, 2]
+    assert made["epochs"][1]["tokens_per_step"] > made["epochs"][0]["tokens_per_step"]
+    json.dumps(made)
