@@ -16,7 +16,7 @@ replay() {  # replay NAME NOW EARLIER SAMPLES: with history, and from nothing
 
 # SuffixDecoding with vLLM's defaults, and with what was best on the other half at 8, 32 and 128 slots.
 suffix="suffix,suffix:depth=64:factor=4,suffix:depth=64:factor=2,suffix:depth=64:min_prob=0.35"
-drafters="rolltree,rolltree:shape=tree,$suffix,srt,history,ngram"
+drafters="rolltree,rolltree:shape=tree,rolltree:shape=tree:max_draft=64:min_survival=0.01,$suffix,srt,history,ngram"
 few="--batch 8 --batch 32 --batch 128"
 replay aime24 aime24-step800 aime24-step400 8 --drafter $drafters $few
 replay aime24_50 aime24-step800 aime24-step400 50 --drafter $drafters $few --batch 512 --batch 1024
