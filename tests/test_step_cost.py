@@ -102,11 +102,15 @@ def test_one_shape_teaches_the_scale_and_keeps_the_priors_ratios() -> None:
         assert getattr(fitted, name) == pytest.approx(7 * getattr(CPU, name), rel=1e-6)
 
 
-def test_rows_that_cost_nothing_say_little_about_drafts_until_drafted() -> None:
-    observer = StepCostObserver()
-    for step in range(200):
-        observer.observe(1 + step % 64, 0, 0, 1e-2)
-    assert observer.freeze().token > 0
+def test_what_rows_and_tokens_share_is_split_as_the_prior_says() -> None:
+    prior = CostModel(base=1, row=1e-4, token=1e-2, cell=1e-4)
+    observer = StepCostObserver(prior)
+    for step in range(300):  # never drafted: a row is a token is a cell
+        rows = 1 + step % 64
+        observer.observe(rows, 0, 0, 3e-3 * prior.seconds(rows))
+    fitted = observer.freeze()
+    assert fitted.token == pytest.approx(3e-5, rel=0.05)
+    assert fitted.row < 0.1 * fitted.token
 
 
 @pytest.mark.parametrize("prior", [None, CostModel(base=1, token=1e-4), CostModel(base=1, token=0.5)])
