@@ -67,7 +67,11 @@ PARTS = {
         "make bench-peer (in a checkout)",
     ),
 }
-ADAPTERS = {"vllm": "pip install 'rolltree[vllm]'", "verl": "pip install 'rolltree[verl]'"}
+ADAPTERS = {
+    "vllm": Part("vLLM proposer", (Package("vllm", (0, 22, 1), ("0.28", "0.32")),), "pip install 'rolltree[vllm]'"),
+    "verl": Part("verl", (Package("verl", (0, 9), ("0.9.1",)),), "pip install 'rolltree[verl]'"),
+}
+"""Used where the adapter has no checks of its own."""
 GOOD = ("ok", "untested")
 
 
@@ -90,8 +94,8 @@ def run(
     checks = [("core", check) for check in proofs.core()]
     for name, part in PARTS.items():
         checks += [(name, check) for check in _part(name, part, prove=name in asked)]
-    for name, fix in ADAPTERS.items():
-        checks += [(name, check) for check in _adapter(name, fix, prove=name in asked)]
+    for name, part in ADAPTERS.items():
+        checks += [(name, check) for check in _adapter(name, part, prove=name in asked)]
     failed = [check for name, check in checks if check.state == "broken" or (name in asked and check.state not in GOOD)]
     for _, check in checks:
         text = f"{check.state:9} {check.name}: {check.found}" + (f"\n{'':9} -> {check.fix}" if check.fix else "")
@@ -109,12 +113,12 @@ def _part(name: str, part: Part, *, prove: bool) -> list[Check]:
     return checks
 
 
-def _adapter(name: str, fix: str, *, prove: bool) -> list[Check]:
-    """What `rolltree.NAME.doctor` finds; without one, only whether the package is there."""
+def _adapter(name: str, part: Part, *, prove: bool) -> list[Check]:
+    """What `rolltree.NAME.doctor` finds; without one, only whether the packages are there."""
     try:
         module: Any = import_module(f"rolltree.{name}.doctor")
     except ModuleNotFoundError:
-        return [_package(Package(name, (0,), ()), Part("adapter", (), fix))]
+        return [_package(package, part) for package in part.packages]
     checks = _guarded(name, module.doctor_lines)
     if prove and hasattr(module, "prove_lines") and all(check.state in GOOD for check in checks):
         checks += _guarded(name, module.prove_lines)
@@ -133,15 +137,21 @@ def _package(package: Package, part: Part) -> Check:
     name = f"{package.name} ({part.use})"
     if util.find_spec(package.module or package.name) is None:
         return Check(name, "missing", "not installed", part.fix)
-    try:
-        version = metadata.version(package.name)
-    except metadata.PackageNotFoundError:
+    version = _version(package.name) or _version(f"{package.name}-cpu")
+    if version is None:
         return Check(name, "untested", "unknown version")
     if numbers(version) < package.oldest:
         return Check(name, "broken", version, f"{'.'.join(map(str, package.oldest))} or newer: {part.fix}")
     if not version.startswith(package.tested):
         return Check(name, "untested", version, f"tested with {', '.join(package.tested)}")
     return Check(name, "ok", version)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def numbers(version: str) -> tuple[int, ...]:
