@@ -1,0 +1,133 @@
+"""Run-ahead in real vLLM: real outputs stay, text is generated ahead into the trees, nothing is left in the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from rolltree import CostModel
+from rolltree.demo.assets import model_folder
+from rolltree.errors import InvalidInputError
+from rolltree.runahead import RunAhead, RunAheadConfig
+from rolltree.vllm import AsyncControl
+from rolltree.vllm.runahead import Prompt, RunAheadLLM
+from tests.vllm.engines import METHODS, OPTIONS, prompts
+
+SLOTS = 8
+CHEAP = CostModel(base=1e-2, token=1e-7)
+"""A frozen cost model by which a row costs next to nothing: decisions do not depend on this machine's speed."""
+EAGER = RunAheadConfig(budget_share=10, holdout=0, max_slowdown=1)
+
+
+def with_engine(work: Callable[[Any], Awaitable[None]], **settings: Any) -> None:
+    """Run `work` on an AsyncLLM in this process."""
+
+    async def run() -> None:
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from vllm import AsyncEngineArgs
+
+        defaults: dict[str, Any] = {
+            "model": str(model_folder()), "speculative_config": METHODS["rolltree"], "dtype": "float32",
+            "additional_config": {"rolltree": OPTIONS}, "enforce_eager": True, "max_model_len": 256, "seed": 0,
+            "max_num_seqs": SLOTS, "scheduling_policy": "priority", "distributed_executor_backend": "uni",
+        }  # fmt: skip
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**(defaults | settings)))
+        try:
+            await asyncio.wait_for(work(engine), 300)
+        finally:
+            engine.shutdown()
+
+    asyncio.run(run())
+
+
+def batch(step: int, longest: int = 150) -> list[Prompt]:
+    """A greedy batch with a tail: the first request does not stop."""
+    from vllm import SamplingParams
+
+    texts = [p["prompt_token_ids"] for p in prompts(SLOTS * 4)[SLOTS * step : SLOTS * (step + 1)]]
+    sampling = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in (longest, *[20] * (SLOTS - 1))]
+    return [Prompt(token_ids=ids, sampling=chosen) for ids, chosen in zip(texts, sampling, strict=True)]
+
+
+def tokens(outputs: list[Any]) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_run_ahead_end_to_end() -> None:
+    async def work(engine: Any) -> None:
+        plain = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(RunAheadConfig(budget_tokens=0)), cost=CHEAP)
+        expected = [tokens(await plain.generate(batch(step))) for step in range(3)]
+        statistics = AsyncControl(engine)
+        await statistics.clear()
+        before = await statistics.stats()
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        for step in range(3):
+            got = await ahead.generate(batch(step), [batch(step + 1)])
+            assert tokens(got) == expected[step]
+            assert not ahead._ahead
+            assert not engine.output_processor.request_states  # nothing is left to drain
+        gauges = ahead.control.gauges()
+        assert gauges["launched"] > 4
+        assert gauges["tokens"] > 50
+        assert gauges["prompts_used"] > 2
+        after = await statistics.stats()
+        assert after["tokens_run_ahead"] - before.get("tokens_run_ahead", 0) > 50
+        assert after["accepted_run_ahead"] > before["accepted_run_ahead"]  # drafts came of it
+
+    with_engine(work)
+
+
+def test_real_work_of_others_comes_first() -> None:
+    async def work(engine: Any) -> None:
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        running = asyncio.create_task(ahead.generate(batch(0, longest=200), [batch(1), batch(2)]))
+        while not ahead._ahead:
+            assert not running.done()
+            await asyncio.sleep(0)
+        mine = set(ahead._ahead)
+        await ahead.make_way()
+        states = engine.output_processor.request_states
+        assert not mine & {state.external_req_id for state in states.values()}
+        assert len(tokens(await running)) == SLOTS
+
+    with_engine(work)
+
+
+def test_a_cancelled_call_leaves_nothing_behind() -> None:
+    async def work(engine: Any) -> None:
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        running = asyncio.create_task(ahead.generate(batch(0, longest=200), [batch(1)]))
+        while not ahead._ahead:
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert not ahead._ahead
+        got = await ahead.generate(batch(1))
+        assert [len(t) for t in tokens(got)] == [150] + [20] * (SLOTS - 1)
+        assert not engine.output_processor.request_states
+
+    with_engine(work)
+
+
+def test_the_step_time_is_learned_where_none_is_given() -> None:
+    async def work(engine: Any) -> None:
+        ahead = RunAheadLLM(engine, slots=SLOTS)
+        for step in range(2):
+            await ahead.generate(batch(step), [batch(step + 1)])
+        assert ahead.observer.observations > 20
+        assert 1e-5 < ahead.observer.freeze().seconds(4) < 10
+
+    with_engine(work)
+
+
+def test_other_scheduling_is_refused() -> None:
+    async def work(engine: Any) -> None:
+        with pytest.raises(InvalidInputError, match="priority"):
+            RunAheadLLM(engine, slots=SLOTS)
+
+    with_engine(work, scheduling_policy="fcfs")
