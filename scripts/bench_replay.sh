@@ -2,7 +2,7 @@
 # The replays behind the README's tables: scripts/bench_replay.sh ROLLTREE TRACES OUT
 #
 # ROLLTREE: the command. TRACES: a folder with aime24-step{400,800}.jsonl.gz and cognition-step{0,500}.jsonl.gz. OUT: where
-# the JSON documents go. Reports every second prompt ("odd"); settings were chosen on the others. About 15 minutes, one
+# the JSON documents go. Reports every second prompt ("odd"); settings were chosen on the others. About 6 minutes, one
 # thread, 2 GiB. Needs the peer (make bench-peer).
 set -eu
 rolltree=$1 traces=$2 out=$3
@@ -14,13 +14,11 @@ replay() {  # replay NAME NOW EARLIER SAMPLES: with history, and from nothing
     $rolltree replay "$now" --samples "$samples" --split odd "$@" --out "$out/replay_${name}_cold.json"
 }
 
-# SuffixDecoding with vLLM's defaults, and with what was best on the other half at 8, 32 and 128 slots.
-suffix="suffix,suffix:depth=64:factor=4,suffix:depth=64:factor=2,suffix:depth=64:min_prob=0.35"
-drafters="rolltree,rolltree:shape=tree,rolltree:shape=tree:max_draft=64:min_survival=0.01,$suffix,srt,history,ngram"
-few="--batch 8 --batch 32 --batch 128"
-replay aime24 aime24-step800 aime24-step400 8 --drafter $drafters $few
-replay aime24_50 aime24-step800 aime24-step400 50 --drafter $drafters $few --batch 512 --batch 1024
-replay cognition cognition-step500 cognition-step0 3 --drafter $drafters $few --batch 512 --batch 1024
+# SuffixDecoding with vLLM's defaults, and with what was best on the other half.
+drafters="rolltree,rolltree:shape=tree,rolltree:shape=tree:max_draft=64:min_survival=0.01,suffix,suffix:depth=64:factor=4,srt"
+replay aime24 aime24-step800 aime24-step400 8 --drafter $drafters --batch 8 --batch 32 --batch 128
+replay aime24_50 aime24-step800 aime24-step400 50 --drafter $drafters --batch 128 --batch 512
+replay cognition cognition-step500 cognition-step0 3 --drafter $drafters --batch 32 --batch 512 --batch 1024
 
 # Draft quality alone: all that is drafted is verified, all requests in lock step.
 quality() {  # quality NAME NOW EARLIER SAMPLES
