@@ -68,6 +68,16 @@ def test_nothing_of_it_is_left_or_seen() -> None:
         assert ahead.drafter.cache.rollouts(request.prompt_token_ids) <= EAGER.samples
 
 
+def test_text_that_was_cut_short_is_kept() -> None:
+    ahead = run_ahead_engine()
+    texts = {tuple(request.prompt_token_ids) for request in batch(1)}
+    coming = [Request(text, SamplingParams(max_tokens=70, seed=i)) for i, text in enumerate(sorted(texts))]
+    ahead.generate(batch(0, longest=40), [coming])
+    gauges = ahead.control.gauges()
+    assert gauges["cancelled"] > 0
+    assert sum(ahead.drafter.cache.rollouts(text) for text in texts) == gauges["launched"]
+
+
 def test_while_real_requests_wait_nothing_is_launched() -> None:
     ahead = run_ahead_engine()
     reasons: list[tuple[str, int]] = []

@@ -180,7 +180,7 @@ class RunAheadEngine:
         def finish(result: Result) -> None:
             ended.append(result.id)
             self._running.pop(result.id, None)
-            self.control.finished(launch, len(result.token_ids))
+            self.control.finished(launch, len(result.token_ids), cancelled=result.finish_reason == "abort")
 
         id = self.engine.submit(replace(ahead, sampling=sampling), on_finish=finish)
         if not ended:

@@ -52,7 +52,7 @@ class RunAhead:
         self._budget = self._spent = self._reserved = 0
         self._since: float | None = None
         self._pause, self._paused = FIRST_PAUSE, 0
-        self._sums = dict.fromkeys(("launched", "tokens", "row_steps", "cancels", "prompts_used", "tokens_used"), 0)
+        self._sums = dict.fromkeys(("launched", "tokens", "row_steps", "cancelled", "prompts_used", "tokens_used"), 0)
         self._reason = "no real work"
 
     @property
@@ -73,14 +73,14 @@ class RunAhead:
         free = self._proven_free(snapshot)
         if snapshot.waiting or not snapshot.live:
             decision = STOP if snapshot.waiting else DONE
-            self._sums["cancels"] += snapshot.running
         else:
             decision = self._fill(snapshot, candidates, free)
         self._reason = decision.reason
         return decision
 
-    def finished(self, launch: Launch, tokens: int) -> None:
+    def finished(self, launch: Launch, tokens: int, *, cancelled: bool = False) -> None:
         """A launched request ended or was cancelled with `tokens` generated, or was refused (0); once for each."""
+        self._sums["cancelled"] += cancelled
         self._reserved -= launch.max_tokens
         self._spent += tokens
         self._sums["tokens"] += tokens

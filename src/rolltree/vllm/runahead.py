@@ -163,7 +163,7 @@ class RunAheadLLM:
             for request in ahead.values():
                 if request.task is not None:
                     request.task.cancel()
-                self.control.finished(request.launch, request.tokens)
+                self.control.finished(request.launch, request.tokens, cancelled=True)
 
     def _new_batch(self, requests: Sequence[Prompt], upcoming: Sequence[Sequence[Prompt]]) -> _Batch:
         batch = _Batch(since=self._clock())
