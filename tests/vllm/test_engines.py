@@ -165,13 +165,22 @@ def write_adapter(folder: Path, rank: int = 8, hidden: int = 64) -> None:
         ({"additional_config": {"rolltree": {"windw": 3}}}, "Did you mean 'window'"),
         ({"additional_config": {"rolltree": {"cost": "free"}}}, "cost = 'free'"),
         ({"additional_config": {"rolltree": {"load": "none.store"}}}, "load = 'none.store'"),
-        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size = 2"),
+        ({"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "pipeline_parallel_size = 2"),
     ],
 )
 def test_bad_settings_stop_the_start(settings: dict[str, Any], message: str) -> None:
     """By name, in the front end, before the model is loaded."""
     with pytest.raises(InvalidInputError, match=message), engine(**settings):
         pass
+
+
+def test_doctor_proves_that_drafts_flow() -> None:
+    """What `rolltree doctor --for vllm` looks at and runs."""
+    from rolltree.vllm.doctor import doctor_lines, prove_lines
+
+    assert [(line.name, line.state) for line in doctor_lines()] == [("vLLM proposer", "ok"), ("vLLM plugin", "ok")]
+    (proof,) = prove_lines()
+    assert proof.state == "ok", proof
 
 
 def test_v2_runner_is_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

