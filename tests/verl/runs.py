@@ -8,7 +8,7 @@ from pathlib import Path
 from rolltree.verl import VerlOptions, config_lines
 from rolltree.verl.cpu.demo import PLAIN_LINES as PLAIN
 from rolltree.verl.cpu.demo import POLL_SECONDS
-from rolltree.verl.cpu.run import RunRecord, train
+from rolltree.verl.cpu.run import RunError, RunRecord, train
 from rolltree.verl.cpu.settings import RunSettings
 
 GRPO = RunSettings(algorithm="grpo", validate=True)
@@ -41,12 +41,18 @@ class Runs:
     """Runs what is asked for, once."""
 
     folder: Path
-    done: dict[str, RunRecord]
+    done: dict[str, RunRecord | RunError]
 
     def __getitem__(self, name: str) -> RunRecord:
         if name not in self.done:
             settings, lines = RUNS[name]
             folder = self.folder / name.replace(" ", "-")
             folder.mkdir()
-            self.done[name] = train(settings, folder, lines=lines)
-        return self.done[name]
+            try:
+                self.done[name] = train(settings, folder, lines=lines)
+            except RunError as error:
+                self.done[name] = error
+        record = self.done[name]
+        if isinstance(record, RunError):
+            raise record
+        return record

@@ -62,6 +62,11 @@ class RunSettings:
             raise InvalidInputError("verl.prompts", self.prompts, f"a multiple of verl.batch = {self.batch}")
 
     @property
+    def rows_per_worker(self) -> int:
+        """Completions of a step that one training worker gets; there are as many of them as vLLM servers."""
+        return self.batch * self.samples // self.replicas
+
+    @property
     def steps(self) -> int:
         """Training steps in all."""
         return self.epochs * self.steps_per_epoch
@@ -134,7 +139,7 @@ def _data(settings: RunSettings, assets: Assets) -> list[str]:
         f"{rollout}.top_k={1 if settings.greedy else -1}",
         f"{rollout}.seed={settings.seed}",
         f"{rollout}.calculate_log_probs=True",
-        f"{rollout}.log_prob_micro_batch_size_per_gpu={settings.batch * settings.samples}",
+        f"{rollout}.log_prob_micro_batch_size_per_gpu={settings.rows_per_worker}",
         f"{rollout}.val_kwargs.temperature=0",
         "reward.custom_reward_function.path=pkg://rolltree.verl.cpu.reward",
         "reward.custom_reward_function.name=compute_score",
@@ -148,7 +153,7 @@ def _data(settings: RunSettings, assets: Assets) -> list[str]:
 
 def _algorithm(settings: RunSettings) -> list[str]:
     actor, critic = "actor_rollout_ref.actor", "critic"
-    rows = settings.batch * settings.samples
+    rows = settings.rows_per_worker
     common = [
         f"algorithm.adv_estimator={'gae' if settings.algorithm == 'ppo' else 'grpo'}",
         f"{actor}.ppo_mini_batch_size={settings.batch}",
