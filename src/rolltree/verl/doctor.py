@@ -12,7 +12,7 @@ from pathlib import Path
 from rolltree.verl.versions import OLDEST_VERL, TESTED, TESTED_VLLM, installed, numbers
 
 HOOKS = {
-    "custom_sampler": ("trainer/ppo/v1/trainer_base.py", "custom_sampler", "metrics, run-ahead, the two-line set-up"),
+    "custom_sampler": ("trainer/ppo/v1/trainer_base.py", "custom_sampler", "metrics, the two-line set-up"),
     "agent loop manager": ("trainer/main_ppo.py", "agent_loop_manager_class", "keys of later turns, validation marks"),
     "agent loop worker": ("trainer/ppo/v1/agent_loop_tq.py", "class AgentLoopWorkerTQ", "keys, validation marks"),
     "router": ("workers/rollout/router.py", "router_config_path", "a prompt on one replica"),
