@@ -77,9 +77,10 @@ vllm-test: vllm-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
-vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json
+vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 15 minutes, on an idle machine)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
-	$(VLLM_VENV)/bin/rolltree bench engine --engine vllm --out benchmarks/vllm.json $(ARGS)
+	$(VLLM_VENV)/bin/rolltree bench engine --engine vllm --threads 2 --epochs 3 --repeats 3 --rollouts 256 \
+	  --out benchmarks/vllm.json $(ARGS)
 
 verl-setup:  ## make .venv-verl with verl and vLLM's CPU build (1 to 4 minutes, 3 GB)
 	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VERL_VENV) --lock verl --cpu

@@ -108,11 +108,13 @@ class RequestBook:
         emitted = np.fromiter(map(len, batch.sampled), np.int64, rows)
         lengths = batch.lengths[:rows].astype(np.int64)
         self._match_rows(batch.ids, emitted, facts_of)
-        self._restart_rewound(batch.ids, lengths - emitted, emitted, facts_of)
-        slots = self._row_slots
-        known = np.where(slots >= 0, self._slots.known[slots], self.max_length)
-        until = np.minimum(lengths, np.where(slots >= 0, self._slots.end[slots], 0))
-        active = np.flatnonzero((emitted > 0) & (until > known))
+        slots, takes_part = self._row_slots, (self._row_slots >= 0) & (emitted > 0)  # slot -1 may be looked up
+        known = self._slots.known[slots]
+        if (takes_part & (lengths - emitted < known)).any():
+            self._restart_rewound(batch.ids, lengths - emitted, emitted, facts_of)
+            slots, known = self._row_slots, self._slots.known[self._row_slots]
+        until = np.minimum(lengths, self._slots.end[slots])
+        active = np.flatnonzero(takes_part & (until > known))
         return self._work(active, slots[active], known[active], until[active], batch.tokens)
 
     def finish(self, ids: Iterable[str]) -> None:
@@ -224,7 +226,7 @@ class RequestBook:
         self, rows: Int64Array, slots: Int64Array, known: Int64Array, until: Int64Array, tokens: npt.NDArray[np.integer]
     ) -> Work:
         text, offsets = _gather(tokens, rows, known, until)
-        if len(self._stop_array) and (ends := np.flatnonzero(np.isin(text, self._stop_array))).size:
+        if len(self._stop_array) and (ends := _places(text, self._stop_array)).size:
             until = self._stopped(ends, text, offsets, slots, known, until)
             text, offsets = _gather(tokens, rows, known, until)
         self._slots.known[slots] = until
@@ -319,6 +321,16 @@ class _Roots:
         """Return the first prompt of the conversation when `prompt` extends it, else `prompt`."""
         root = self._prompts.get(name)
         return root if root is not None and np.array_equal(prompt[: len(root)], root) else prompt
+
+
+def _places(text: Int32Array, wanted: Int64Array) -> Int64Array:
+    """Where in `text` any of the `wanted` tokens stands; most requests have one or two stop tokens."""
+    if len(wanted) > 4:
+        return np.flatnonzero(np.isin(text, wanted))
+    found = text == wanted[0]
+    for token in wanted[1:]:
+        found |= text == token
+    return np.flatnonzero(found)
 
 
 def _gather(
