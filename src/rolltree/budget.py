@@ -23,8 +23,8 @@ from rolltree.types import Float32Array, Int32Array
 class CostModel:
     """Seconds of one engine step over `rows` requests that verifies `drafted` draft tokens, at most `longest` in a row.
 
-    `base + row * rows + token * (rows + drafted) + cell * rows * (1 + longest) (+ ragged when drafted)`, and never below
-    `floor`. Only ratios matter to the budget.
+    `base + row * rows + token * (rows + drafted) + cell * rows * (1 + longest) (+ ragged when drafted)`, and never
+    below `floor`. Only ratios matter to the budget.
     """
 
     base: float

@@ -16,7 +16,7 @@ from rolltree.metrics import SOURCES, DraftStats
 from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds
 
 _DOUBT = 0.5
-"""Nodes of half the survival that pays are drafted still, if not verified: an estimate that is too low must be found out."""
+"""Nodes of half the survival that pays are drafted still, if not verified: too low an estimate must be found out."""
 
 
 class _Buffers:
