@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rolltree import machine
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.lengths import LengthEstimator
@@ -228,7 +229,7 @@ def replay_run_ahead(
             modes = MODES if history else MODES[:-1]
             runs = {mode: [_train(plan, mode, shape, profile, history, config) for plan in plans] for mode in modes}
             cases += [_case(profile, shape, mode, runs[mode], runs["cold"]) for mode in modes]
-    return {"cases": cases, "seeds": seeds}
+    return {"cases": cases, "seeds": seeds, "machine": machine.describe()}
 
 
 @dataclass(frozen=True, slots=True)
