@@ -123,7 +123,8 @@ def _replay_times(documents: dict[str, dict[str, Any]]) -> str:
     title = (
         f"**`rolltree replay`**: recorded RL rollouts, simulated generation on {last['cost_profile']} (a roofline),\n"
         "speed-up over no drafts. Every second prompt; settings were chosen on the others. The time that drafting\n"
-        "itself takes is left out. suffix: arctic-inference with vLLM's defaults, and the best of four settings.\n\n"
+        "itself takes is left out. suffix: arctic-inference with vLLM's defaults, and the better of these and\n"
+        "depth 64, factor 4.\n\n"
     )
     columns = (
         "rollouts",
