@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rolltree.demo.assets import model_folder
 from rolltree.demo.task import Problem, sample_problems
 
 PROMPT_SEED = 7
@@ -45,7 +45,7 @@ def write_assets(folder: Path, *, prompts: int, validation_prompts: int = 4) -> 
 
 
 def _write_model(target: Path) -> None:
-    source = Path(str(files("rolltree"))) / "demo" / "model"
+    source = model_folder()
     target.mkdir(exist_ok=True)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         shutil.copyfile(source / name, target / name)
