@@ -181,7 +181,8 @@ class RequestBook:
             if options.session is not None:
                 self._roots.remember(name, root)
         read_only = not options.remembered
-        handle = self.cache.open(root, key=options.key, version=options.version, read_only=read_only)
+        ahead = options.kind == "run-ahead"
+        handle = self.cache.open(root, key=options.key, version=options.version, read_only=read_only, run_ahead=ahead)
         if len(root) < len(prompt):
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle
