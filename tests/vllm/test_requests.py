@@ -275,7 +275,8 @@ def test_counters_stand_beside_vllms(llm: Any) -> None:
     values = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
     assert values["vllm:rolltree_tokens"] > 0
     assert 0 < values["vllm:rolltree_accepted"] <= values["vllm:rolltree_drafted"]
-    assert values["vllm:rolltree_cache_prompts"] == 4
+    assert values["vllm:rolltree_cache_prompts"] >= 4  # sums over engines; one of another test may not be collected yet
+    assert proposer(llm).drafter.cache.prompts == 4
     assert b"vllm:rolltree_accepted_total" in generate_latest(REGISTRY)
 
 
