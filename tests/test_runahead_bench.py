@@ -32,8 +32,10 @@ def test_all_modes_give_the_same_rollouts_while_the_policy_drifts(monkeypatch: p
     made = policy()
     before = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
     eager = RunAheadConfig(budget_share=5, max_slowdown=9, holdout=0)
-    cost = CostModel(base=1e-3, token=1e-5)
-    document = run_ahead(made, [Regime(slots=8, tail="long", samples=4)], steps=3, repeats=1, config=eager, cost=cost)
+    cost = CostModel(base=1e-3, token=1e-7)  # rows next to free: run-ahead pays
+    document = run_ahead(
+        made, [Regime(slots=8, tail="long", samples=4)], steps=3, repeats=1, config=eager, cost=cost, clock=None
+    )
     cases = {case["mode"]: case for case in document["cases"]}  # type: ignore[attr-defined]
     assert list(cases) == ["cold", "none", "ahead", "ahead-noise", "forced", "forced-noise", "history"]
     assert all(case["identical_rollouts"] for case in cases.values())

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
@@ -133,6 +134,7 @@ def run_ahead(
     modes: Sequence[str] = MODES,
     config: RunAheadConfig | None = None,
     cost: CostModel | None = None,
+    clock: Callable[[], float] | None = time.perf_counter,
     progress: Callable[[str], None] = lambda case: None,
 ) -> dict[str, object]:
     """Measure every mode in every regime.
@@ -145,6 +147,7 @@ def run_ahead(
         modes: out of `MODES`; "cold" is always run.
         config: of the run-ahead controller.
         cost: frozen step-cost model; measured for each regime when None.
+        clock: seconds, for the decisions; None: the cost model's, so that the same call decides the same.
         progress: called with the name of each case before it runs.
 
     Returns:
@@ -164,7 +167,10 @@ def run_ahead(
         runs: list[list[_Mode]] = []
         for repeat in range(repeats):
             progress(f"{regime.slots} slots, {regime.tail} tail, run {repeat + 1} of {repeats}")
-            runs.append(_run(policy, regime, names, steps, repeat, model, config or RunAheadConfig()))
+            mode = partial(
+                _mode, policy=policy, regime=regime, cost=model, config=config or RunAheadConfig(), clock=clock
+            )
+            runs.append(_run(policy, regime, [mode(name) for name in names], steps, repeat))
         cases += [
             _case(policy, regime, [modes[i] for modes in runs], [modes[0] for modes in runs]) for i in range(len(names))
         ]
@@ -174,11 +180,8 @@ def run_ahead(
     }  # fmt: skip
 
 
-def _run(
-    policy: Policy, regime: Regime, names: list[str], steps: int, repeat: int, cost: CostModel, config: RunAheadConfig
-) -> list[_Mode]:
+def _run(policy: Policy, regime: Regime, modes: list[_Mode], steps: int, repeat: int) -> list[_Mode]:
     start = {name: weight.detach().clone() for name, weight in policy.model.named_parameters()}
-    modes = [_mode(name, policy, regime, cost, config) for name in names]
     batches = [_requests(policy, regime, repeat * steps + step) for step in range(steps)]
     _remember(policy, regime, modes, batches)
     for step, requests in enumerate(batches):
@@ -195,7 +198,14 @@ def _run(
     return modes
 
 
-def _mode(name: str, policy: Policy, regime: Regime, cost: CostModel, config: RunAheadConfig) -> _Mode:
+def _mode(
+    name: str,
+    policy: Policy,
+    regime: Regime,
+    cost: CostModel,
+    config: RunAheadConfig,
+    clock: Callable[[], float] | None,
+) -> _Mode:
     drafter = None if name == "none" else TreeDrafter(cost=cost)
     longest = max(policy.max_tokens, TAIL_TOKENS if regime.tail == "long" else 0)
     length = max(map(len, policy.prompts)) + longest
@@ -205,7 +215,7 @@ def _mode(name: str, policy: Policy, regime: Regime, cost: CostModel, config: Ru
     slack = _Slack(config, regime.slots)
     ahead = None
     if name in AHEAD and drafter is not None:
-        ahead = RunAheadEngine(engine, drafter, slack, clock=time.perf_counter)
+        ahead = RunAheadEngine(engine, drafter, slack, clock=clock)
     return _Mode(name, engine, drafter, ahead, slack)
 
 
