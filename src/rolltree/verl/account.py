@@ -20,7 +20,10 @@ GAUGES = {
     "cache_sessions": "sessions",
 }
 """Counters that say how much is held now, and the names they are logged under."""
-NOT_SUMS = {"tokens_per_step", "acceptance_rate", "replicas", "seconds_saved", *GAUGES.values()}
+NOT_SUMS = {
+    "tokens_per_step", "acceptance_rate", "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures",
+    *GAUGES.values(),
+}  # fmt: skip
 """What of a step's numbers cannot be added up over steps."""
 COST = tuple(f"cost_{field.name}" for field in fields(CostModel))
 

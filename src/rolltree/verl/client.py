@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rolltree.verl.marks import CURRENT, SessionKeys, marked
+from rolltree.verl.first_turns import PROBE, FirstTurn
+from rolltree.verl.marks import CURRENT, REQUEST_KEY, SessionKeys, marked
 
 
 class MarkingClient:
@@ -22,8 +23,15 @@ class MarkingClient:
     async def generate(
         self, request_id: str, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **kwargs: Any
     ) -> Any:
-        """Generate as the wrapped client does, with the mark of the running agent loop."""
+        """Generate as the wrapped client does, with the mark of the running agent loop.
+
+        Raises:
+            FirstTurnSeen: the agent loop is only probed for what it would generate first.
+        """
         params = marked(sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids, keys=self._keys)
+        if probe := PROBE.get():
+            mark = params["extra_args"][REQUEST_KEY]
+            probe.see(FirstTurn(mark["key"], mark.get("version"), [int(t) for t in prompt_ids], params), kwargs)
         return await self._client.generate(request_id, prompt_ids=prompt_ids, sampling_params=params, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

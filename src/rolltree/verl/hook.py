@@ -15,11 +15,17 @@ from omegaconf import open_dict
 
 from rolltree.runlog import RunLog
 from rolltree.verl.account import Account, split
-from rolltree.verl.lines import fill_in
+from rolltree.verl.ahead import Ahead
+from rolltree.verl.lines import fill_in, runs_ahead
 from rolltree.verl.options import VerlOptions
 from rolltree.verl.servers import Servers
 
 log = logging.getLogger("rolltree.verl")
+
+NO_RUN_AHEAD = (
+    "it needs the synchronous trainer (the others generate while they train, and have no idle tail), "
+    "drafts by rolltree, and with several replicas rolltree's router."
+)
 
 
 def sampler(**kwargs: Any) -> Sampler:
@@ -32,7 +38,9 @@ def sampler(**kwargs: Any) -> Sampler:
     options = VerlOptions.read(kwargs.get("sampler_kwargs"))
     for line in fill_in(trainer.config, options):
         log.warning("rolltree sets %s (it was not set)", line)
-    return Sampler(stock_sampler(trainer), options)
+    if options.run_ahead and not runs_ahead(trainer.config):
+        log.warning("run_ahead is off: %s", NO_RUN_AHEAD)
+    return Sampler(stock_sampler(trainer), options, trainer)
 
 
 def stock_sampler(trainer: Any) -> Any:
@@ -49,8 +57,9 @@ def stock_sampler(trainer: Any) -> Any:
 class Sampler:
     """verl's sampler with an account of each step. Everything but `sample` is the wrapped one's."""
 
-    def __init__(self, wrapped: Any, options: VerlOptions) -> None:
-        self._wrapped, self._options = wrapped, options
+    def __init__(self, wrapped: Any, options: VerlOptions, trainer: Any) -> None:
+        self._wrapped, self._options, self._trainer = wrapped, options, trainer
+        self._ahead: Ahead | None = None
         self._account = Account()
         self._servers: Servers | None = None
         self._run_log = RunLog(options.run_log) if options.run_log else None
@@ -59,16 +68,27 @@ class Sampler:
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, Any]]:
         """Wait for a batch as verl does; training batches bring rolltree's numbers along."""
+        if partition_id != "train":
+            return self._wrapped.sample(global_steps, partition_id, batch_size)  # type: ignore[no-any-return]
         started = time.monotonic()
+        self._ahead = self._ahead or self._make_ahead()
+        if self._ahead is not None:
+            self._ahead.begin(global_steps)
         batch, metrics = self._wrapped.sample(global_steps, partition_id, batch_size)
-        if partition_id == "train":
-            metrics = {**metrics, **self._numbers(global_steps, time.monotonic() - started)}
-        return batch, metrics
+        seconds = time.monotonic() - started
+        ahead = {} if self._ahead is None else self._ahead.end()
+        return batch, {**metrics, **self._numbers(global_steps, seconds, ahead)}
 
-    def _numbers(self, step: int, seconds: float) -> dict[str, float]:
+    def _make_ahead(self) -> Ahead | None:
+        config = self._options.run_ahead_config
+        if config is None or not runs_ahead(self._trainer.config):
+            return None
+        return Ahead(self._trainer, self._options, config)
+
+    def _numbers(self, step: int, seconds: float, ahead: dict[str, float]) -> dict[str, float]:
         if self._servers is None:
             self._servers = Servers.find(timeout=self._options.rpc_seconds)
-        numbers = self._account.step(self._servers.counters())
+        numbers = {**self._account.step(self._servers.counters()), **ahead}
         if self._run_log is not None:
             sums, gauges = split(numbers)
             self._run_log.write(step, {**sums, "seconds": seconds}, gauges=gauges)

@@ -5,7 +5,7 @@ Works on any configuration that OmegaConf can select from; imports no verl.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rolltree.errors import InvalidInputError
@@ -60,7 +60,24 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
     is_routed = _get(config, f"{ROLLOUT}.router_config_path") is not None
     if options.route and not is_routed and replicas(config) > 1 and _drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.router_config_path", str(CONFIG_PATH), filled)
+    policy = f"{ROLLOUT}.scheduling_policy"
+    if options.run_ahead and runs_ahead(config) and _get(config, policy) != "priority":
+        _set(config, policy, "priority", filled)  # run-ahead waits behind all others
     return filled
+
+
+def runs_ahead(config: Any) -> bool:
+    """Return whether run-ahead is possible, once `fill_in` has set what it sets.
+
+    Generation and training take turns, so that batches have tails; drafts and marks are rolltree's; and it is known
+    which replica a prompt will go to.
+    """
+    is_synchronous = str(_get(config, "trainer.v1.trainer_mode") or "sync") == "sync"
+    is_ours = (
+        _drafts_with_rolltree(config) and str(_get(config, f"{ROLLOUT}.agent.agent_loop_manager_class")) == MANAGER
+    )
+    router = str(_get(config, f"{ROLLOUT}.router_config_path"))
+    return is_synchronous and is_ours and (replicas(config) == 1 or router == str(CONFIG_PATH))
 
 
 def replicas(config: Any) -> int:
@@ -78,10 +95,11 @@ def _drafts_with_rolltree(config: Any) -> bool:
 def _option_lines(options: VerlOptions) -> list[str]:
     default = VerlOptions()
     names = [name for name in VerlOptions.__dataclass_fields__ if getattr(options, name) != getattr(default, name)]
-    return [f"+{WHERE}.{name}={getattr(options, name)}" for name in names]
+    values = {name: getattr(options, name) for name in names}
+    return [f"+{WHERE}.{name}={_hydra(v) if isinstance(v, Mapping) else v}" for name, v in values.items()]
 
 
-def _hydra(mapping: dict[str, Any]) -> str:
+def _hydra(mapping: Mapping[str, Any]) -> str:
     return "{" + ",".join(f"{name}:{value}" for name, value in mapping.items()) + "}"
 
 
@@ -99,4 +117,4 @@ def _set(config: Any, name: str, value: Any, filled: list[str]) -> None:
     filled.append(f"{name}={_hydra(value) if isinstance(value, dict) else value}")
 
 
-__all__: Sequence[str] = ("ALGORITHMS", "config_lines", "fill_in", "replicas", "speculative_config")
+__all__: Sequence[str] = ("ALGORITHMS", "config_lines", "fill_in", "replicas", "runs_ahead", "speculative_config")

@@ -9,6 +9,7 @@ from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 
 from rolltree.errors import InvalidInputError
 from rolltree.verl.client import MarkingClient
+from rolltree.verl.first_turns import FirstTurn
 from rolltree.verl.worker import MarkingWorker
 
 
@@ -25,3 +26,13 @@ class AgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc, unused-ignore]
             raise InvalidInputError("actor_rollout_ref.rollout.name", engine, "'vllm' with rolltree", fix)
         super().__init__(config, MarkingClient(llm_client), *args, **kwargs)
         self.agent_loop_workers_class = ray.remote(MarkingWorker)
+
+    def first_turns(self, prompts: Any, *, timeout: float) -> list[FirstTurn]:
+        """Return what the agent loops of a batch would send first, in no particular order; nothing is generated.
+
+        Raises:
+            ray.exceptions.GetTimeoutError: the workers took longer than `timeout` seconds.
+        """
+        chunks = prompts.chunk(len(self.agent_loop_workers))
+        calls = [w.first_turns.remote(chunk) for w, chunk in zip(self.agent_loop_workers, chunks, strict=False)]
+        return [turn for turns in ray.get(calls, timeout=timeout) for turn in turns]

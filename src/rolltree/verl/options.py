@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.runahead import RunAheadConfig
 
 WHERE = "trainer.v1.sampler.sampler_kwargs"
 
@@ -31,12 +32,33 @@ class VerlOptions:
     run_log: str | None = None
     """Folder that also gets the numbers of each step, for `rolltree report FOLDER`."""
 
+    run_ahead: bool | Mapping[str, Any] = False
+    """Generate ahead in the tails of batches; a mapping sets fields of `RunAheadConfig`. Synchronous trainers only."""
+
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or bool(self.key_column), "a column's name")
         _check("max_draft", self.max_draft, type(self.max_draft) is int and 1 <= self.max_draft <= 128, "1 to 128")
         _check("rpc_seconds", self.rpc_seconds, 0 < self.rpc_seconds <= 3600, "a number above 0, at most 3600")
         poll = self.poll_seconds
         _check("poll_seconds", poll, poll is None or 0.001 <= poll <= 60, "a number from 0.001 to 60")
+
+        _check("run_ahead", self.run_ahead, isinstance(self.run_ahead, bool | Mapping), "true, false or a mapping")
+        _ = self.run_ahead_config
+
+    @property
+    def run_ahead_config(self) -> RunAheadConfig | None:
+        """Settings of run-ahead, None where it is off.
+
+        Raises:
+            InvalidInputError: an unknown setting, or a value outside what is allowed.
+        """
+        if isinstance(self.run_ahead, bool):
+            return RunAheadConfig() if self.run_ahead else None
+        known = [field.name for field in fields(RunAheadConfig)]
+        for name, value in self.run_ahead.items():
+            if name not in known:
+                raise InvalidInputError(f"{WHERE}.run_ahead.{name}", value, f"one of {', '.join(known)}")
+        return RunAheadConfig(**{str(name): value for name, value in self.run_ahead.items()})
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None) -> VerlOptions:

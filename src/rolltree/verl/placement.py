@@ -13,7 +13,7 @@ import bisect
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 POINTS = 64
 """Points of a replica on the ring: with 64 the arcs differ by about an eighth."""
@@ -53,6 +53,17 @@ class Placement:
         """Forget a replica; its prompts get a new home when they come again."""
         self.loads.pop(server, None)
         self._ring = [entry for entry in self._ring if entry[1] != server]
+
+    def home(self, key: str) -> str:
+        """Return the replica that a prompt is going to prefer; nothing is counted.
+
+        Raises:
+            LookupError: there are no replicas.
+        """
+        if not self.loads:
+            raise LookupError("no replicas")
+        home = self._homes.get(key)
+        return home if home in self.loads else next(self._walk(key))
 
     def place(self, key: str) -> str:
         """Return the replica for one more request of this prompt; it counts as running from now on.
@@ -95,10 +106,13 @@ class Placement:
         if home in self.loads and self.loads[home] < cap:
             self.stayed += 1
             return home
-        start = bisect.bisect(self._ring, (_hash(key), ""))
-        walk = (self._ring[(start + step) % len(self._ring)][1] for step in range(len(self._ring)))
         # Some replica is below the cap, because the cap is at least the mean after one more request.
-        return next(server for server in walk if self.loads[server] < cap)
+        return next(server for server in self._walk(key) if self.loads[server] < cap)
+
+    def _walk(self, key: str) -> Iterator[str]:
+        """Replicas in the order in which the ring has them from the prompt on."""
+        start = bisect.bisect(self._ring, (_hash(key), ""))
+        return (self._ring[(start + step) % len(self._ring)][1] for step in range(len(self._ring)))
 
 
 def _hash(text: str) -> int:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import ray
@@ -48,7 +48,19 @@ class Servers:
             One result a server, in order of rank; None where it failed, took longer than the time-out, or drafts with
             something else. Such a call is given up, not waited for.
         """
-        calls = [self._start(handle, command, args) for handle in self.handles]
+        replies = self.each(command_workers, [(self.timeout, command, *args)] * len(self.handles))
+        return [next((r["answer"] for r in reply or () if r is not None), None) for reply in replies]
+
+    def each(self, work: Callable[..., Awaitable[Any]], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Await `work(server, *arguments[i])` on the event loop of the i-th server, side by side.
+
+        Returns:
+            One result a server; None where it failed or took longer than the time-out.
+        """
+        calls = [
+            handle.__ray_call__.remote(run_in_server, self.timeout, work, args)
+            for handle, args in zip(self.handles, arguments, strict=True)
+        ]
         deadline = time.monotonic() + self.timeout + GRACE_SECONDS
         return [self._fetch(call, deadline) for call in calls]
 
@@ -60,14 +72,9 @@ class Servers:
             for stats, cost in zip(counted, costs, strict=True)
         ]
 
-    def _start(self, handle: Any, command: str, args: tuple[Any, ...]) -> Any:
-        return handle.__ray_call__.remote(run_in_server, self.timeout, command, args)
-
     def _fetch(self, call: Any, deadline: float) -> Any:
-        """Return the answer of a replica's one worker that drafts; the others reply None."""
         try:
-            replies = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
-            return next((reply["answer"] for reply in replies if reply is not None), None)
+            return ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
         except Exception as error:  # a dead actor, a time-out, the engine's own error: all cost this answer only
             if not self.failures:
                 log.warning("A call to a vLLM server failed; counted from now on, logged once: %r", error)
@@ -75,15 +82,23 @@ class Servers:
             return None
 
 
-def run_in_server(server: Any, timeout: float, command: str, args: tuple[Any, ...]) -> list[Any]:
-    """Runs in a thread of the server's actor: the replies of its engine's workers.
+def run_in_server(server: Any, timeout: float, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
+    """Runs in a thread of the server's actor: the result of `work(server, *args)` on the actor's event loop.
 
     Raises:
-        TimeoutError: the engine did not answer in time; the call is taken back.
+        TimeoutError: it took longer than `timeout` seconds; the call is taken back.
     """
-    call = server.engine.collective_rpc(WORKER_METHOD, timeout=timeout, args=(command, *args))
-    future = asyncio.run_coroutine_threadsafe(call, server._server_task.get_loop())
+    future = asyncio.run_coroutine_threadsafe(_awaited(work(server, *args)), server._server_task.get_loop())
     try:
-        return list(future.result(timeout))
+        return future.result(timeout)
     finally:
         future.cancel()
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+async def command_workers(server: Any, timeout: float, command: str, *args: Any) -> list[Any]:
+    """Send a command to the engine's workers; the one that drafts replies, the others with None."""
+    return list(await server.engine.collective_rpc(WORKER_METHOD, timeout=timeout, args=(command, *args)))

@@ -6,10 +6,12 @@ it by name: pickled by value, verl's `super()` without arguments would no longer
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
+from rolltree.verl.first_turns import PROBE, PROBED_LOOPS, FirstTurn, FirstTurnSeen, Probe
 from rolltree.verl.marks import CURRENT, Mark
 from rolltree.verl.options import VerlOptions
 
@@ -27,6 +29,37 @@ class MarkingWorker(_Worker):  # type: ignore[misc]
         """Run one agent loop; each runs in a task of its own, so its mark ends with it."""
         CURRENT.set(self._mark(trajectory, kwargs))
         return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+
+    async def first_turns(self, batch: Any) -> list[FirstTurn]:
+        """Return what the agent loops of a batch would send first; the batch is as for `generate_sequences`."""
+        probe = Probe(len(batch))
+        token = PROBE.set(probe)
+        try:
+            await self.generate_sequences(batch)
+        finally:
+            PROBE.reset(token)
+        await probe.done.wait()
+        return probe.turns
+
+    async def _run_prompt(self, prompt: dict[str, Any], sampling_params: Any, trajectory: Any, **kwargs: Any) -> None:
+        """Run the agent loops of a prompt; where they are probed, one of them up to its first turn."""
+        probe = PROBE.get()
+        if probe is None:
+            await super()._run_prompt(prompt, sampling_params, trajectory=trajectory, **kwargs)
+            return
+        row = {name: value for name, value in prompt.items() if name not in ("__rollout_n__", "__do_sample__")}
+        try:
+            if row["agent_name"] in PROBED_LOOPS and prompt.get("__do_sample__", True):
+                with suppress(FirstTurnSeen, Exception):  # a prompt that fails will say so when it is sampled
+                    await self._run_agent_loop(dict(sampling_params), trajectory, trace=False, session_id=0, **row)
+        finally:
+            probe.end()
+
+    async def _agent_loop_postprocess(self, *args: Any, **kwargs: Any) -> Any:
+        """Score and store what an agent loop made; nothing of a probed one, even if it never generated."""
+        if PROBE.get() is None:
+            return await super()._agent_loop_postprocess(*args, **kwargs)
+        return None
 
     def _mark(self, trajectory: Any, row: dict[str, Any]) -> Mark:
         key = self.rolltree_options.key_column

@@ -1,0 +1,98 @@
+"""Run-ahead inside a vLLM server of verl: runs in the server's actor, on its event loop.
+
+Watches the server's real requests by standing before its engine's `generate`, so that run-ahead makes way on the spot,
+without a message to anybody. Requests without rolltree's mark, and validation, pass through unwatched. The trainer's
+side is `ahead`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from rolltree.runahead import RunAhead, RunAheadConfig
+from rolltree.verl.first_turns import FirstTurn
+from rolltree.verl.marks import REQUEST_KEY
+from rolltree.vllm.ahead import AheadDriver
+from rolltree.vllm.prompts import Prompt
+
+ATTRIBUTE = "_rolltree_ahead"
+NOT_FOR_AHEAD = ("logprobs", "prompt_logprobs", "max_tokens", "max_new_tokens", "extra_args", "n")
+"""verl's sampling parameters that run-ahead requests have of their own, or not at all."""
+
+
+class ServerAhead:
+    """The driver of one server; steps follow one another without a gap, so that no real request goes unseen."""
+
+    def __init__(self, server: Any, config: RunAheadConfig) -> None:
+        self.server = server
+        self.driver = AheadDriver(server.engine, slots=server.config.max_num_seqs, control=RunAhead(config))
+        self._generate, server.engine.generate = server.engine.generate, self._watched
+
+    async def next_step(self) -> dict[str, float]:
+        """End the step that runs and start another; the sums since the start."""
+        await self.driver.end()
+        gauges = self.driver.control.gauges()
+        await self.driver.begin()
+        return gauges
+
+    def prompts(self, turns: Sequence[FirstTurn]) -> list[Prompt]:
+        """Return what could be asked ahead: as verl's server would ask, with room for an answer."""
+        from vllm import SamplingParams
+
+        config, made = self.server.config, []
+        for turn in turns:
+            limit = min(config.response_length, config.max_model_len - len(turn.token_ids))
+            if limit < 1:
+                continue
+            own = {name: value for name, value in turn.sampling.items() if name not in NOT_FOR_AHEAD}
+            version = {"version": turn.version} if turn.version is not None else {}
+            sampling = SamplingParams(max_tokens=limit, extra_args={REQUEST_KEY: version}, **own)
+            made.append(Prompt(token_ids=turn.token_ids, sampling=sampling, key=turn.key))
+        return made
+
+    async def _watched(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncIterator[Any]:
+        """Generate as the engine does."""
+        options = (sampling_params.extra_args or {}).get(REQUEST_KEY) or {}
+        if "key" not in options or "kind" in options:
+            async with aclosing(self._generate(prompt, sampling_params, request_id, **kwargs)) as outputs:
+                async for output in outputs:
+                    yield output
+            return
+        self.driver.lora_request = kwargs.get("lora_request")
+        async with (
+            self.driver.real(f"user:{options['key']}", sampling_params.max_tokens) as tick,
+            aclosing(self._generate(prompt, sampling_params, request_id, **kwargs)) as outputs,
+        ):
+            async for output in outputs:
+                if output.outputs:
+                    tick(len(output.outputs[0].token_ids))
+                yield output
+
+
+async def install(server: Any, config: RunAheadConfig) -> bool:
+    """Stand before the server's engine; its requests are watched from now on.
+
+    Raises:
+        InvalidInputError: the engine's scheduling policy is not "priority".
+    """
+    if getattr(server, ATTRIBUTE, None) is None:
+        ahead = ServerAhead(server, config)
+        await ahead.driver.begin()
+        setattr(server, ATTRIBUTE, ahead)
+    return True
+
+
+async def announce(server: Any, turns: Sequence[FirstTurn]) -> int:
+    """Say what the next step is going to ask this server first; how many of it can be asked ahead."""
+    ahead: ServerAhead = getattr(server, ATTRIBUTE)
+    prompts = ahead.prompts(turns)
+    ahead.driver.announce([prompts])
+    return len(prompts)
+
+
+async def next_step(server: Any) -> dict[str, float]:
+    """End the step: all run-ahead is cancelled when this returns; the sums since the start."""
+    ahead: ServerAhead = getattr(server, ATTRIBUTE)
+    return await ahead.next_step()

@@ -1,0 +1,41 @@
+"""One request to vLLM as run-ahead sees it: its prompt's tokens, sampling parameters and name."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rolltree.tokens import as_tokens
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One request for one rollout."""
+
+    token_ids: Sequence[int]
+    sampling: Any
+    """`vllm.SamplingParams` with n = 1."""
+    key: str | None = None
+    """The user's id of the prompt, as in `extra_args["rolltree"]["key"]`; None: the prompt's tokens."""
+
+    @property
+    def identity(self) -> str:
+        """What the controller calls the prompt."""
+        return identity(self.token_ids, self.key)
+
+
+def identity(token_ids: Sequence[int], key: str | None) -> str:
+    """Name a prompt: by the user's key, else by its tokens."""
+    if key is not None:
+        return f"user:{key}"
+    return hashlib.blake2b(as_tokens(token_ids).tobytes(), digest_size=16).hexdigest()
+
+
+def request_name(kind: str) -> str:
+    """Request ids: their own, and never repeated."""
+    return f"rolltree-{kind}-{next(_numbers)}"
