@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from rolltree.bench.gpu_needs import DTYPES, REAL, check_device, check_model
 from rolltree.errors import InvalidInputError
 
 DUMMY: dict[str, dict[str, Any]] = {
@@ -31,9 +32,7 @@ DUMMY: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Shapes of Qwen2.5 0.5B, 1.5B and 7B; "tiny" is for tests."""
-REAL = ("demo", "smollm2-135m")
 MODELS = (*REAL, *DUMMY)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONTEXT = 32768
 
 
@@ -47,20 +46,12 @@ def load(name: str, device: str, dtype: str) -> PreTrainedModel:
     """
     if name not in MODELS:
         raise InvalidInputError("--model", name, f"one of {', '.join(MODELS)}")
+    check_model(name)
     if dtype not in DTYPES:
         raise InvalidInputError("--dtype", dtype, f"one of {', '.join(DTYPES)}")
     check_device(device)
     model = _dummy(DUMMY[name], device, DTYPES[dtype]) if name in DUMMY else _real(name)
     return model.to(device, DTYPES[dtype]).train(False)  # type: ignore[arg-type, no-any-return, unused-ignore]
-
-
-def check_device(device: str) -> None:
-    """Raise InvalidInputError for a device that torch does not see."""
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise InvalidInputError("--device", device, "cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("--device", device, "a device that torch sees", "Use --device cpu, or a CUDA build.")
 
 
 def _real(name: str) -> PreTrainedModel:

@@ -8,20 +8,38 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from rolltree.bench.engine import Workload
-from rolltree.bench.gpu_shapes import DTYPES, check_device
+from rolltree.bench.gpu_needs import DTYPES, check_device
+from rolltree.bench.gpu_tasks import SMOLLM2_TOKENS, load_smollm2_tokenizer, task
+from rolltree.bench.trained import Remembered
 from rolltree.errors import InvalidInputError
+from rolltree.tokens import as_tokens
 
-SYSTEM_LENGTH = 96  # completion tokens of SmolLM2: answers are short sums
 
-
-def workload(name: str, model: PreTrainedModel, *, train_epochs: int, samples: int) -> Workload:
+def workload(name: str, model: PreTrainedModel, *, train_epochs: int, samples: int, prompts: int) -> Workload:
     """Sums of the demo, on which its model can be trained first, or reasoning-gym problems for SmolLM2-135M."""
-    if name == "demo":
-        from rolltree.bench.demo_workload import demo_workload
+    if name != "demo":
+        return smollm2_workload(model, samples, prompts)
+    from rolltree.bench.demo_workload import demo_workload
 
-        made = demo_workload(samples=samples, train_epochs=train_epochs)
-        return moved(made, str(model.device), str(model.dtype).removeprefix("torch."))
-    return _smollm2(model, samples)
+    made = replace(demo_workload(prompts, samples), model=model)
+    return _trained(made, train_epochs) if train_epochs else made
+
+
+def _trained(made: Workload, epochs: int) -> Workload:
+    """The model after epochs of GRPO on these prompts, and all its rollouts, which warm the caches."""
+    from rolltree.bench.gpu_training import settings, train
+    from rolltree.trl import RolloutFunction
+
+    sums = task("demo", len(made.prompts))
+    config = settings(sums, prompts=len(made.prompts), samples=made.samples, epochs=epochs, max_draft=16)
+    done = train(made.model, sums, config, RolloutFunction(slots=config.slots, seed=config.seed))
+    remembered = [
+        Remembered(as_tokens(prompt), as_tokens(rollout), version)
+        for version, (asked, given) in enumerate(zip(done.prompts, done.completions, strict=True))
+        for prompt, rollout in zip(asked, given, strict=True)
+    ]
+    name = f"{made.name} after {epochs} epochs of GRPO"
+    return replace(made, name=name, model=done.model, remembered=remembered)
 
 
 def moved(workload: Workload, device: str, dtype: str) -> Workload:
@@ -33,10 +51,11 @@ def moved(workload: Workload, device: str, dtype: str) -> Workload:
     return replace(workload, model=model.to(device, DTYPES[dtype]))
 
 
-def _smollm2(model: PreTrainedModel, samples: int, prompts: int = 32) -> Workload:
-    from rolltree.demo.smollm2 import load, load_problems
+def smollm2_workload(model: PreTrainedModel, samples: int, prompts: int) -> Workload:
+    """Sums of reasoning-gym for SmolLM2-135M."""
+    from rolltree.demo.smollm2 import load_problems
 
-    tokenizer: Any = load()[1]
+    tokenizer = load_smollm2_tokenizer()
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)["input_ids"]
         for question, _ in load_problems(prompts, seed=0)
@@ -47,7 +66,7 @@ def _smollm2(model: PreTrainedModel, samples: int, prompts: int = 32) -> Workloa
         model=model,
         prompts=[list(map(int, ids)) for ids in texts],
         samples=samples,
-        max_tokens=SYSTEM_LENGTH,
+        max_tokens=SMOLLM2_TOKENS,
         stop_token_ids=(end,),
         pad_token_id=end,
     )

@@ -1,5 +1,6 @@
 """`rolltree bench gpu`: everything that is to be known of a device in one command: step costs, a matrix of models,
-batches, draft lengths and drafters, exactness, the host's share of a step, a profile. Runs on a CPU with small shapes.
+batches, draft lengths and drafters, exactness, the host's share of a step, a profile, GRPO end to end, run-ahead.
+Runs on a CPU with small shapes.
 
 Results are written after each part, so a run that ends early leaves what it has.
 """
@@ -16,12 +17,15 @@ import torch
 
 from rolltree import machine
 from rolltree.bench import gpu_curves, gpu_exact, gpu_forced
-from rolltree.bench.gpu_shapes import DUMMY, describe_device, load
+from rolltree.bench.engine import run_engine
+from rolltree.bench.gpu_needs import REAL, check_model, check_one_device, check_trainer_installed
+from rolltree.bench.gpu_shapes import describe_device, load
+from rolltree.bench.runahead import Tail
 from rolltree.bench.workload import Group, take
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 
-PARTS = ("curves", "forced", "real", "exact", "profile")
+PARTS = ("curves", "forced", "real", "exact", "profile", "grpo", "runahead")
 HOST_BATCH = 256  # requests at which the host's share of a step is stated
 Progress = Callable[[str], None]
 
@@ -44,8 +48,10 @@ class Matrix:
     """Recorded rollouts by name, for forced acceptance."""
     samples: int = 8
     """Rollouts of a prompt that run at once."""
+    prompts: int = 64
+    """Of real text and of GRPO; SmolLM2 takes half."""
     epochs: int = 4
-    """Of the real model's rollouts."""
+    """Of the real model's rollouts, and of GRPO."""
     train_epochs: int = 0
     """Of GRPO before."""
     compile: bool = False
@@ -54,6 +60,10 @@ class Matrix:
     """Of the chi-square test."""
     exact_rollouts: int = 64
     """Of the identity test."""
+    ahead_steps: int = 4
+    """Training steps of run-ahead, each with prompts of its own."""
+    ahead_repeats: int = 2
+    ahead_tails: Sequence[Tail] = ("natural", "long")
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError for names that do not exist."""
@@ -62,18 +72,28 @@ class Matrix:
         ):  # fmt: skip
             if unknown := sorted(set(given) - set(known)):
                 raise InvalidInputError(name, unknown, f"out of {', '.join(known)}")
+        for name in self.models:
+            check_model(name)
+        if set(self.models) & set(REAL) and ("grpo" in self.parts or self.train_epochs):
+            check_trainer_installed()
+            check_one_device(self.device)
+
+    def prompts_of(self, model: str) -> int:
+        """Prompts of a real model's epoch."""
+        return self.prompts if model == "demo" else max(1, self.prompts // 2)
 
 
 def run_matrix(matrix: Matrix, progress: Progress = lambda case: None) -> dict[str, Any]:
     """Run the parts, model by model.
 
     Returns:
-        `{device, dtype, curves: {model: {points, cost}}, cases, exact, profiles, host_share, machine}`: docs/gpu.md.
+        `{device, dtype, curves: {model: {points, cost}}, cases, exact, grpo: {model: …}, runahead, profiles,
+        host_share, machine}`: docs/gpu.md.
 
     """
     document: dict[str, Any] = {
         "device": describe_device(torch.device(matrix.device)), "dtype": matrix.dtype, "curves": {}, "cases": [],
-        "exact": {}, "profiles": {}, "host_share": [], "machine": machine.describe(),
+        "exact": {}, "grpo": {}, "runahead": [], "profiles": {}, "host_share": [], "machine": machine.describe(),
     }  # fmt: skip
     matrix.out.mkdir(parents=True, exist_ok=True)
     if "exact" in matrix.parts:
@@ -111,8 +131,14 @@ def _run_model(matrix: Matrix, name: str, document: dict[str, Any], progress: Pr
     if "forced" in matrix.parts:
         _forced(matrix, name, model, cost, document, progress)
         _save(matrix, document)
-    if name not in DUMMY:
+    if name in REAL:
         _real(matrix, name, model, cost, document, progress)
+        _save(matrix, document)
+        if "runahead" in matrix.parts:
+            _run_ahead(matrix, name, model, cost, document, progress)
+            _save(matrix, document)
+        if "grpo" in matrix.parts:
+            _grpo(matrix, name, model, cost, document, progress)
     _save(matrix, document)
 
 
@@ -164,11 +190,17 @@ def _real(
     matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
 ) -> None:
     """Real text: epochs of rollouts, and identity at T = 0 and T = 1."""
-    from rolltree.bench.engine import run_engine
-    from rolltree.bench.gpu_text import workload
+    if not {"real", "exact"} & set(matrix.parts):
+        return
+    from rolltree.bench import gpu_text
 
-    made = workload(name, model, train_epochs=matrix.train_epochs, samples=matrix.samples)
+    if matrix.train_epochs:
+        progress("training")
+    made = gpu_text.workload(
+        name, model, train_epochs=matrix.train_epochs, samples=matrix.samples, prompts=matrix.prompts_of(name)
+    )
     if "exact" in matrix.parts:
+        progress("exact: identity")
         prompts = [p for p in made.prompts for _ in range(2)][: matrix.exact_rollouts]
         document["exact"][name] = [
             gpu_exact.check_identity(
@@ -177,12 +209,43 @@ def _real(
             )
             for t in (0.0, 1.0)
         ]  # fmt: skip
-    if "real" not in matrix.parts:
-        return
-    for k in matrix.drafts:
+    for k in matrix.drafts if "real" in matrix.parts else ():
         found: Any = run_engine(
             made, batches=matrix.batches, drafters=matrix.drafters, epochs=matrix.epochs, repeats=1,
             rollouts=len(made.prompts) * matrix.samples, cost=cost, max_draft=k, compile=matrix.compile,
             progress=progress,
         )  # fmt: skip
-        document["cases"] += [{"part": "real", "data": made.name, "max_draft": k, **case} for case in found["cases"]]
+        document["cases"] += [
+            {"part": "real", "data": made.name, "max_draft": k, **case, "model": name} for case in found["cases"]
+        ]
+
+
+def _run_ahead(
+    matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
+) -> None:
+    from rolltree.bench import gpu_runahead
+
+    document["runahead"] += gpu_runahead.measure_run_ahead(
+        name, model, batches=matrix.batches, samples=matrix.samples, steps=matrix.ahead_steps,
+        repeats=matrix.ahead_repeats, tails=matrix.ahead_tails, cost=cost,
+        progress=lambda case: progress(f"run-ahead, {case}"),
+    )  # fmt: skip
+
+
+def _grpo(
+    matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
+) -> None:
+    """A training with every drafter from the weights as they are shipped; its rollouts as traces."""
+    from rolltree.bench import gpu_grpo, gpu_tasks, gpu_training  # with TRL
+
+    prompts = matrix.prompts_of(name)
+    task = gpu_tasks.task(name, prompts)
+    config = gpu_training.settings(
+        task, prompts=prompts, samples=matrix.samples, epochs=matrix.epochs, max_draft=max(matrix.drafts)
+    )
+    found = gpu_grpo.run_grpo(
+        model, task, config, matrix.drafters, cost=cost, traces=matrix.out / f"traces-{name}.jsonl.gz",
+        compile=matrix.compile, progress=progress,
+    )  # fmt: skip
+    document["cases"] += [{"part": "grpo", "model": name, "data": task.name, **case} for case in found.pop("cases")]
+    document["grpo"][name] = found

@@ -13,8 +13,13 @@ FULL: dict[str, Any] = {
     "model": ["demo", "smollm2-135m", "dummy-1.5b", "dummy-7b"],
     "batch": [1, 8, 32, 128, 256, 512],
     "draft": [4, 8, 16],
+    "epochs": 4,
 }
-QUICK: dict[str, Any] = {"model": ["tiny"], "batch": [1, 4], "draft": [4]}
+QUICK: dict[str, Any] = {"model": ["tiny", "demo"], "batch": [1, 4], "draft": [4], "epochs": 2}
+SMALL: dict[str, Any] = {
+    "samples": 4, "prompts": 4, "ahead_steps": 2, "ahead_repeats": 1, "ahead_tails": ["natural"],
+}  # fmt: skip
+"""Sizes of --quick."""
 
 
 def run(
@@ -26,27 +31,30 @@ def run(
     draft: Annotated[list[int] | None, typer.Option("--max-draft", min=1, help="K; repeat it.")] = None,
     drafter: Annotated[list[str] | None, typer.Option("--drafter", help="Repeat it. Default: all.")] = None,
     part: Annotated[
-        list[str] | None, typer.Option("--part", help="curves, forced, real, exact, profile. Default: all.")
+        list[str] | None,
+        typer.Option("--part", help="curves, forced, real, exact, profile, grpo, runahead. Default: all."),
     ] = None,
     traces: Annotated[
         list[str] | None, typer.Option("--traces", help="NAME=EARLIER,LATER: trace files of the same prompts.")
     ] = None,
     length: Annotated[int, typer.Option(min=8, help="Tokens of a made-up rollout, where no traces are given.")] = 512,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of real text.")] = 4,
-    train_epochs: Annotated[int, typer.Option(min=0, help="Epochs of GRPO on the demo's model before.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of real text and of GRPO. Default: 4; with --quick 2.")
+    ] = None,
+    train_epochs: Annotated[int, typer.Option(min=0, help="Epochs of GRPO on the demo's model before `real`.")] = 0,
     exact_samples: Annotated[int, typer.Option(min=100, help="Samples of the chi-square test.")] = 20_000,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the engine's sampler.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: does everything work here?")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
 ) -> None:
-    """Step costs, rollout speed, exactness, host share and a profile of the built-in engine on a device.
+    """Step costs, rollout speed, exactness, host share, a profile, GRPO end to end and run-ahead on a device.
 
     Exit code 1 when a check of exactness fails. Minutes on a GPU; docs/gpu.md says how to run it without a network.
 
     Example: rolltree bench gpu --device cpu --dtype float32 --quick --out /tmp/gpu
     """
     from rolltree.bench.gpu_forced import DRAFTERS
-    from rolltree.bench.gpu_shapes import check_device
+    from rolltree.bench.gpu_needs import check_device
     from rolltree.bench.matrix import PARTS, Matrix, run_matrix
     from rolltree.bench.subjects import peer_installed
     from rolltree.cli.bench import _data
@@ -59,8 +67,9 @@ def run(
         out=out, device=device, dtype=dtype, models=model or chosen["model"], batches=batch or chosen["batch"],
         drafts=draft or chosen["draft"], drafters=[n for n in names if n != "suffix" or drafter or peer_installed()],
         data=data if not traces else {name: groups for name, groups in data.items() if name != "markov"},
-        epochs=epochs, train_epochs=train_epochs, exact_samples=min(exact_samples, 2000) if quick else exact_samples,
-        parts=part or PARTS, compile=compile,
+        epochs=epochs or chosen["epochs"], train_epochs=train_epochs,
+        exact_samples=min(exact_samples, 2000) if quick else exact_samples,
+        parts=part or PARTS, compile=compile, **(SMALL if quick else {}),
     )  # fmt: skip
     screen = console(json_output)
     with screen.status("") as status:
@@ -72,11 +81,16 @@ def run(
 
 
 def exact(document: dict[str, Any], *, float32: bool) -> bool:
-    """Whether every check held: the distribution always, identical rollouts in float32 (16 bits: reported only)."""
+    """Whether every check held: the distribution always; in float32 identical rollouts and, after GRPO, weights (16
+    bits: reported only).
+    """
     checks = dict(document["exact"])
     good = all(case["exact"] for case in checks.pop("distribution", []))
     pairs = [(c["rollouts"], c[shape]["identical"]) for found in checks.values() for c in found for shape in _SHAPES]
-    return good and (not float32 or all(rollouts == same for rollouts, same in pairs))
+    trained = [run for found in document["grpo"].values() for run in found["runs"]]
+    pairs += [(run["rollouts"], run["identical_rollouts"]) for run in trained]
+    same_weights = all(run["identical_weights"] for run in trained)
+    return good and (not float32 or (same_weights and all(rollouts == same for rollouts, same in pairs)))
 
 
 _SHAPES = ("chain", "tree")
@@ -86,10 +100,12 @@ def _show(screen: Any, document: dict[str, Any]) -> None:
     for name, curve in document["curves"].items():
         rows = [[p["rows"], p["draft"], p["tokens"], p["seconds"] * 1e3] for p in curve["points"]]
         screen.print(table(f"{name} on {document['device']}: a verify step", ["rows", "draft", "tokens", "ms"], rows))
-    keys = ["part", "data", "batch", "max_draft", "drafter", "tokens_per_second", "tokens_per_step", "speedup"]
+    keys = ["part", "data", "batch", "max_draft", "drafter", "epoch", "tokens_per_second", "tokens_per_step", "speedup"]
     rows = [[case["model"], *[case.get(key) for key in keys]] for case in document["cases"]]
     if rows:
-        screen.print(table("Rollouts", ["model", *keys], rows))
+        labels = ["model", *keys[:3], "K", *keys[4:6], "tokens/s", "tokens/step", "speedup"]
+        screen.print(table("Rollouts", labels, rows))
+    _show_training(screen, document)
     columns = ["model", "drafter", "max_draft", "batch", "host_share", "host_microseconds_per_step"]
     rows = [[case[key] for key in columns] for case in document["host_share"]]
     if rows:
@@ -102,3 +118,28 @@ def _show(screen: Any, document: dict[str, Any]) -> None:
         for c in found if name != "distribution" else []:
             text = ", ".join(f"{s} {c[s]['identical']}" for s in (*_SHAPES, "other_batch"))
             screen.print(f"{name}, T = {c['temperature']:g}: identical of {c['rollouts']}: {text}")
+
+
+def _show_training(screen: Any, document: dict[str, Any]) -> None:
+    """GRPO end to end, and run-ahead."""
+    keys = ["drafter", "seconds", "speedup", "speedup_over_suffix", "step_seconds", "step_speedup", "tokens_per_step"]
+    labels = ["drafter", "rollouts s", "x", "over suffix", "steps s", "x", "tokens/step", "identical", "weights"]
+    for name, found in document["grpo"].items():
+        rows = [
+            [
+                *[run[key] for key in keys],
+                f"{run['identical_rollouts']}/{run['rollouts']}",
+                _SAME[run["identical_weights"]],
+            ]
+            for run in found["runs"]
+        ]
+        title = f"{name}: GRPO, {found['settings']['epochs']} epochs of {found['task']}"
+        screen.print(table(title, labels, rows))
+    keys = ["model", "slots", "tail", "mode", "seconds", "speedup_over_cold", "first_step_slowdown", "slack_used"]
+    labels = [*keys[:4], "s/step", "over cold", "first step", "slack used"]
+    rows = [[case.get(key) for key in keys] for case in document["runahead"]]
+    if rows:
+        screen.print(table("Run-ahead: a first epoch", labels, rows))
+
+
+_SAME = {True: "identical", False: "differ"}

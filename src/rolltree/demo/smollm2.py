@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,13 +97,15 @@ def _publish(half: Path, target: Path) -> None:
             raise
 
 
-def load_problems(count: int, seed: int) -> list[tuple[str, Any]]:
-    """`count` arithmetic problems of reasoning-gym as (question, scorer); a scorer maps an answer to 0..1."""
+def load_problems(
+    count: int, seed: int, task: str = "chain_sum", settings: Mapping[str, int] = TASK
+) -> list[tuple[str, Any]]:
+    """`count` problems of a task of reasoning-gym as (question, scorer); a scorer maps an answer to 0..1."""
     try:
         from reasoning_gym import create_dataset
     except ImportError as error:
         raise missing("reasoning-gym") from error
-    data = create_dataset("chain_sum", size=count, seed=seed, **TASK)
+    data = create_dataset(task, size=count, seed=seed, **settings)
     return [
         (entry["question"], lambda answer, entry=entry: float(data.score_answer(answer=answer, entry=entry)))
         for entry in data

@@ -109,18 +109,38 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is trained, and on what."""
+
+    model: Any
+    tokenizer: Any
+    rows: dict[str, list[Any]]
+    """Columns of the data set: `prompt`, and what the reward function asks for by name."""
+
+    @classmethod
+    def demo(cls, config: DemoConfig) -> Subject:
+        """The demo's model and problems."""
+        problems = sample_problems(config.prompts, PROMPT_SEED)
+        rows: dict[str, list[Any]] = {
+            "prompt": [p.prompt for p in problems],
+            "numbers": [list(p.numbers) for p in problems],
+        }
+        return cls(load_model(), load_tokenizer(), rows)
+
+
 def make_trainer(
-    config: DemoConfig, folder: str, *, rollout: Rollout, reward: Reward, callbacks: Sequence[TrainerCallback] = ()
-) -> Any:
-    """TRL's GRPOTrainer over the demo's model and problems."""
-    problems = sample_problems(config.prompts, PROMPT_SEED)
-    rows = {"prompt": [p.prompt for p in problems], "numbers": [list(p.numbers) for p in problems]}
+    config: DemoConfig, folder: str, *, rollout: Rollout, reward: Reward, callbacks: Sequence[TrainerCallback] = (),
+    subject: Subject | None = None,
+) -> Any:  # fmt: skip
+    """TRL's GRPOTrainer over `subject`, the demo's when None, on the device of its model."""
+    subject = subject or Subject.demo(config)
     trainer = GRPOTrainer(
-        model=load_model(),
+        model=subject.model,
         reward_funcs=reward,
-        args=grpo_config(config, folder),
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=load_tokenizer(),
+        args=grpo_config(config, folder, use_cpu=subject.model.device.type == "cpu"),
+        train_dataset=Dataset.from_dict(subject.rows),
+        processing_class=subject.tokenizer,
         rollout_func=rollout,
         callbacks=list(callbacks),
     )
@@ -128,11 +148,11 @@ def make_trainer(
     return trainer
 
 
-def grpo_config(config: DemoConfig, folder: str) -> GRPOConfig:
-    """TRL's settings: on-policy GRPO in float32 on the CPU, nothing logged, nothing saved."""
+def grpo_config(config: DemoConfig, folder: str, *, use_cpu: bool = True) -> GRPOConfig:
+    """TRL's settings: on-policy GRPO in the weights' own type, nothing logged, nothing saved."""
     return GRPOConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=use_cpu,
         bf16=False,
         seed=config.seed,
         per_device_train_batch_size=config.batch,

@@ -28,6 +28,7 @@ from rolltree.trl.generation import generate
 from rolltree.trl.history import RolloutRecord
 from rolltree.trl.metrics import MetricsFile
 from rolltree.trl.settings import check_trainer, prompt_token_ids, request_seed, sampling_params
+from rolltree.types import Drafter
 
 STEP_DECAY = 0.97  # a version is one optimizer step here: an epoch of 8 keeps 0.78; 0.9 kept 0.43 and drafted worse
 BYTES_PER_TOKEN = 140  # of the trees, shared tree included, at most: what a cache can hold of a large store
@@ -53,6 +54,8 @@ class RolloutFunction:
         seed: int | None = None,
         store: RolloutStore | None = None,
         run_dir: str | PathLike[str] | None = None,
+        drafter: Drafter | None = None,
+        compile: bool = False,
     ) -> None:
         """
         Args:
@@ -66,15 +69,21 @@ class RolloutFunction:
             store: Where every rollout is kept, with its log-probabilities, beyond the end of the process; a training
                 that goes on finds its cache there.
             run_dir: Folder for the metrics of each call, from which `rolltree report` makes a page.
+            drafter: Drafts in the place of rolltree's own, to compare with; it keeps its own memory and budget.
+            compile: The engine's sampler; see EngineConfig.
         """
+        if drafter is not None and (cache is not None or not speculate):
+            raise InvalidInputError("drafter", drafter, "None with a cache or speculate=False", "Drop one of the two.")
         if cache is not None and not speculate:
             raise InvalidInputError("cache", "a RolloutCache", "None with speculate=False", "Drop one of the two.")
         if cache is not None and store is not None and cache.store is not store:
             raise InvalidInputError("store", str(store.path), "the cache's own", "Make it RolloutCache(store=store).")
         self.draft = draft or DraftConfig()
-        if cache is None and speculate:
+        ours = speculate and drafter is None
+        if cache is None and ours:
             cache = RolloutCache(CacheConfig(decay=STEP_DECAY), store=store)
-        self.drafter = TreeDrafter(cache, self.draft) if speculate else None
+        self.drafter = TreeDrafter(cache, self.draft) if ours else None
+        self._other, self._compile = drafter, compile
         self.cost, self.slots, self.seed = cost, slots, seed
         self.store = store
         self._loaded = False
@@ -153,10 +162,13 @@ class RolloutFunction:
             return self._engine[1]
         self._engine = None  # frees the old cache before the new one is allocated
         length = min(-(-needed // LENGTH_GRAIN) * LENGTH_GRAIN, _context_length(model))
-        config = EngineConfig(slots=self.slots, max_length=length, max_draft=self.draft.max_draft)
+        config = EngineConfig(
+            slots=self.slots, max_length=length, max_draft=self.draft.max_draft, compile=self._compile
+        )
         if self.drafter is not None and self.drafter.cost is None and self.cost is not None:
             self.drafter.cost = self._cost(model)
-        engine = Engine(model, config, drafter=self.drafter, store=self.store)
+        drafter = self._other if self.drafter is None else self.drafter
+        engine = Engine(model, config, drafter=drafter, store=self.store)
         self._engine = (model, engine)
         return engine
 
