@@ -30,6 +30,13 @@ def test_numbers_are_of_the_step_and_ratios_of_sums() -> None:
     assert numbers["rolltree/replicas"] == 2
 
 
+def test_tokens_per_step_is_of_training_rollouts_alone() -> None:
+    ahead = {"tokens_run_ahead": 50, "row_steps_run_ahead": 10, "tokens_validation": 30, "row_steps_validation": 30}
+    numbers = Account().step([counters(10, 100, 200, 80, 50, **ahead)])
+    assert numbers["rolltree/tokens"] == 200
+    assert numbers["rolltree/tokens_per_step"] == pytest.approx(120 / 60)
+
+
 def test_a_replica_that_did_not_answer_is_made_up_for_later() -> None:
     account = Account()
     account.step([counters(1, 1, 10, 0, 0), counters(1, 1, 10, 0, 0)])

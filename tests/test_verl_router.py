@@ -77,6 +77,19 @@ def test_a_replica_that_leaves_takes_only_its_own_prompts_along() -> None:
     assert places() == after, "homes win over the ring"
 
 
+def test_home_is_where_a_prompt_will_go() -> None:
+    placement = Placement(["a", "b", "c"], bound=10)
+    keys = [f"prompt {index}" for index in range(50)]
+    homes = [placement.home(key) for key in keys]
+    assert len(set(homes)) == 3
+    assert placement.loads == {"a": 0, "b": 0, "c": 0}
+    assert [placement.place(key) for key in keys] == homes
+    placement.remove(homes[0])
+    assert placement.home(keys[0]) == placement.place(keys[0]) != homes[0]
+    with pytest.raises(LookupError):
+        Placement().home("prompt")
+
+
 def test_no_replicas_is_an_error() -> None:
     with pytest.raises(LookupError):
         Placement().place("a")

@@ -188,6 +188,7 @@ def test_key_version_and_opt_outs(engine: Engine) -> None:
     engine.book.finish("abcd")
     assert cache.stats().rollouts == 2
     assert engine.book.tokens_by_kind == {"rollout": 2, "validation": 1, "run-ahead": 0}
+    assert engine.book.row_steps_by_kind == {"rollout": 2, "validation": 1, "run-ahead": 0}
 
 
 def test_prompts_without_tokens_are_left_alone(engine: Engine) -> None:

@@ -15,6 +15,12 @@ GRPO = RunSettings(algorithm="grpo", validate=True)
 DAPO = RunSettings(algorithm="dapo")
 PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True, samples=1, prompts=32, batch=16)
 MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
+AHEAD = RunSettings(algorithm="grpo", prompts=24, extra=("trainer.save_freq=2", "data.shuffle=True", "data.seed=3"))
+"""Three steps an epoch, shuffled; checkpoints in mid-epoch."""
+CUT = 4
+"""Step from whose checkpoint a second training goes on, without run-ahead."""
+EAGER = {"always": True, "holdout": 0, "budget_share": 5, "max_slowdown": 9}
+"""Launches wherever there is slack, whether it pays on this machine or not."""
 ASYNC = RunSettings(algorithm="grpo", mode="colocate_async", replicas=2)
 
 
@@ -32,7 +38,9 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "ppo plain": (PPO, PLAIN),
     "multi-turn": (MULTI_TURN, rolltree()),
     "multi-turn plain": (MULTI_TURN, PLAIN),
-    "async": (ASYNC, rolltree(key_column="problem")),
+    "async": (ASYNC, rolltree(key_column="problem", run_ahead=True)),
+    "ahead": (AHEAD, rolltree(run_ahead=EAGER)),
+    "ahead resumed": (AHEAD, rolltree()),
 }
 
 
@@ -48,6 +56,8 @@ class Runs:
             settings, lines = RUNS[name]
             folder = self.folder / name.replace(" ", "-")
             folder.mkdir()
+            if name == "ahead resumed":
+                lines = (*lines, *self._resume())
             try:
                 self.done[name] = train(settings, folder, lines=lines)
             except RunError as error:
@@ -56,3 +66,9 @@ class Runs:
         if isinstance(record, RunError):
             raise record
         return record
+
+    def _resume(self) -> tuple[str, ...]:
+        """Go on from a checkpoint of the training that ran ahead."""
+        assert self["ahead"].metrics
+        checkpoint = self.folder / "ahead" / "checkpoints" / f"global_step_{CUT}"
+        return ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}")

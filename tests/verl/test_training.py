@@ -10,11 +10,11 @@ import pytest
 
 from rolltree.verl.cpu.demo import document, passed
 from rolltree.verl.cpu.run import Rollout, RunRecord
-from tests.verl.runs import ASYNC, DAPO, GRPO, MULTI_TURN, PPO, RUNS, Runs
+from tests.verl.runs import AHEAD, ASYNC, CUT, DAPO, GRPO, MULTI_TURN, PPO, RUNS, Runs
 
 SAMPLED = ("grpo", "dapo")
 GREEDY = ("ppo", "multi-turn")
-SETTINGS = {"grpo": GRPO, "dapo": DAPO, "ppo": PPO, "multi-turn": MULTI_TURN, "async": ASYNC}
+SETTINGS = {"grpo": GRPO, "dapo": DAPO, "ppo": PPO, "multi-turn": MULTI_TURN, "async": ASYNC, "ahead": AHEAD}
 Z_LIMIT = 4.5
 """Two-sided false alarms of 7 in a million for each comparison."""
 
@@ -68,7 +68,7 @@ def z_score(ours: list[float], theirs: list[float]) -> float:
     return (fmean(ours) - fmean(theirs)) / variance**0.5
 
 
-@pytest.mark.parametrize("name", [*SAMPLED, *GREEDY, "async"])
+@pytest.mark.parametrize("name", [*SAMPLED, *GREEDY, "async", "ahead"])
 def test_every_step_is_trained_and_rolltree_is_healthy(runs: Runs, name: str) -> None:
     record, settings = runs[name], SETTINGS[name]
     assert record.values("step") == list(range(1, settings.steps + 1))
@@ -90,7 +90,7 @@ def test_the_second_epoch_drafts_better(runs: Runs, name: str) -> None:
     assert history[1] > 0, "nothing was drafted from the first epoch's text"
 
 
-@pytest.mark.parametrize("name", ["grpo", "ppo", "multi-turn"])
+@pytest.mark.parametrize("name", ["grpo", "ppo", "multi-turn", "ahead"])
 def test_no_request_is_leaked(runs: Runs, name: str) -> None:
     """Those that ended in the engine's last step are closed by its next; none stays longer."""
     settings = SETTINGS[name]
@@ -132,6 +132,44 @@ def test_async_prompts_stay_on_their_replica(runs: Runs) -> None:
     """Two replicas: each prompt's tree is on one of them, also after aborts and in the second epoch, with few moves."""
     record = runs["async"]
     assert record.values("rolltree/prompts")[-1] <= 1.25 * ASYNC.prompts
+
+
+def test_run_ahead_is_used_and_never_seen_by_the_trainer(runs: Runs) -> None:
+    """Prompts of the next step are run ahead once the step time is known, and drafted from when they are sampled."""
+    record = runs["ahead"]
+    launched, tokens = record.values("rolltree/run_ahead_launched"), record.values("rolltree/run_ahead_tokens")
+    assert launched[0] == tokens[0] == 0, "the first step's requests are not watched"
+    assert launched[1] > 0
+    assert tokens[1] > 0
+    assert record.values("rolltree/run_ahead_prompts_used")[2] > 0
+    assert record.values("rolltree/accepted_run_ahead")[2] > 0
+    assert record.values("rolltree/run_ahead_failures") == [0] * AHEAD.steps
+    for step in range(1, AHEAD.steps + 1):
+        counts = Counter(rollout.prompt for rollout in record.rollouts if rollout.step == step)
+        assert list(counts.values()) == [AHEAD.samples] * AHEAD.batch
+
+
+def test_looking_ahead_changes_no_data_order(runs: Runs) -> None:
+    """Saved in mid-epoch with a batch looked at, resumed without run-ahead: the next step gets that very batch."""
+
+    def prompts(record: RunRecord, step: int) -> set[str]:
+        return {rollout.prompt for rollout in record.rollouts if rollout.step == step}
+
+    ahead, resumed = runs["ahead"], runs["ahead resumed"]
+    assert [step["step"] for step in resumed.metrics] == list(range(CUT + 1, AHEAD.steps + 1))
+    for step in range(CUT + 1, AHEAD.steps + 1):
+        assert prompts(resumed, step) == prompts(ahead, step)
+    epochs = [[prompts(ahead, step) for step in range(start, start + 3)] for start in (1, 4)]
+    for epoch in epochs:
+        assert len(set.union(*epoch)) == AHEAD.prompts, "a prompt was left out or came twice"
+    assert epochs[0] != epochs[1], "the data was not shuffled: the comparison says nothing"
+
+
+def test_asynchronous_trainers_do_not_run_ahead_and_say_so(runs: Runs) -> None:
+    record = runs["async"]
+    assert "run_ahead is off" in record.output
+    assert record.values("rolltree/run_ahead_tokens") == [0] * ASYNC.steps
+    assert "rolltree/run_ahead_launched" not in record.metrics[0]
 
 
 def test_the_demos_document_compares_the_two_runs(runs: Runs) -> None:

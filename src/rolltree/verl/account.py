@@ -5,7 +5,7 @@ Pure: takes the counters of all replicas before and after a step. Seconds saved 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 from rolltree.budget import CostModel
@@ -59,7 +59,7 @@ def _numbers(pairs: Sequence[tuple[Counters, Counters]]) -> dict[str, float]:
         "tokens": tokens,
         "drafted": drafted,
         "accepted": accepted,
-        "tokens_per_step": ratio(tokens, row_steps),
+        "tokens_per_step": ratio(*_of_rollouts(added, tokens, row_steps)),
         "acceptance_rate": ratio(accepted, drafted),
         "run_ahead_tokens": added("tokens_run_ahead"),
         "validation_tokens": added("tokens_validation"),
@@ -75,6 +75,14 @@ def _numbers(pairs: Sequence[tuple[Counters, Counters]]) -> dict[str, float]:
     if known := [value for value in saved if value is not None]:
         numbers["seconds_saved"] = max(known)  # replicas generate side by side
     return numbers
+
+
+def _of_rollouts(added: Callable[[str], float], tokens: float, row_steps: float) -> tuple[float, float]:
+    """Tokens and row steps without those of validation and run-ahead."""
+    for kind in ("validation", "run_ahead"):
+        tokens -= added(f"tokens_{kind}")
+        row_steps -= added(f"row_steps_{kind}")
+    return tokens, row_steps
 
 
 def seconds_saved(now: Counters, then: Counters) -> float | None:

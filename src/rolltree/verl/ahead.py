@@ -28,6 +28,10 @@ log = logging.getLogger("rolltree.verl")
 SUMS = ("launched", "cancelled", "prompts_used", "tokens_used", "saved_seconds", "cost_seconds")
 
 
+QUIET_STEPS = 8
+"""Steps without a look after one that saw no cold prompt: from the second epoch on there are hardly any."""
+
+
 class Ahead:
     """One training's run-ahead: `begin` when a step's prompts are submitted, `end` when they are sampled.
 
@@ -48,6 +52,7 @@ class Ahead:
         self._announced: Future[int] | None = None
         self._before: list[Mapping[str, float]] = [{} for _ in self.names]
         self._installed = False
+        self._quiet = 0
 
     def begin(self, step: int) -> None:
         """Look at the next step's prompts; nothing is done in the first step, whose requests nobody watched."""
@@ -55,13 +60,15 @@ class Ahead:
         if not self._installed:
             self._installed = all(self.servers.each(ahead_server.install, [(self.config,)] * len(self.names)))
             return
-        batch = self._coming(step)
+        self._quiet -= 1
+        batch = self._coming(step) if self._quiet < 0 else None
         if batch is not None:
             self._announced = self._pool.submit(self._announce, batch)
 
     def end(self) -> dict[str, float]:
         """End all run-ahead; the numbers of this step, for the logger."""
-        prompts = self._finish_announcing()
+        looked, cold = self._announced is not None, self._finish_announcing()
+        self._quiet = QUIET_STEPS if looked and not cold else self._quiet
         if not self._installed:
             return {}
         gauges = self.servers.each(ahead_server.next_step, [()] * len(self.names))
@@ -69,7 +76,7 @@ class Ahead:
         self._before = [now or before for now, before in zip(gauges, self._before, strict=True)]
         numbers = {name: sum(now[name] - then.get(name, 0) for now, then in answered) for name in SUMS}
         numbers["on"] = min((now["on"] for now, _ in answered), default=0.0)
-        numbers["prompts"] = prompts
+        numbers["cold_prompts"] = cold
         numbers["failures"] = self.failures + self.servers.failures
         return {f"rolltree/run_ahead_{name}": float(value) for name, value in numbers.items()}
 
@@ -104,7 +111,7 @@ class Ahead:
         return batch
 
     def _announce(self, batch: Any) -> int:
-        """Ask for the first turns and hand each server its own; how many prompts can be run ahead."""
+        """Ask for the first turns and hand each server its own; how many prompts are cold."""
         turns = self.trainer.agent_loop_manager.first_turns(batch, timeout=self.timeout)
         shares = self._shares(turns)
         return sum(found or 0 for found in self.servers.each(ahead_server.announce, [(share,) for share in shares]))

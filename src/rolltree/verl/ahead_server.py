@@ -85,11 +85,9 @@ async def install(server: Any, config: RunAheadConfig) -> bool:
 
 
 async def announce(server: Any, turns: Sequence[FirstTurn]) -> int:
-    """Say what the next step is going to ask this server first; how many of it can be asked ahead."""
+    """Say what the next step is going to ask this server first; how many of these prompts are cold."""
     ahead: ServerAhead = getattr(server, ATTRIBUTE)
-    prompts = ahead.prompts(turns)
-    ahead.driver.announce([prompts])
-    return len(prompts)
+    return ahead.driver.announce([ahead.prompts(turns)])
 
 
 async def next_step(server: Any) -> dict[str, float]:

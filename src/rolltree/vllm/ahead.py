@@ -132,8 +132,12 @@ class AheadDriver:
         self.control.begin_step(self._tokens or expected_tokens)
         step.driver = asyncio.create_task(self._drive(step))
 
-    def announce(self, upcoming: Upcoming) -> None:
-        """Say what comes after this step: `upcoming[i]` are requests of the i-th step from here."""
+    def announce(self, upcoming: Upcoming) -> int:
+        """Say what comes after this step: `upcoming[i]` are requests of the i-th step from here.
+
+        Returns:
+            How many prompts are cold enough to be run ahead.
+        """
         assert self._step is not None, "announce() between begin() and end()"
         step = self._step
         for soon, coming in enumerate(upcoming, start=1):
@@ -142,6 +146,7 @@ class AheadDriver:
                     step.prompts[prompt.identity] = prompt
                     step.candidates.append(self._candidate(prompt, soon))
         step.changed.set()
+        return sum(candidate.rollouts < self.control.config.warm_rollouts for candidate in step.candidates)
 
     async def end(self, *, complete: bool = True) -> None:
         """End the step: no run-ahead request is left in the engine. Its real requests count where it is complete."""

@@ -85,6 +85,7 @@ class Proposer:
         sums: dict[str, float] = self.drafter.snapshot().snapshot()
         for kind, tokens in self.book.tokens_by_kind.items():
             sums[f"tokens_{kind.replace('-', '_')}"] = tokens
+            sums[f"row_steps_{kind.replace('-', '_')}"] = self.book.row_steps_by_kind[kind]
         held = self.drafter.cache.stats()
         held_sums = {f"cache_{field.name}": getattr(held, field.name) for field in fields(held)}
         return sums | held_sums | {"errors": self.errors, "invalid_options": self.invalid_options}

@@ -69,6 +69,8 @@ class RequestBook:
     def __init__(self, cache: RolloutCache, *, max_draft: int, max_length: int, sessions: int = 4096) -> None:
         self.cache, self.max_draft, self.max_length = cache, max_draft, max_length
         self.tokens_by_kind = dict.fromkeys(KINDS, 0)
+        self.row_steps_by_kind = dict.fromkeys(KINDS, 0)
+        """(request, engine step) pairs in which it got tokens."""
         self._roots = Roots(sessions)
         self._slot_of: dict[str, int] = {}
         self._slots = Slots()
@@ -218,9 +220,15 @@ class RequestBook:
             text, offsets = _gather(tokens, rows, known, until)
         self._slots.known[slots] = until
         room = np.minimum(self._slots.end[slots] - until - 1, self._slots.draft[slots])
-        for kind, count in zip(KINDS, np.bincount(self._slots.kind[slots], until - known, len(KINDS)), strict=True):
-            self.tokens_by_kind[kind] += int(count)
+        self._count(self._slots.kind[slots], until - known)
         return Work(rows, self._slots.handle[slots], text, offsets, np.maximum(room, 0).astype(np.int32))
+
+    def _count(self, kinds: npt.NDArray[np.integer], tokens: Int64Array) -> None:
+        """Count what each kind of request got in a step."""
+        counts, rows = np.bincount(kinds, tokens, len(KINDS)), np.bincount(kinds, tokens > 0, len(KINDS))
+        for index, kind in enumerate(KINDS):
+            self.tokens_by_kind[kind] += int(counts[index])
+            self.row_steps_by_kind[kind] += int(rows[index])
 
     def _stopped(
         self,
