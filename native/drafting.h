@@ -81,7 +81,7 @@ class DraftWriter {
         const auto count = static_cast<float>(text.state(child).count);
         total += count;
         if (count > 0 && out.size < CandidateList::kMost)
-          out.items[out.size++] = Candidate{token, {child, kNone}, {count, 0}, count, {}, {}, 0};
+          out.items[out.size++] = Candidate{token, {child, kNone}, {count, 0}, {}, count, {}, {}, 0};
       });
       for (Candidate& c : out) c.probability /= total;
     }

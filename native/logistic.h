@@ -1,4 +1,4 @@
-// The pieces of online logistic regression: the logistic function, its inverse, and a weight that learns (AdaGrad, Duchi
+// The pieces of online logistic regression: e^z, the logistic function, its inverse, and a weight that learns (AdaGrad, Duchi
 // et al. 2011, with a floor under the rate because the policy moves). Additions and multiplications only: the same bits on
 // every machine.
 #pragma once
@@ -12,14 +12,16 @@
 
 namespace rolltree {
 
-/// Logistic function within 1e-6.
-inline float squash(float z) {
-  const float scaled = std::clamp(z, -15.0f, 15.0f) * -1.44269504f;
+/// e^z within 1e-6 of itself, z clipped to -15..15.
+inline float fast_exp(float z) {
+  const float scaled = std::clamp(z, -15.0f, 15.0f) * 1.44269504f;
   const float whole = std::floor(scaled), x = scaled - whole;
   const float power = 1.0f + x * (0.693147182f + x * (0.240226462f + x * (0.0555021f + x * (0.00967884f + x * 0.00124396f))));
-  const float e = std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(whole) + 127) << 23) * power;
-  return 1.0f / (1.0f + e);
+  return std::bit_cast<float>(static_cast<std::uint32_t>(static_cast<std::int32_t>(whole) + 127) << 23) * power;
 }
+
+/// Logistic function within 1e-6.
+inline float squash(float z) { return 1.0f / (1.0f + fast_exp(-z)); }
 
 /// log(p / (1 - p)) of a probability clipped to 0.001..0.999.
 inline float log_odds(float probability) {

@@ -27,6 +27,17 @@ constexpr std::uint32_t kUnit = 64;  // weight of one fresh occurrence
 /// Who generated a piece of text, seen from one session.
 enum Source : std::uint8_t { kPrompt = 0, kOwn = 1, kSibling = 2, kHistory = 3, kShared = 4, kRunAhead = 5, kSources = 6 };
 
+template <std::size_t N>
+std::size_t bucket(const std::array<float, N>& edges, float x) {
+  return static_cast<std::size_t>(std::upper_bound(edges.begin(), edges.end(), x) - edges.begin());
+}
+constexpr std::size_t kMatches = 8;
+/// Match lengths, tokens, in kMatches classes.
+inline std::size_t match_bucket(std::uint32_t m) {
+  constexpr std::array<float, kMatches - 1> edges{2.0f, 3.0f, 4.0f, 6.0f, 9.0f, 17.0f, 33.0f};
+  return bucket(edges, static_cast<float>(m));
+}
+
 /// A context: a state, and how many tokens of the text match there.
 struct Match {
   StateId state = kRoot;
@@ -71,6 +82,7 @@ struct Candidate {
   Token token;
   std::array<StateId, 2> target;  // where the token leads in each lane, from its longest context; kNone: unseen there
   std::array<float, 2> share;     // blended over the suffix lengths
+  std::array<float, 2> count;     // weighted, after the longest suffix that has a continuation
   float probability;              // that the policy emits it here
   // What the model saw, to learn from.
   std::array<float, 2> odds;
@@ -83,6 +95,7 @@ struct CandidateList {
   std::uint32_t size = 0;
   std::size_t match = 0;         // bucket of the matched length in the own tree
   std::uint32_t sightings = 0;   // weighted continuations of the longest suffix that has any, own tree before shared
+  std::array<std::uint32_t, 2> total, length;  // of each lane's longest suffix that has a continuation: sightings, tokens
   std::array<Candidate, kMost> items;
   const Candidate* begin() const { return items.data(); }
   const Candidate* end() const { return items.data() + size; }
@@ -99,6 +112,7 @@ class Ranker {
   /// Fills `out` with the candidates after `place`; `last` is the token before them. O(suffixes x degree), both bounded.
   void rank(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) const {
     out.size = out.sightings = 0;
+    out.total = out.length = {0, 0};
     for (std::size_t lane = 0; lane < 2; ++lane)
       if (view.lanes[lane]) gather(*view.lanes[lane], lane, place[lane], min_match, out);
     out.match = match_bucket(place[0].length);
@@ -130,7 +144,7 @@ class Ranker {
   static constexpr float kEnough = 0.02f;         // weight left for shorter suffixes below which they are not read
   static constexpr float kFaint = 0.02f;          // share below which a shorter suffix adds no candidate
   static constexpr float kRate = 0.2f;
-  static constexpr std::size_t kClasses = 6, kMatches = 8, kSets = 2 * kClasses * kMatches;
+  static constexpr std::size_t kClasses = 6, kSets = 2 * kClasses * kMatches;
   static constexpr std::uint32_t kTraits = 4096;  // slots of each of three tables of token traits
 
   struct Set {
@@ -138,10 +152,6 @@ class Ranker {
     std::array<Weight, 2> odds;
   };
 
-  static std::size_t match_bucket(std::uint32_t m) {
-    constexpr std::array<std::uint32_t, 7> edges{2, 3, 4, 6, 9, 17, 33};
-    return static_cast<std::size_t>(std::upper_bound(edges.begin(), edges.end(), m) - edges.begin());
-  }
   // Before anything is learned the blended share is believed; the shared tree alone somewhat less.
   static Set prior(std::size_t index) {
     const bool own = index / kMatches % kClasses != 0, shared = index / (kMatches * kClasses) == 1;
@@ -166,15 +176,19 @@ class Ranker {
     for (; s != kRoot && level < kLevels && weight > kEnough; s = text.state(s).link) {
       if (level == 0 && std::min(m.length, text.context_length(s)) < min_match) return;
       const std::uint32_t total =
-          text.is_hub(s) ? confirm(text, lane, s, weight, out) : scan(text, lane, s, weight, level == 0 && lane == 0, out);
+          text.is_hub(s) ? confirm(text, lane, s, weight, level == 0, out) : scan(text, lane, s, weight, level == 0, out);
       if (total == 0) continue;
+      if (level == 0) {
+        out.total[lane] = total;
+        out.length[lane] = std::min(m.length, text.context_length(s));
+      }
       if (out.sightings == 0) out.sightings = total;
       weight *= kSmoothing / (static_cast<float>(total) + kSmoothing);
       ++level;
     }
   }
   /// A state of few children: all of them. Returns the weighted count of continuations.
-  static std::uint32_t scan(const Automaton& text, std::size_t lane, StateId s, float weight, bool all, CandidateList& out) {
+  static std::uint32_t scan(const Automaton& text, std::size_t lane, StateId s, float weight, bool longest, CandidateList& out) {
     std::array<Edge, kScan> edges;
     std::array<std::uint32_t, kScan> counts;
     std::uint32_t n = 0, total = 0;
@@ -188,13 +202,13 @@ class Ranker {
     const float each = weight / (static_cast<float>(total) + kSmoothing);
     for (std::uint32_t i = 0; i < n; ++i) {
       const auto count = static_cast<float>(counts[i]);
-      const bool may_add = all || count >= kFaint * static_cast<float>(total);
-      add(lane, edges[i], each * count, may_add, out);
+      const bool may_add = (longest && lane == 0) || count >= kFaint * static_cast<float>(total);
+      add(lane, edges[i], each * count, longest ? count : 0.0f, may_add, out);
     }
     return total;
   }
   /// A hub: looks the known candidates up and adds its most frequent child.
-  static std::uint32_t confirm(const Automaton& text, std::size_t lane, StateId s, float weight, CandidateList& out) {
+  static std::uint32_t confirm(const Automaton& text, std::size_t lane, StateId s, float weight, bool longest, CandidateList& out) {
     const std::uint32_t total = text.hub_sum(s);
     if (total == 0) return 0;
     const float each = weight / (static_cast<float>(total) + kSmoothing);
@@ -203,12 +217,16 @@ class Ranker {
     for (Candidate& c : out) {
       known |= c.token == best.token;
       const StateId child = text.find(s, c.token);
-      if (child != kNone) raise(lane, child, each * static_cast<float>(text.state(child).count), c);
+      if (child == kNone) continue;
+      const auto count = static_cast<float>(text.state(child).count);
+      raise(lane, child, each * count, longest ? count : 0.0f, c);
     }
-    if (!known) add(lane, best, each * static_cast<float>(text.state(best.target).count), true, out);
+    if (known) return total;
+    const auto count = static_cast<float>(text.state(best.target).count);
+    add(lane, best, each * count, longest ? count : 0.0f, true, out);
     return total;
   }
-  static void add(std::size_t lane, const Edge& edge, float share, bool may_add, CandidateList& out) {
+  static void add(std::size_t lane, const Edge& edge, float share, float count, bool may_add, CandidateList& out) {
     std::uint32_t i = 0;
     while (i < out.size && out.items[i].token != edge.token) ++i;
     if (i == out.size) {
@@ -216,13 +234,14 @@ class Ranker {
       Candidate& made = out.items[out.size++];
       made.token = edge.token;
       made.target = {kNone, kNone};
-      made.share = {0.0f, 0.0f};
+      made.share = made.count = {0.0f, 0.0f};
     }
-    raise(lane, edge.target, share, out.items[i]);
+    raise(lane, edge.target, share, count, out.items[i]);
   }
-  static void raise(std::size_t lane, StateId target, float share, Candidate& c) {
+  static void raise(std::size_t lane, StateId target, float share, float count, Candidate& c) {
     if (c.target[lane] == kNone) c.target[lane] = target;
     c.share[lane] += share;
+    c.count[lane] += count;
   }
 
   static void describe(const View& view, std::size_t match, Token last, Candidate& c) {

@@ -152,6 +152,48 @@ def test_coupled_drafts_take_the_samplers_branch() -> None:
         d.close(h, keep=False)
 
 
+def test_the_noise_decides_where_the_policy_tosses_a_coin() -> None:
+    d = TreeDrafter(RolloutCache(CacheConfig(decay=1.0)), DraftConfig(min_survival=0.0))
+    for token in (10, 10, 20):
+        d.cache.add(PROMPT, [token])
+    noise = {seed: gumbel_noise(np.array([_key(seed, 0)], np.uint64), 21)[0] for seed in range(1000)}
+    emitted = {seed: max((10, 20), key=lambda t: np.log({10: 2 / 3, 20: 1 / 3}[t]) + g[t]) for seed, g in noise.items()}
+    verdicts = [_taught(d, seed, token) for seed, token in emitted.items()]
+    accepted, survival = np.array(verdicts[500:]).T
+    assert accepted.mean() > 0.95  # 2 of 3 without the noise
+    assert abs(survival.mean() - accepted.mean()) < 0.05
+
+
+def test_the_noise_does_not_overrule_a_policy_that_is_sure() -> None:
+    d = TreeDrafter(RolloutCache(CacheConfig(decay=1.0)), DraftConfig(min_survival=0.0))
+    for token in (10, 10, 20):  # history has both; the policy has made up its mind
+        d.cache.add(PROMPT, [token])
+    accepted, survival = np.array([_taught(d, seed, 10) for seed in range(600)][300:]).T
+    assert accepted.mean() > 0.99
+    assert survival.mean() > 0.95
+
+
+def test_what_is_likely_under_the_noise_adds_up_to_one_at_most() -> None:
+    d = TreeDrafter(RolloutCache(), DraftConfig(shape="tree", min_survival=0.0))
+    for token in range(10, 20):
+        d.cache.add(PROMPT, [token])
+    for seed in range(20):
+        batch = d.draft(np.array([d.open(PROMPT, seed=seed, coupled=True)]), np.array([16], np.int32))
+        first = batch.survival[0, : batch.lengths[0]][batch.parents[0, : batch.lengths[0]] < 0]
+        assert len(first) == 10
+        assert 0 < first.sum() < 1
+
+
+def _taught(d: TreeDrafter, seed: int, token: int) -> tuple[bool, float]:
+    """Draft one token with the noise of `seed`, emit `token`: whether it was drafted, and the survival foretold."""
+    h = d.open(PROMPT, seed=seed, coupled=True)
+    batch = d.draft(np.array([h]), np.array([1], np.int32))
+    verdict = bool(batch.tokens[0, 0] == token), float(batch.survival[0, 0])
+    d.advance(np.array([h]), np.array([token], np.int32), np.array([0, 1], np.int32))
+    d.close(h, keep=False)
+    return verdict
+
+
 def _key(seed: int, position: int) -> int:
     mask = 2**64 - 1
     z = (seed + 0x9E3779B97F4A7C15 * (position + 1)) & mask
