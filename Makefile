@@ -61,7 +61,7 @@ bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUT
 	$(BIN)/rolltree demo --plot docs/demo.png --out benchmarks/demo.json
 	$(BIN)/python scripts/readme_tables.py
 
-gpu-bench: setup  ## step costs, rollout speed, exactness and a profile on this GPU, into gpu-bench/ (docs/gpu.md; on a CPU: ARGS="--device cpu --quick")
+gpu-bench: setup  ## step costs, rollout speed, exactness, a profile, GRPO, run-ahead on this GPU, into gpu-bench/ (docs/gpu.md; on a CPU: ARGS="--device cpu --quick")
 	$(BIN)/rolltree bench gpu --out gpu-bench $(TRACES) $(ARGS)
 
 bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)

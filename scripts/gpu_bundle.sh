@@ -7,7 +7,7 @@
 #   HOST_PYTHON=3.12  the host's Python (default: that of PYTHON)
 #   TRL=1         adds trl, accelerate, datasets and what these need, for --part grpo (70 MB: pyarrow 55, pandas 12)
 #   SMOLLM2=1     adds SmolLM2-135M-Instruct, reasoning-gym and what that imports (135 MB: weights 93)
-#   PEER=1        adds arctic-inference, the peer of `suffix`, and what builds it (@PEER@ MB); PYTHON must have torch then
+#   PEER=1        adds arctic-inference, the peer of `suffix`, and what builds it (40 MB); PYTHON must have torch then
 #   TRACES=FOLDER adds recorded rollouts
 set -eu
 out=$(realpath "$1") python=${2:-python3} root=$(dirname "$(dirname "$(realpath "$0")")")

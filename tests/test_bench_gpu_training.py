@@ -255,3 +255,13 @@ def test_a_peer_in_the_place_of_the_tree_has_no_cache() -> None:
     for other in ({"cache": RolloutCache()}, {"speculate": False}):
         with pytest.raises(InvalidInputError, match="drafter"):
             RolloutFunction(drafter=NgramDrafter(), **other)
+
+
+def test_16_bits_train_too(tmp_path: Path) -> None:
+    sums = task("demo", 1)
+    config = settings(sums, prompts=1, samples=4, epochs=1, max_draft=4)
+    model = load("demo", "cpu", "bfloat16")
+    found = run_grpo(model, sums, config, ["rolltree"], cost=FREE, traces=tmp_path / "traces.jsonl.gz")
+    assert [run["rollouts"] for run in found["runs"]] == [4, 4]
+    assert model.dtype == torch.bfloat16
+    assert not model.training

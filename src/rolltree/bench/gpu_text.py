@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from rolltree.bench.engine import Workload
@@ -26,20 +28,21 @@ def workload(name: str, model: PreTrainedModel, *, train_epochs: int, samples: i
 
 
 def _trained(made: Workload, epochs: int) -> Workload:
-    """The model after epochs of GRPO on these prompts, and all its rollouts, which warm the caches."""
+    """The model after epochs of GRPO in float32 on these prompts, and all its rollouts, which warm the caches."""
     from rolltree.bench.gpu_training import settings, train
     from rolltree.trl import RolloutFunction
 
     sums = task("demo", len(made.prompts))
     config = settings(sums, prompts=len(made.prompts), samples=made.samples, epochs=epochs, max_draft=16)
-    done = train(made.model, sums, config, RolloutFunction(slots=config.slots, seed=config.seed))
+    start: Any = copy.deepcopy(made.model)
+    done = train(start.to(torch.float32), sums, config, RolloutFunction(slots=config.slots, seed=config.seed))
     remembered = [
         Remembered(as_tokens(prompt), as_tokens(rollout), version)
         for version, (asked, given) in enumerate(zip(done.prompts, done.completions, strict=True))
         for prompt, rollout in zip(asked, given, strict=True)
     ]
     name = f"{made.name} after {epochs} epochs of GRPO"
-    return replace(made, name=name, model=done.model, remembered=remembered)
+    return replace(made, name=name, model=done.model.to(made.model.dtype), remembered=remembered)
 
 
 def moved(workload: Workload, device: str, dtype: str) -> Workload:

@@ -105,9 +105,18 @@ def run_matrix(matrix: Matrix, progress: Progress = lambda case: None) -> dict[s
         _save(matrix, document)
     for name in matrix.models:
         _run_model(matrix, name, document, _prefixed(progress, name))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _empty_cache()
+    for name in matrix.models:  # last: it leans on most that others wrote, and must not cost the rest its results
+        if "grpo" in matrix.parts and name in REAL:
+            _grpo(matrix, name, document, _prefixed(progress, name))
+            _save(matrix, document)
+            _empty_cache()
     return document
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _prefixed(progress: Progress, name: str) -> Progress:
@@ -136,9 +145,6 @@ def _run_model(matrix: Matrix, name: str, document: dict[str, Any], progress: Pr
         _save(matrix, document)
         if "runahead" in matrix.parts:
             _run_ahead(matrix, name, model, cost, document, progress)
-            _save(matrix, document)
-        if "grpo" in matrix.parts:
-            _grpo(matrix, name, model, cost, document, progress)
     _save(matrix, document)
 
 
@@ -232,9 +238,7 @@ def _run_ahead(
     )  # fmt: skip
 
 
-def _grpo(
-    matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
-) -> None:
+def _grpo(matrix: Matrix, name: str, document: dict[str, Any], progress: Progress) -> None:
     """A training with every drafter from the weights as they are shipped; its rollouts as traces."""
     from rolltree.bench import gpu_grpo, gpu_tasks, gpu_training  # with TRL
 
@@ -243,6 +247,8 @@ def _grpo(
     config = gpu_training.settings(
         task, prompts=prompts, samples=matrix.samples, epochs=matrix.epochs, max_draft=max(matrix.drafts)
     )
+    model = load(name, matrix.device, matrix.dtype)
+    cost = CostModel.load(matrix.out / f"cost-{name}.json") if name in document["curves"] else None
     found = gpu_grpo.run_grpo(
         model, task, config, matrix.drafters, cost=cost, traces=matrix.out / f"traces-{name}.jsonl.gz",
         compile=matrix.compile, progress=progress,
