@@ -77,17 +77,19 @@ def test_a_replica_that_leaves_takes_only_its_own_prompts_along() -> None:
     assert places() == after, "homes win over the ring"
 
 
-def test_home_is_where_a_prompt_will_go() -> None:
-    placement = Placement(["a", "b", "c"], bound=10)
+def test_a_batch_goes_where_it_was_foreseen() -> None:
+    placement = Placement(["a", "b", "c"])
     keys = [f"prompt {index}" for index in range(50)]
-    homes = [placement.home(key) for key in keys]
-    assert len(set(homes)) == 3
+    homes = placement.foresee(keys, 8)
     assert placement.loads == {"a": 0, "b": 0, "c": 0}
-    assert [placement.place(key) for key in keys] == homes
-    placement.remove(homes[0])
-    assert placement.home(keys[0]) == placement.place(keys[0]) != homes[0]
+    assert [[placement.place(key) for _ in range(8)] for key in keys] == [[home] * 8 for home in homes]
+    assert max(placement.loads.values()) <= 1.25 * 400 / 3 + 8
+    shuffled = Placement(["a", "b", "c"])
+    foreseen = dict(zip(keys, shuffled.foresee(keys, 8), strict=True))
+    random.Random(0).shuffle(keys)
+    assert sum(shuffled.place(key) == foreseen[key] for key in keys) > 0.7 * len(keys), "homes were not remembered"
     with pytest.raises(LookupError):
-        Placement().home("prompt")
+        Placement().foresee(["prompt"], 1)
 
 
 def test_no_replicas_is_an_error() -> None:

@@ -15,8 +15,10 @@ GRPO = RunSettings(algorithm="grpo", validate=True)
 DAPO = RunSettings(algorithm="dapo")
 PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True, samples=1, prompts=32, batch=16)
 MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
-AHEAD = RunSettings(algorithm="grpo", prompts=24, extra=("trainer.save_freq=2", "data.shuffle=True", "data.seed=3"))
-"""Three steps an epoch, shuffled; checkpoints in mid-epoch."""
+AHEAD = RunSettings(
+    algorithm="grpo", prompts=24, replicas=2, extra=("trainer.save_freq=2", "data.shuffle=True", "data.seed=3")
+)
+"""Three steps an epoch, shuffled; checkpoints in mid-epoch; two replicas, so that the router foresees who gets what."""
 CUT = 4
 """Step from whose checkpoint a second training goes on, without run-ahead."""
 EAGER = {"always": True, "holdout": 0, "budget_share": 5, "max_slowdown": 9}

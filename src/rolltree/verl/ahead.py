@@ -120,5 +120,6 @@ class Ahead:
         if len(self.names) == 1:
             return [list(turns)]
         balancer = self.trainer.llm_server_manager.global_load_balancer
-        homes = ray.get(balancer.homes.remote([turn.key for turn in turns]), timeout=self.timeout)
+        samples = int(self.trainer.config.actor_rollout_ref.rollout.n)
+        homes = ray.get(balancer.foresee.remote([turn.key for turn in turns], samples), timeout=self.timeout)
         return [[t for t, home in zip(turns, homes, strict=True) if home == name] for name in self.names]

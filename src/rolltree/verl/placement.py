@@ -13,7 +13,7 @@ import bisect
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 
 POINTS = 64
 """Points of a replica on the ring: with 64 the arcs differ by about an eighth."""
@@ -54,16 +54,19 @@ class Placement:
         self.loads.pop(server, None)
         self._ring = [entry for entry in self._ring if entry[1] != server]
 
-    def home(self, key: str) -> str:
-        """Return the replica that a prompt is going to prefer; nothing is counted.
+    def foresee(self, keys: Sequence[str], requests: int) -> list[str]:
+        """Return where a batch to come will be placed, `requests` for each key, in this order and with nothing else
+        running; these places become the prompts' homes, which they get while the bound allows.
 
         Raises:
             LookupError: there are no replicas.
         """
-        if not self.loads:
-            raise LookupError("no replicas")
-        home = self._homes.get(key)
-        return home if home in self.loads else next(self._walk(key))
+        trial = Placement(self.loads, bound=self.bound, slack=self.slack)
+        trial._homes.update((key, self._homes[key]) for key in keys if key in self._homes)
+        for key in keys:
+            for _ in range(requests):
+                self._remember(key, trial.place(key))
+        return [trial._homes[key] for key in keys]
 
     def place(self, key: str) -> str:
         """Return the replica for one more request of this prompt; it counts as running from now on.
@@ -77,10 +80,7 @@ class Placement:
         if not (home in self.loads and self._running.get(key)):
             home = self._choose(key, home)
         assert home is not None
-        self._homes[key] = home
-        self._homes.move_to_end(key)
-        if len(self._homes) > self._capacity:
-            self._homes.popitem(last=False)
+        self._remember(key, home)
         self.start(home, key)
         return home
 
@@ -98,6 +98,12 @@ class Placement:
             if not self._running[key]:
                 del self._running[key]
 
+    def _remember(self, key: str, home: str) -> None:
+        self._homes[key] = home
+        self._homes.move_to_end(key)
+        if len(self._homes) > self._capacity:
+            self._homes.popitem(last=False)
+
     def _choose(self, key: str, home: str | None) -> str:
         if not self.loads:
             raise LookupError("no replicas")
@@ -106,13 +112,10 @@ class Placement:
         if home in self.loads and self.loads[home] < cap:
             self.stayed += 1
             return home
-        # Some replica is below the cap, because the cap is at least the mean after one more request.
-        return next(server for server in self._walk(key) if self.loads[server] < cap)
-
-    def _walk(self, key: str) -> Iterator[str]:
-        """Replicas in the order in which the ring has them from the prompt on."""
         start = bisect.bisect(self._ring, (_hash(key), ""))
-        return (self._ring[(start + step) % len(self._ring)][1] for step in range(len(self._ring)))
+        walk = (self._ring[(start + step) % len(self._ring)][1] for step in range(len(self._ring)))
+        # Some replica is below the cap, because the cap is at least the mean after one more request.
+        return next(server for server in walk if self.loads[server] < cap)
 
 
 def _hash(text: str) -> int:

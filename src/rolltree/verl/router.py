@@ -63,9 +63,9 @@ class PromptRouter:
         _, key = self._conversations.get(request_id or "", ("", None))
         self.placement.finish(server_id, key)
 
-    def homes(self, keys: Sequence[str]) -> list[str]:
-        """Return the names of the replicas that these prompts are going to prefer."""
-        return [self.placement.home(key) for key in keys]
+    def foresee(self, keys: Sequence[str], requests: int) -> list[str]:
+        """Return the names of the replicas that will get a batch to come, `requests` for each key."""
+        return self.placement.foresee(keys, requests)
 
     def require_acquire_fields(self) -> list[str]:
         """What verl is to send along: rolltree's key is in the sampling parameters, the prompt is the fallback."""
