@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from rolltree import CostModel
 from rolltree.bench.demo_workload import demo_workload
 from rolltree.bench.engine import DRAFTERS, run_engine
 from rolltree.bench.peers import NgramDrafter
 from rolltree.bench.subjects import peer_installed
+from rolltree.cli.app import app
 from rolltree.errors import InvalidInputError
 
 
@@ -59,3 +63,14 @@ def test_ngram_copies_the_latest_continuation() -> None:
     assert batch.tokens[0, : batch.lengths[0]].tolist() == [9, 9]
     drafter.advance(np.array([handle]), np.array([77], np.int32), np.array([0, 1], np.int32))
     assert drafter.draft(np.array([handle]), np.array([2], np.int32)).lengths[0] == 0
+
+
+def test_the_measured_cost_is_kept_for_replays(tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    arguments = ["bench", "engine", "--batch", "2", "--batch", "4", "--rollouts", "4", "--drafter", "none"]
+    ran = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--repeats", "1", "--save-cost", str(path), "--json"])
+    assert ran.exit_code == 0, ran.output
+    costs = json.loads(ran.stdout.strip().splitlines()[-1])["costs"]
+    assert CostModel.load(path) == CostModel(**costs["4"])
+    refused = CliRunner().invoke(app, ["bench", "engine", "--engine", "vllm", "--save-cost", str(path)])
+    assert isinstance(refused.exception, InvalidInputError)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -101,7 +101,7 @@ def run_engine(
 
     Returns:
         `{"cases": [{engine, model, device, batch, epoch, drafter, tokens, seconds, tokens_per_step, speedup, ...}]}`;
-        `speedup` is seconds of "none" over seconds of the case, per token.
+        `speedup` is seconds of "none" over seconds of the case, per token. `costs` are the step-cost models by batch.
 
     """
     unknown = set(drafters) - set(DRAFTERS)
@@ -109,8 +109,10 @@ def run_engine(
         raise InvalidInputError("--drafter", sorted(unknown), f"out of {', '.join(DRAFTERS)}")
     names = [BASELINE, *[d for d in drafters if d != BASELINE]]
     cases: list[dict[str, object]] = []
+    costs: dict[str, dict[str, float]] = {}
     for batch in batches:
         model = cost or _measured(workload.model, batch, max_draft)
+        costs[str(batch)] = asdict(model)
         runs: dict[tuple[str, int], _Run] = {(name, e): _Run() for name in names for e in range(epochs)}
         for repeat in range(repeats):
             generators = {name: _generator(name, workload, batch, model, max_draft, compile) for name in names}
@@ -119,7 +121,8 @@ def run_engine(
                 requests = workload.requests(epoch, max(batch, rollouts))
                 _epoch(generators, requests, {name: runs[name, epoch] for name in names}, epoch)
         cases += [_case(workload, batch, name, epoch, run) for (name, epoch), run in runs.items()]
-    return {"cases": cases, "repeats": repeats, "threads": torch.get_num_threads(), "machine": machine.describe()}
+    setting = {"repeats": repeats, "threads": torch.get_num_threads(), "machine": machine.describe()}
+    return {"cases": cases, "costs": costs, **setting}
 
 
 Generate = Callable[[list[Request], int], tuple[list[Result] | None, int, dict[str, int]]]

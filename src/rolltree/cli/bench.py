@@ -117,6 +117,10 @@ def run_engine_command(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     max_draft: Annotated[int, typer.Option(min=1, help="Draft tokens of a request and step at most.")] = 16,
     cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
+    save_cost: Annotated[
+        Path | None,
+        typer.Option(help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`."),
+    ] = None,
     engine: Annotated[str, typer.Option(help="builtin, or vllm (see `make vllm-setup`).")] = "builtin",
     json_output: Json = False,
     out: Out = None,
@@ -137,6 +141,8 @@ def run_engine_command(
     screen = console(json_output)
     if engine not in ("builtin", "vllm"):
         raise InvalidInputError("--engine", engine, "builtin or vllm")
+    if save_cost is not None and engine == "vllm":
+        raise InvalidInputError("--save-cost", str(save_cost), "with --engine builtin", "vLLM's engine learns its own.")
     from rolltree.bench import vllm as in_vllm
 
     known = DRAFTERS if engine == "builtin" else in_vllm.DRAFTERS
@@ -152,6 +158,9 @@ def run_engine_command(
             document = in_vllm.run_vllm(workload, **shape, threads=threads, options=options)
         else:
             document = run_engine(workload, **shape, cost=CostModel.load(cost) if cost else None)
+    costs: Any = document.get("costs")
+    if save_cost is not None and costs:
+        CostModel(**costs[max(costs, key=int)]).save(save_cost)
     cases: Any = document["cases"]
     keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
     rows = [[f"batch {c['batch']}", *[c[k] for k in keys], "{:.2f}-{:.2f}".format(*c["spread"])] for c in cases]
