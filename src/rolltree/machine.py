@@ -43,15 +43,18 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this file belongs to, with a mark when it was changed."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of the checkout that this file belongs to, marked when code was changed since.
+
+    Figures and their plots do not count: one command writes several of them.
+    """
+    code = ("--", ":/", ":(exclude,top)benchmarks", ":(exclude,top)docs")
+    commit, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno", *code)
+    return None if commit is None else commit + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str | None:
     try:
-        out = subprocess.run(
-            ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return out.stdout.strip()
