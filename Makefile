@@ -77,7 +77,7 @@ vllm-test: vllm-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
-vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 15 minutes, on an idle machine)
+vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
 	$(VLLM_VENV)/bin/rolltree bench engine --engine vllm --threads 2 --epochs 3 --repeats 3 --rollouts 256 \
 	  --out benchmarks/vllm.json $(ARGS)
@@ -85,10 +85,10 @@ vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json
 verl-setup:  ## make .venv-verl with verl and vLLM's CPU build (1 to 4 minutes, 3 GB)
 	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VERL_VENV) --lock verl --cpu
 
-verl-test: verl-setup  ## trainings by real verl on this CPU, with rolltree and without (about 15 minutes, 10 GB of memory)
+verl-test: verl-setup  ## trainings by real verl on this CPU, with rolltree and without (about 18 minutes, 12 GB of memory)
 	$(VERL_VENV)/bin/python -m pytest tests/verl $(ARGS)
 
-verl-demo: verl-setup  ## GRPO by real verl on this CPU, with rolltree and without (about 5 minutes)
+verl-demo: verl-setup  ## GRPO by real verl on this CPU, with rolltree and without (about 9 minutes)
 	$(VERL_VENV)/bin/rolltree verl-demo $(ARGS)
 
 wheel: setup  ## build the wheel into dist/

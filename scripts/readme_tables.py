@@ -28,7 +28,10 @@ def main() -> int:
 
 
 def _sections() -> Iterable[str]:
-    sections = (("demo", _demo), ("engine_warm", _engine), ("engine_cold", _engine), ("index", _index))
+    sections = (
+        ("demo", _demo), ("engine_warm", _engine), ("engine_cold", _engine), ("vllm", _vllm), ("verl_demo", _verl),
+        ("index", _index),
+    )  # fmt: skip
     for name, section in sections:
         path = ROOT / "benchmarks" / f"{name}.json"
         if path.exists():
@@ -68,6 +71,37 @@ def _engine(document: dict[str, Any]) -> str:
     title = f"**`rolltree bench engine`**, {what}: rollout speed relative to the same engine without drafts, T = 1"
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
     return title + note + _table(("slots", "epoch", *names, "tokens/step"), rows) + _footnote(document["machine"])
+
+
+def _vllm(document: dict[str, Any]) -> str:
+    cases = {(case["epoch"], case["drafter"]): case for case in document["cases"]}
+    names = ("ngram", "suffix", "rolltree")
+    rows = []
+    for epoch in sorted({epoch for epoch, _ in cases}):
+        speedups = [f"{cases[epoch, name]['speedup']:.2f}x" for name in names]
+        rows.append((epoch, *speedups, *[f"{cases[epoch, name]['tokens_per_step']:.2f}" for name in names[1:]]))
+    batch, what = document["cases"][0]["batch"], "rollout speed in real vLLM, CPU build, relative to no speculation"
+    title = f"**`rolltree bench engine --engine vllm`**: {what}, demo-1m, {batch} requests at a time, T = 1"
+    note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
+    columns = ("epoch", *names, "tokens/step of suffix", "of rolltree")
+    return title + note + _table(columns, rows) + _footnote(document["machine"])
+
+
+def _verl(document: dict[str, Any]) -> str:
+    rows = [
+        (e["epoch"], f"{e['reward']:.3f}", f"{e['reward_plain']:.3f}", f"{e['tokens_per_step']:.2f}",
+         f"{e['seconds']:.1f}", f"{e['seconds_plain']:.1f}", f"{e['speedup']:.2f}x")
+        for e in document["epochs"]
+    ]  # fmt: skip
+    settings = document["settings"]
+    shape = (
+        f"{settings['prompts']} prompts x {settings['samples']} samples an epoch, {settings['batch']} prompts a step"
+    )
+    title = (
+        f"**`rolltree verl-demo`**: GRPO by verl's trainer with vLLM's CPU build, {shape}; seconds of generation.\n\n"
+    )
+    columns = ("epoch", "reward", "alone", "tokens/step", "seconds", "alone", "speed-up")
+    return title + _table(columns, rows) + _footnote(document["machine"])
 
 
 def _index(document: dict[str, Any]) -> str:
