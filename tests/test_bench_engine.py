@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from rolltree import CostModel
 from rolltree.bench.demo_workload import demo_workload
 from rolltree.bench.engine import DRAFTERS, run_engine
-from rolltree.bench.peers import NgramDrafter
 from rolltree.bench.subjects import peer_installed
 from rolltree.cli.app import app
 from rolltree.errors import InvalidInputError
+from rolltree.replay.drafters.text import NgramDrafter
 
 
 def test_every_drafter_gives_the_same_rollouts() -> None:
@@ -57,7 +57,7 @@ def test_unknown_drafters_are_named() -> None:
 
 
 def test_ngram_copies_the_latest_continuation() -> None:
-    drafter = NgramDrafter()
+    drafter = NgramDrafter(max_draft=16)
     handle = drafter.open([1, 2, 3, 4, 1, 2, 9, 9, 1, 2])
     batch = drafter.draft(np.array([handle]), np.array([2], np.int32))
     assert batch.tokens[0, : batch.lengths[0]].tolist() == [9, 9]

@@ -18,13 +18,13 @@ import torch
 from transformers import PreTrainedModel
 
 from rolltree import machine
-from rolltree.bench.peers import NgramDrafter, SuffixDrafter
 from rolltree.bench.trained import Remembered
 from rolltree.budget import CostModel
 from rolltree.config import DraftConfig
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request, Result
 from rolltree.errors import InvalidInputError
+from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.sampling import SamplingParams
 from rolltree.types import Drafter
 
@@ -173,9 +173,9 @@ def _generator(name: str, workload: Workload, batch: int, cost: CostModel, max_d
 def _drafter(name: str, cost: CostModel, max_draft: int) -> Drafter | None:
     match name:
         case "ngram":
-            return NgramDrafter()
+            return NgramDrafter(max_draft=max_draft)
         case "suffix":
-            return SuffixDrafter()
+            return SuffixDrafter(max_draft=max_draft, tree=False)
         case "rolltree":
             return TreeDrafter(config=DraftConfig(max_draft=max_draft), cost=cost)
         case "rolltree-tree":
@@ -189,9 +189,7 @@ def _warm(drafter: Drafter | None, remembered: list[Remembered]) -> None:
             drafter.cache.set_version(earlier.version)
             drafter.cache.add(earlier.prompt, earlier.rollout)
         elif isinstance(drafter, SuffixDrafter):
-            handle = drafter.open(earlier.prompt)
-            drafter.added(handle, earlier.rollout)
-            drafter.close(handle)
+            drafter.add(earlier.prompt, earlier.rollout)
 
 
 def _stock(workload: Workload, requests: list[Request], batch: int) -> tuple[None, int, dict[str, int]]:

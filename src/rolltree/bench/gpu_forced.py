@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from rolltree.bench.peers import NgramDrafter, SuffixDrafter
 from rolltree.bench.workload import Group
 from rolltree.budget import CostModel
 from rolltree.config import DraftConfig
@@ -23,6 +22,7 @@ from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request
 from rolltree.engine.step import Step
 from rolltree.engine.verify import UInt64Array, Verifier, _Nodes
+from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.sampling import RowParams, SamplingParams
 from rolltree.types import Drafter, Int32Array
 
@@ -104,14 +104,12 @@ def _drafter(name: str, groups: Sequence[Group], max_draft: int, cost: CostModel
     if name == "none":
         return None
     if name == "ngram":
-        return NgramDrafter()
+        return NgramDrafter(max_draft=max_draft)
     if name == "suffix":
-        peer = SuffixDrafter()
+        peer = SuffixDrafter(max_draft=max_draft, tree=False)
         for group in groups:
             for text in group.history:
-                handle = peer.open(group.prompt)
-                peer.added(handle, text)
-                peer.close(handle)
+                peer.add(group.prompt, text)
         return peer
     config = DraftConfig(max_draft=max_draft, shape="tree" if name == "rolltree-tree" else "chain")
     drafter = TreeDrafter(config=config, cost=cost)

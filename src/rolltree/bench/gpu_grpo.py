@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 
 from rolltree.bench.gpu_tasks import Task
 from rolltree.bench.gpu_training import Progress, Training, train
-from rolltree.bench.peers import SuffixDrafter
 from rolltree.budget import CostModel
 from rolltree.config import DraftConfig
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.training import weights_sha256
+from rolltree.replay.drafters.text import SuffixDrafter
 from rolltree.store import RolloutStore
 from rolltree.store.traces import export_traces
 from rolltree.trl import RolloutFunction
@@ -94,9 +94,10 @@ def _rollout(
     name: str, config: DemoConfig, cost: CostModel | None, compile: bool, store: RolloutStore | None = None
 ) -> RolloutFunction:
     draft = DraftConfig(max_draft=config.max_draft, shape="tree" if name == "rolltree-tree" else "chain")
+    peer = SuffixDrafter(max_draft=config.max_draft, tree=False) if name == PEER else None
     return RolloutFunction(
         draft=draft, cost=cost or "measure", speculate=name != BASELINE, slots=config.slots, seed=config.seed,
-        store=store, drafter=SuffixDrafter() if name == PEER else None, compile=compile,
+        store=store, drafter=peer, compile=compile,
     )  # fmt: skip
 
 

@@ -144,10 +144,14 @@ class SuffixDrafter(ReplayDrafter):
     def remember(self, rollouts: Sequence[Rollout]) -> None:
         """See ReplayDrafter."""
         for rollout in rollouts:
-            handle = self.open(rollout.prompt)
-            self._cache.add_active_response(handle, rollout.tokens)
-            self._tokens += len(rollout.tokens)
-            self.close(handle)
+            self.add(rollout.prompt, rollout.tokens)
+
+    def add(self, prompt: TokenIds, tokens: Int32Array) -> None:
+        """Take in one finished rollout."""
+        handle = self.open(prompt)
+        self._cache.add_active_response(handle, tokens)
+        self._tokens += len(tokens)
+        self.close(handle)
 
     def memory(self) -> tuple[int, int]:
         """See ReplayDrafter; asked of the global tree, which walks every node, only when no request is live."""
