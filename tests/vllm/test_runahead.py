@@ -97,6 +97,47 @@ def test_real_work_of_others_comes_first() -> None:
     with_engine(work)
 
 
+def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
+    """Run-ahead that is being added, and not in the books yet, must leave as well: the engine would be full of it."""
+
+    async def work(engine: Any) -> None:
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        adding, gate, add = asyncio.Event(), asyncio.Event(), engine.add_request
+
+        async def held(name: str, *args: Any, **options: Any) -> Any:
+            if name.startswith("rolltree-ahead"):
+                adding.set()
+                await gate.wait()
+            return await add(name, *args, **options)
+
+        engine.add_request = held
+        running = asyncio.create_task(ahead.generate(batch(0, longest=200), [batch(1), batch(2)]))
+        await asyncio.wait_for(adding.wait(), 60)
+        entered, leave = asyncio.Semaphore(0), asyncio.Event()
+
+        async def late(number: int) -> None:
+            async with ahead.real(f"late {number}", 10):
+                assert not ahead._ahead
+                entered.release()
+                await leave.wait()
+
+        step = ahead._step
+        assert step is not None
+        late_ones = [asyncio.create_task(late(i)) for i in range(SLOTS - len(step.real))]
+        await asyncio.sleep(0)
+        gate.set()
+        for _ in late_ones:
+            await asyncio.wait_for(entered.acquire(), 60)
+        async with ahead._lock:  # whatever was being added is added, or was taken back
+            assert not ahead._ahead
+        assert not any("ahead" in s.external_req_id for s in engine.output_processor.request_states.values())
+        leave.set()
+        await asyncio.gather(*late_ones)
+        assert len(tokens(await running)) == SLOTS
+
+    with_engine(work)
+
+
 def test_a_cancelled_call_leaves_nothing_behind() -> None:
     async def work(engine: Any) -> None:
         ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)

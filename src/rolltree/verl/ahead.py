@@ -26,8 +26,6 @@ from rolltree.verl.servers import Servers
 log = logging.getLogger("rolltree.verl")
 
 SUMS = ("launched", "cancelled", "prompts_used", "tokens_used", "saved_seconds", "cost_seconds")
-
-
 QUIET_STEPS = 8
 """Steps without a look after one that saw no cold prompt: from the second epoch on there are hardly any."""
 
@@ -69,16 +67,16 @@ class Ahead:
         """End all run-ahead; the numbers of this step, for the logger."""
         looked, cold = self._announced is not None, self._finish_announcing()
         self._quiet = QUIET_STEPS if looked and not cold else self._quiet
+        failures = {"rolltree/run_ahead_failures": float(self.failures + self.servers.failures)}
         if not self._installed:
-            return {}
+            return failures
         gauges = self.servers.each(ahead_server.next_step, [()] * len(self.names))
         answered = [(now, before) for now, before in zip(gauges, self._before, strict=True) if now is not None]
         self._before = [now or before for now, before in zip(gauges, self._before, strict=True)]
         numbers = {name: sum(now[name] - then.get(name, 0) for now, then in answered) for name in SUMS}
         numbers["on"] = min((now["on"] for now, _ in answered), default=0.0)
         numbers["cold_prompts"] = cold
-        numbers["failures"] = self.failures + self.servers.failures
-        return {f"rolltree/run_ahead_{name}": float(value) for name, value in numbers.items()}
+        return failures | {f"rolltree/run_ahead_{name}": float(value) for name, value in numbers.items()}
 
     def _finish_announcing(self) -> int:
         """Wait for a look that is under way: what it announces must be over before the step is ended."""

@@ -113,11 +113,6 @@ class AheadDriver:
         self._tokens = 0
         self._step: _Step | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Between `begin` and `end`."""
-        return self._step is not None
-
     async def begin(self, upcoming: Upcoming = (), *, expected_tokens: int = 0) -> None:
         """Start a training step; one that was not ended is given up.
 
@@ -171,14 +166,16 @@ class AheadDriver:
         if step is None:
             yield lambda tokens: None
             return
-        if self._ahead and len(step.real) + len(self._ahead) >= self.slots:
-            await self.make_way()
         if not step.real:
             step.since = self._clock()  # nothing real ran before
         name, state = request_name("real"), _Real(identity, limit or NO_LIMIT)
-        step.real[name] = state
-        step.candidates = [c for c in step.candidates if c.key != identity]  # its time has come
+        step.real[name] = state  # before anything is awaited: no launch counts on its slot from now on
+        if identity in step.prompts:
+            step.candidates = [c for c in step.candidates if c.key != identity]  # its time has come
         try:
+            busy = len(step.real) + len(self._ahead) + self._lock.locked()  # a launch may be under way
+            if busy > self.slots:
+                await self.make_way()
             yield lambda tokens: self._tick(step, name, tokens)
         finally:
             step.done.append(step.real.pop(name))
@@ -284,7 +281,8 @@ class AheadDriver:
         known = sampling.extra_args or {}
         sampling.extra_args = known | {REQUEST_KEY: known.get(REQUEST_KEY, {}) | mark}
         async with self._lock:
-            if not step.real or self._step is not step:  # the last one ended while this waited
+            full = len(step.real) + len(self._ahead) >= self.slots  # real requests came while this waited
+            if full or not step.real or self._step is not step:
                 self.control.finished(launch, 0)
                 return
             text = {"prompt_token_ids": list(prompt.token_ids)}

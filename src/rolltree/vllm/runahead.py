@@ -33,7 +33,8 @@ class RunAheadLLM(AheadDriver):
         for request in requests:
             if request.sampling.n != 1:
                 raise InvalidInputError("sampling.n", request.sampling.n, "1", "Send one request for each sample.")
-        await self.begin(upcoming, expected_tokens=sum(self.useful_tokens(request) for request in requests))
+        expected = 0 if self._tokens else sum(self.useful_tokens(request) for request in requests)
+        await self.begin(upcoming, expected_tokens=expected)
         tasks = [asyncio.create_task(self._run_real(request)) for request in requests]
         try:
             outputs = await asyncio.gather(*tasks)
