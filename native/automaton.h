@@ -5,6 +5,9 @@
 // min(depth, length) tokens of that sequence. A tip never needs repair: splitting a state moves only its shorter
 // strings away. What a sequence matches elsewhere lies on the suffix-link chain of its tip, so a tip is also a cursor.
 //
+// Cost of a token: the states on the suffix-link chain of its tip, each counted. Text without long repeats has 4 to 8 of
+// them; text that repeats itself endlessly has up to `depth`, which bounds the worst case. `steps` tells the sum.
+//
 // Does not keep the text, does not know prompts, rollouts or versions (see prompt_tree.h). Not thread-safe.
 //
 // Invariants (checked by `check`): link lengths strictly fall; counts never rise towards longer strings; an edge leads
@@ -53,6 +56,10 @@ class Automaton {
   const State& state(StateId s) const { return states_[s]; }
   std::size_t bytes() const { return states_.bytes() + edges_.bytes(); }
   std::uint64_t total() const { return states_[kRoot].count; }
+  /// States visited by `append` and `subtract` so far: a measure of work that does not depend on a clock.
+  std::uint64_t steps() const { return steps_; }
+  /// Gives up to `bytes` back; the automaton is of no more use. Returns whether memory is left.
+  bool give_back(std::size_t bytes) { return states_.give_back(bytes) || edges_.give_back(bytes); }
 
   /// The edge's target or kNone. O(1) expected, at most 16 comparisons.
   StateId find(StateId s, Token token) const {
@@ -70,10 +77,11 @@ class Automaton {
     return kNone;
   }
 
-  /// Feeds one token after `last` and counts it: O(1) amortised, O(depth) at worst. Returns the new tip.
+  /// Feeds one token after `last` and counts it: O(states on the tip's suffix-link chain), at most the depth; amortised
+  /// over appends, what hubs cost beyond that is O(1) each. Returns the new tip.
   StateId append(StateId last, Token token, std::uint32_t weight, std::uint32_t source) {
     const StateId tip = extend(last, token);
-    for (StateId s = tip; s != kNone; s = states_[s].link) {
+    for (StateId s = tip; s != kNone; s = states_[s].link, ++steps_) {
       states_[s].count += weight;
       states_[s].source = source;
     }
@@ -85,9 +93,9 @@ class Automaton {
   /// Takes back what `append(last, token, weight, …)` counted; the text stays as states of count 0. Returns the tip.
   StateId subtract(StateId last, Token token, std::uint32_t weight) {
     const StateId tip = find(last, token);
-    for (StateId s = tip; s != kNone; s = states_[s].link) states_[s].count -= weight;
+    for (StateId s = tip; s != kNone; s = states_[s].link, ++steps_) states_[s].count -= weight;
     for (StateId p = last; p != kNone; p = states_[p].link)
-      if (is_hub(p)) hub_lost(p, weight);
+      if (is_hub(p)) hub_lost(p, token, weight);
     return tip;
   }
 
@@ -100,7 +108,7 @@ class Automaton {
 
   bool is_hub(StateId s) const { return states_[s].rank > kHubRank - 1; }
   std::uint32_t degree(StateId s) const { return states_[s].rank <= 1 ? states_[s].rank : states_[s].b; }
-  /// Hubs only: weighted count over all children, and the edge to the most frequent (target kRoot: not known, scan).
+  /// Hubs only: weighted count over all children, and the edge to the most frequent (target kRoot: not known now).
   std::uint32_t hub_sum(StateId s) const { return edges_[states_[s].a - 2].token; }
   Edge hub_best(StateId s) const { return edges_[states_[s].a - 1]; }
 
@@ -129,7 +137,8 @@ class Automaton {
 
  private:
   static constexpr std::uint32_t kHubRank = 6;  // 2^(6-1) = kHub
-  static constexpr std::uint32_t kHeader = 2;   // slots before a hub's block: its sum, its best edge
+  static constexpr std::uint32_t kHeader = 2;   // slots before a hub's block: (sum, gains since the best was lost), best edge
+  static constexpr std::uint32_t kRescan = 8;   // edges that each gain of a hub pays towards finding a lost best again
 
   static std::uint32_t hash(Token token) {
     std::uint32_t x = token * 0x9E3779B1u;
@@ -303,23 +312,29 @@ class Automaton {
       sum += states_[child].count;
       if (best.target == kRoot || states_[child].count > states_[best.target].count) best = Edge{token, child};
     });
-    edges_[states_[s].a - 2].token = sum;
+    edges_[states_[s].a - 2] = Edge{sum, 0};
     edges_[states_[s].a - 1] = best;
   }
+  // Text that leaves may leave another child the most frequent. A scan for it is put off until the gains since have paid
+  // for it, so that forgetting and appending in turns costs O(1) amortised however many children there are.
   void hub_gained(StateId s, Token token, std::uint32_t weight) {
     Edge* header = &edges_[states_[s].a - kHeader];
-    if (header[1].target == kRoot) return summarise(s);
     header[0].token += weight;
+    if (header[1].target == kRoot) {
+      if (std::uint64_t{++header[0].target} * kRescan >= states_[s].b) summarise(s);
+      return;
+    }
     const StateId child = find(s, token);
     if (states_[child].count > states_[header[1].target].count) header[1] = Edge{token, child};
   }
-  void hub_lost(StateId s, std::uint32_t weight) {
+  void hub_lost(StateId s, Token token, std::uint32_t weight) {
     Edge* header = &edges_[states_[s].a - kHeader];
     header[0].token -= weight;
-    header[1] = Edge{0, kRoot};
+    if (header[1].token == token) header[1] = Edge{0, kRoot};
   }
 
   std::uint32_t depth_;
+  std::uint64_t steps_ = 0;
   PodVector<State> states_;
   PodVector<Edge> edges_;
   std::uint32_t free_[33] = {};

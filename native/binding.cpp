@@ -51,6 +51,8 @@ auto table(std::vector<T> Drafts::* member) {
   return [member](Drafts& d) { return nb::ndarray<nb::numpy, T, nb::ndim<2>>((d.*member).data(), {d.rows, d.width}); };
 }
 
+using unlocked = nb::call_guard<nb::gil_scoped_release>;
+
 DraftOptions rule(float min_survival, std::uint32_t min_match, bool tree, bool raw) {
   DraftOptions options;
   options.min_survival = min_survival;
@@ -67,6 +69,7 @@ nb::dict as_dict(const TreeStats& s) {
   out["kept"] = s.kept;
   out["states"] = s.states;
   out["tokens"] = s.tokens;
+  out["pending"] = static_cast<std::size_t>(s.pending);
   return out;
 }
 
@@ -140,18 +143,27 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Forest* self, std::uint32_t depth, std::uint32_t window, double decay, std::uint32_t context_weight,
-             std::uint32_t shared_window) {
-            new (self) Forest(TreeOptions{depth, window, decay, context_weight}, shared_window);
+             std::uint32_t shared_window, std::size_t own_bytes, std::size_t shared_bytes) {
+            new (self) Forest(TreeOptions{depth, window, decay, context_weight}, shared_window, Limits{own_bytes, shared_bytes});
           },
           nb::kw_only(), "depth"_a = 64, "window"_a = 64, "decay"_a = 1.0, "context_weight"_a = 16,
-          "shared_window"_a = 0)
+          "shared_window"_a = 0, "own_bytes"_a = 0, "shared_bytes"_a = 0)
       .def(
-          "add_tree", [](Forest& f, In<std::int32_t, 1> prompt, std::int64_t version) { return f.add_tree(prompt.data(), prompt.shape(0), version); },
+          "add_tree",
+          [](Forest& f, In<std::int32_t, 1> prompt, std::int64_t version) {
+            nb::gil_scoped_release release;
+            return f.add_tree(prompt.data(), prompt.shape(0), version);
+          },
           "prompt"_a.noconvert(), "version"_a = 0, "Index a prompt (int32[n]); returns the tree's handle.")
-      .def("remove_tree", &Forest::remove_tree, "tree"_a, "Forget a tree that has no live sessions.")
-      .def("open", &Forest::open, "tree"_a, "version"_a = 0, "reader"_a = false, "from_prompt"_a = true, "seed"_a = 0,
+      .def("remove_tree", &Forest::remove_tree, unlocked(), "tree"_a, "Forget a tree that has no live sessions.")
+      .def("clear", &Forest::clear, unlocked(), "Forget all trees; no session may be live. Handles are never given out again, sums go on.")
+      .def("finish", &Forest::finish, unlocked(), "Do all work that waits in trees now, however long it takes.")
+      .def("relieve", &Forest::relieve, unlocked(), "Start to make a tree with live sessions smaller by its oldest rollouts.")
+      .def("own_bytes", &Forest::own_bytes, unlocked(), "Bytes of the prompts' own trees. O(1).")
+      .def("bytes", &Forest::bytes, unlocked(), "Bytes of all trees, the shared one and pages that are being given back included. O(1).")
+      .def("open", &Forest::open, unlocked(), "tree"_a, "version"_a = 0, "reader"_a = false, "from_prompt"_a = true, "seed"_a = 0,
            "coupled"_a = false, "run_ahead"_a = false, "Open a session after the tree's prompt (or at the root); returns its handle.")
-      .def("close", &Forest::close, "session"_a, "keep"_a = true, "End a session; keep or forget its text.")
+      .def("close", &Forest::close, unlocked(), "session"_a, "keep"_a = true, "End a session; keep or forget its text.")
       .def(
           "append",
           [](Forest& f, std::int64_t session, In<std::int32_t, 1> tokens, bool context) {
@@ -160,7 +172,7 @@ NB_MODULE(_native, m) {
           },
           "session"_a, "tokens"_a.noconvert(), "context"_a = false, "Append int32[n] tokens to one session.")
       .def(
-          "append_token", [](Forest& f, std::int64_t session, std::int32_t token) { f.append(session, &token, 1, false); },
+          "append_token", [](Forest& f, std::int64_t session, std::int32_t token) { f.append(session, &token, 1, false); }, unlocked(),
           "session"_a, "token"_a, "Append one token to one session.")
       .def(
           "append_batch",
@@ -223,7 +235,7 @@ NB_MODULE(_native, m) {
       .def("check_shared", &Forest::check_shared, "Integrity walk of the shared tree.")
       .def(
           "stats", [](Forest& f, std::int64_t tree) { return as_dict(f.stats(tree)); },
-          nb::sig("def stats(self, tree: int) -> dict[str, int]"), "tree"_a, "Bytes, live and kept sequences, states, tokens.")
+          nb::sig("def stats(self, tree: int) -> dict[str, int]"), "tree"_a, "Bytes, live and kept sequences, states, tokens, whether work waits.")
       .def(
           "shared_stats", [](Forest& f) { return as_dict(f.shared_stats()); },
           nb::sig("def shared_stats(self) -> dict[str, int]"), "The same of the shared tree; zeros when there is none.")

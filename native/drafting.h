@@ -80,11 +80,17 @@ class DraftWriter {
       text.for_each_edge(s, [&](Token token, StateId child) {
         const auto count = static_cast<float>(text.state(child).count);
         total += count;
-        if (count > 0 && out.size < CandidateList::kMost)
-          out.items[out.size++] = Candidate{token, {child, kNone}, {count, 0}, {}, count, {}, {}, 0};
+        if (count > 0) add_raw(Candidate{token, {child, kNone}, {count, 0}, {}, count, {}, {}, 0}, out);
       });
       for (Candidate& c : out) c.probability /= total;
     }
+  }
+
+  /// Keeps the most frequent, and of equals the first seen, when there are more than fit.
+  static void add_raw(const Candidate& c, CandidateList& out) {
+    if (out.size < CandidateList::kMost) return void(out.items[out.size++] = c);
+    Candidate* rarest = std::min_element(out.begin(), out.end(), [](const Candidate& a, const Candidate& b) { return a.probability < b.probability; });
+    if (c.probability > rarest->probability) *rarest = c;
   }
 
   std::uint32_t write_chain(Place place, Token last, DraftRow row) const {

@@ -1,7 +1,9 @@
 // All trees and sequences of a cache behind integer handles, with batch calls.
 //
 // Handles carry a generation, so a closed one is told from a live one for ever. One mutex guards everything; calls are
-// short, and callers release Python's lock around the batch calls. Every argument is checked before anything changes.
+// short whatever waits to be done (see upkeep.h), and callers release Python's lock around them. Every argument is
+// checked before anything changes. When memory runs out in the midst of a call, std::bad_alloc says so, and the sessions
+// of that call may lack tokens: close them without keeping them.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +14,9 @@
 #include <vector>
 
 #include "drafting.h"
+#include "fork_guard.h"
 #include "handles.h"
-#include "prompt_tree.h"
+#include "upkeep.h"
 #include "workers.h"
 
 namespace rolltree {
@@ -21,6 +24,12 @@ namespace rolltree {
 /// Sums by source; ratios are the reader's business.
 struct SourceSums {
   std::uint64_t drafted = 0, accepted = 0;
+};
+
+/// See upkeep.h.
+struct Limits {
+  std::size_t own = 0, shared = 0;           // bytes that trees may take, 0: any
+  std::uint64_t slice = Upkeep::kSlice;      // states that a call visits for work that waits
 };
 
 /// Arrays of shape [rows, width], row-major, owned by the caller.
@@ -36,58 +45,90 @@ struct DraftArrays {
 struct TreeStats {
   std::size_t bytes, live, kept, states;
   std::uint64_t tokens;
+  bool pending;  // text is still to be subtracted, or an automaton is being built
 };
 
 class Forest {
  public:
   /// `shared_window` > 0 adds a tree that all prompts share, over that many finished rollouts of any prompt.
-  explicit Forest(const TreeOptions& options, std::uint32_t shared_window = 0) : options_(options) {
+  explicit Forest(const TreeOptions& options, std::uint32_t shared_window = 0, const Limits& limits = {})
+      : options_(options), shared_window_(shared_window) {
     require(options.depth >= 2 && options.depth <= 4096, "depth", options.depth, "between 2 and 4096");
     require(options.decay > 0 && options.decay <= 1, "decay", options.decay, "above 0 and at most 1");
     require(options.context_weight >= 1 && options.context_weight <= kUnit, "context_weight", options.context_weight,
             "between 1 and 64 (units of 1/64 rollout)");
-    if (shared_window == 0) return;
-    TreeOptions shared = options;
-    shared.window = shared_window;
-    shared_ = std::make_unique<PromptTree>(shared, 0, nullptr, 0);
+    upkeep_.set_limits(limits.own, limits.shared, limits.slice);
+    make_shared();
   }
 
   std::int64_t add_tree(const std::int32_t* prompt, std::size_t n, std::int64_t version) {
     check_tokens("prompt", prompt, n);
     std::lock_guard lock(mutex_);
-    return trees_.add(std::make_unique<PromptTree>(options_, version, prompt, n));
+    auto made = std::make_unique<KeptTree>(options_, version, prompt, n);
+    KeptTree& tree = *made;
+    const std::int64_t handle = trees_.add(std::move(made));
+    upkeep_.touched(tree);
+    upkeep_.run(tree.steps());
+    return handle;
   }
   void remove_tree(std::int64_t tree) {
     std::lock_guard lock(mutex_);
-    PromptTree& t = tree_at(tree);
+    KeptTree& t = tree_at(tree);
     require(t.live() == 0, "tree", tree, "without live sessions (close them first)");
+    upkeep_.removed(t);
     trees_.remove(tree);
+    upkeep_.run(0);
+  }
+  /// Forgets all text and what was learned from it; handles stay closed for ever, and sums go on.
+  void clear() {
+    std::lock_guard lock(mutex_);
+    require(sessions_.size() == 0, "sessions", sessions_.size(), "0 (close them first)");
+    trees_.for_each([&](std::unique_ptr<KeptTree>& t) { upkeep_.removed(*t); });
+    trees_.clear();
+    if (shared_) upkeep_.removed(*shared_);
+    make_shared();
+    ranker_ = Ranker{};
+    races_ = RaceModel{};
+    samples_ = 0;
   }
 
   /// Opens a session. `seed` and `coupled` make drafts follow the sampler's noise.
   std::int64_t open(std::int64_t tree, std::int64_t version, bool reader, bool from_prompt, std::uint64_t seed,
                     bool coupled, bool run_ahead = false) {
     std::lock_guard lock(mutex_);
-    PromptTree& t = tree_at(tree);
-    Session s{&t, t.open(version, reader, from_prompt, run_ahead), nullptr, seed, coupled};
-    if (shared_) {
-      s.shared = shared_->open(version, reader, true, run_ahead);
-      if (from_prompt) quote_prompt(t, *s.shared);
+    KeptTree& t = tree_at(tree);
+    for (KeptTree* each : {&t, shared_.get()}) {
+      if (!each) continue;
+      each->announce(version);
+      upkeep_.touched(*each);
     }
-    return sessions_.add(s);
+    upkeep_.run(0);  // weights of a new version, before text is counted by them
+    Session s{&t, t.open(version, reader, from_prompt, run_ahead), nullptr, seed, coupled};
+    try {
+      if (shared_) {
+        s.shared = shared_->open(version, reader, true, run_ahead);
+        if (from_prompt) quote_prompt(t, *s.shared);
+      }
+      const std::int64_t handle = sessions_.add(s);
+      touched(s);
+      return handle;
+    } catch (...) {
+      end(s, false);
+      throw;
+    }
   }
   void close(std::int64_t session, bool keep) {
     std::lock_guard lock(mutex_);
     const Session s = session_at(session);
-    s.tree->close(s.sequence, keep);
-    if (s.shared) shared_->close(s.shared, keep);
+    end(s, keep);
     sessions_.remove(session);
+    upkeep_.run(0);
   }
 
   void append(std::int64_t session, const std::int32_t* tokens, std::size_t n, bool context) {
     check_tokens("tokens", tokens, n);
     std::lock_guard lock(mutex_);
-    append_to(session_at(session), tokens, n, context);
+    upkeep_.run(append_to(session_at(session), tokens, n, context));
   }
   /// Row b appends tokens[offsets[b] .. offsets[b + 1]).
   void append_batch(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, std::size_t n,
@@ -95,6 +136,25 @@ class Forest {
     std::lock_guard lock(mutex_);
     check_rows(sessions, rows, tokens, n, offsets);
     append_rows(sessions, rows, tokens, offsets);
+  }
+  /// Does all work that waits in trees, however long it takes: for tests and measurements.
+  void finish() {
+    std::lock_guard lock(mutex_);
+    upkeep_.finish();
+  }
+  /// Makes a tree with live sessions smaller, for a caller whose limit is passed though nothing is left to evict.
+  void relieve() {
+    std::lock_guard lock(mutex_);
+    upkeep_.relieve([&](auto&& visit) { trees_.for_each([&](std::unique_ptr<KeptTree>& t) { if (t->live()) visit(*t); }); });
+  }
+  /// Bytes of all prompts' own trees, of the shared tree, and of pages that are being given back. O(1).
+  std::size_t own_bytes() {
+    std::lock_guard lock(mutex_);
+    return upkeep_.own_bytes();
+  }
+  std::size_t bytes() {
+    std::lock_guard lock(mutex_);
+    return upkeep_.own_bytes() + upkeep_.shared_bytes() + upkeep_.releasing();
   }
 
   /// Drafts for each session into a row of `out`; `rule.limit`, noise and position are set from `limits` and the session.
@@ -140,6 +200,7 @@ class Forest {
     append_rows(sessions, n_sessions, tokens, offsets);
   }
 
+  /// An empty string means sound, else the first fault found. O(size).
   std::string check(std::int64_t tree) {
     std::lock_guard lock(mutex_);
     return tree_at(tree).check();
@@ -158,7 +219,7 @@ class Forest {
     return shared_ ? shared_->check() : std::string{};
   }
   static TreeStats stats_of(const PromptTree& t) {
-    return {t.bytes(), t.live(), t.kept(), t.automaton().size(), t.alive_tokens()};
+    return {t.bytes(), t.live(), t.kept(), t.automaton().size(), t.alive_tokens(), t.pending()};
   }
   /// Weighted occurrences of `text` (at most depth tokens), in units of 1/64 rollout.
   std::uint32_t count(std::int64_t tree, const std::int32_t* text, std::size_t n) {
@@ -169,7 +230,7 @@ class Forest {
     StateId s = kRoot;
     for (std::size_t i = 0; i < n; ++i)
       if ((s = a.find(s, static_cast<Token>(text[i]))) == kNone) return 0;
-    return a.state(s).count;
+    return a.state(s).count * tree_at(tree).unit();
   }
   /// Length of the longest common prefix of `text` and the tree's prompt, and the prompt's length.
   std::pair<std::size_t, std::size_t> shared_prefix(std::int64_t tree, const std::int32_t* text, std::size_t n) {
@@ -198,7 +259,10 @@ class Forest {
     std::lock_guard lock(mutex_);
     return {sums_, sums_ + kSources};
   }
-  std::uint64_t learned() const { return ranker_.seen(); }
+  std::uint64_t learned() {
+    std::lock_guard lock(mutex_);
+    return ranker_.seen();
+  }
   void set_threads(std::size_t threads) {
     std::lock_guard lock(mutex_);
     workers_.set_threads(threads);
@@ -206,7 +270,7 @@ class Forest {
 
  private:
   struct Session {
-    PromptTree* tree = nullptr;
+    KeptTree* tree = nullptr;
     Sequence* sequence = nullptr;
     Sequence* shared = nullptr;  // the same text in the shared tree
     std::uint64_t seed = 0;
@@ -234,12 +298,42 @@ class Forest {
     check_tokens("tokens", tokens, n);
   }
   void append_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, const std::int32_t* offsets) {
+    std::uint64_t visited = 0;
     for (std::size_t b = 0; b < rows; ++b)
-      append_to(session_at(sessions[b]), tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b]), false);
+      visited += append_to(session_at(sessions[b]), tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b]), false);
+    upkeep_.run(visited);
   }
-  void append_to(const Session& s, const std::int32_t* tokens, std::size_t n, bool context) {
-    s.tree->append(*s.sequence, tokens, n, context);
-    if (s.shared) shared_->append(*s.shared, tokens, n, context);
+  /// Returns how many states were visited.
+  std::uint64_t append_to(const Session& s, const std::int32_t* tokens, std::size_t n, bool context) {
+    const std::uint64_t before = s.tree->steps() + (s.shared ? shared_->steps() : 0);
+    try {
+      s.tree->append(*s.sequence, tokens, n, context);
+      if (s.shared) shared_->append(*s.shared, tokens, n, context);
+    } catch (...) {
+      touched(s);
+      throw;
+    }
+    touched(s);
+    const std::uint64_t after = s.tree->steps() + (s.shared ? shared_->steps() : 0);
+    return after > before ? after - before : 0;  // less where an automaton was replaced to make room
+  }
+  void touched(const Session& s) {
+    upkeep_.touched(*s.tree);
+    if (s.shared) upkeep_.touched(*shared_);
+  }
+  void end(const Session& s, bool keep) {
+    s.tree->close(s.sequence, keep);
+    if (s.shared) shared_->close(s.shared, keep);
+    touched(s);
+  }
+  void make_shared() {
+    shared_.reset();
+    if (shared_window_ == 0) return;
+    TreeOptions shared = options_;
+    shared.window = shared_window_;
+    shared_ = std::make_unique<KeptTree>(shared, 0, nullptr, 0);
+    shared_->shared = true;
+    upkeep_.touched(*shared_);
   }
   /// The end of the prompt gives the shared tree a context for the first tokens of the rollout.
   void quote_prompt(const PromptTree& t, Sequence& sequence) {
@@ -263,7 +357,7 @@ class Forest {
     return best;
   }
 
-  PromptTree& tree_at(std::int64_t tree) {
+  KeptTree& tree_at(std::int64_t tree) {
     auto* found = trees_.get(tree);
     if (!found) throw ClosedFault("tree " + std::to_string(tree) + " was removed or never existed");
     return **found;
@@ -294,11 +388,11 @@ class Forest {
     out.lengths[b] = options.limit == 0 ? 0 : static_cast<std::int32_t>(writer.write(place(s), s.tree->last(*s.sequence), row));
   }
 
-  /// Teaches the ranker the emitted tokens, before they are appended. Once it has seen enough, of `kLessons` requests a
-  /// call only: the cost of learning must not grow with the batch.
+  /// Teaches the ranker the emitted tokens, before they are appended. After a warm-up of `kSamplesPerStep` requests a call
+  /// only: the cost of learning must not grow with the batch.
   void learn(const std::int64_t* sessions, std::size_t n, const std::int32_t* tokens, const std::int32_t* offsets) {
-    const std::size_t stride = ranker_.seen() < kApprenticeship ? 1 : std::max<std::size_t>(1, n / kLessons);
-    for (std::size_t b = lessons_++ % stride; b < n; b += stride) {
+    const std::size_t stride = ranker_.seen() < kWarmUp ? 1 : std::max<std::size_t>(1, n / kSamplesPerStep);
+    for (std::size_t b = samples_++ % stride; b < n; b += stride) {
       const Session& s = session_at(sessions[b]);
       const View seen = view(s);
       Place at = place(s);
@@ -335,19 +429,21 @@ class Forest {
   }
 
   static constexpr std::size_t kQuoted = 8;
-  static constexpr std::uint64_t kApprenticeship = 50000;  // tokens
-  static constexpr std::size_t kLessons = 64;              // requests
+  static constexpr std::uint64_t kWarmUp = 50000;      // tokens
+  static constexpr std::size_t kSamplesPerStep = 64;  // requests
 
   TreeOptions options_;
-  std::unique_ptr<PromptTree> shared_;
-  std::mutex mutex_;
-  HandleTable<std::unique_ptr<PromptTree>> trees_;
+  std::uint32_t shared_window_;
+  ForkSafeMutex mutex_;
+  Upkeep upkeep_;
+  std::unique_ptr<KeptTree> shared_;
+  HandleTable<std::unique_ptr<KeptTree>> trees_;
   HandleTable<Session> sessions_;
   Ranker ranker_;
   RaceModel races_;
   SourceSums sums_[kSources];
   CandidateList candidates_;
-  std::size_t lessons_ = 0;
+  std::size_t samples_ = 0;
   Workers<DraftScratch> workers_;
 };
 

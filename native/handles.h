@@ -1,6 +1,7 @@
 // Integer handles with a generation: a closed one is told from a live one for ever. Not thread-safe.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -37,6 +38,19 @@ class HandleTable {
     slot.generation = (slot.generation + 1) & 0x7FFFFFFF;
     free_.push_back(static_cast<std::uint32_t>(handle & 0xFFFFFFFF));
   }
+
+  /// Calls `visit(item)` for every item.
+  template <class Visit>
+  void for_each(Visit&& visit) {
+    for (Slot& slot : slots_)
+      if (slot.used) visit(slot.item);
+  }
+  /// Closes all handles; none of them is ever given out again.
+  void clear() {
+    for (std::size_t i = 0; i < slots_.size(); ++i)
+      if (slots_[i].used) remove((static_cast<std::int64_t>(slots_[i].generation) << 32) | static_cast<std::int64_t>(i));
+  }
+  std::size_t size() const { return slots_.size() - free_.size(); }
 
  private:
   struct Slot {

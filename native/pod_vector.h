@@ -1,16 +1,69 @@
 // A growable array of trivially copyable items that knows its exact size in bytes.
 //
-// std::vector doubles and cannot realloc; trees are memory-bound, so this grows by a quarter and lets the C allocator
-// move pages instead of copying them. Not thread-safe. Never shrinks except by `shrink_to_fit` and `clear`.
+// std::vector doubles and cannot realloc; trees are memory-bound, so this grows by a quarter. On Linux large arrays are
+// mapped pages of their own: they grow by moving pages instead of copying, and what is given back leaves the process at
+// once, so that the size claimed is the size resident. Not thread-safe. Never shrinks except when asked to.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace rolltree {
+
+/// Raw memory that can be resized: malloc below `kMapped` bytes, pages of its own from there on. Throws std::bad_alloc.
+struct Memory {
+  static constexpr std::size_t kMapped = std::size_t{2} << 20;  // few enough maps for a cache of many gigabytes
+  static constexpr std::size_t kHeader = 16;  // what malloc adds to a block
+
+#if defined(__linux__)
+  static constexpr bool mapped(std::size_t bytes) { return bytes >= kMapped; }
+#else
+  static constexpr bool mapped(std::size_t) { return false; }
+#endif
+
+  /// Moves a block of `before` bytes (null: none) to one of `after` > 0 bytes. (The kernel rounds up to whole pages.)
+  static void* resize(void* block, std::size_t before, std::size_t after) {
+#if defined(__linux__)
+    if (mapped(before) || mapped(after)) {
+      if (mapped(before) && mapped(after)) return valid(mremap(block, before, after, MREMAP_MAYMOVE));
+      void* made = mapped(after) ? valid(mmap(nullptr, after, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+                                 : checked(std::malloc(after));
+      if (block) std::memcpy(made, block, std::min(before, after));
+      release(block, before);
+      return made;
+    }
+#endif
+    return checked(std::realloc(block, after));
+  }
+  static void release(void* block, std::size_t bytes) noexcept {
+#if defined(__linux__)
+    if (block && mapped(bytes)) return void(munmap(block, bytes));
+#endif
+    (void)bytes;
+    std::free(block);
+  }
+
+ private:
+  static void* checked(void* block) {
+    if (!block) throw std::bad_alloc();
+    return block;
+  }
+#if defined(__linux__)
+  static void* valid(void* block) {
+    if (block == MAP_FAILED) throw std::bad_alloc();
+    return block;
+  }
+#endif
+};
 
 template <class T>
 class PodVector {
@@ -25,7 +78,7 @@ class PodVector {
     swap(other);
     return *this;
   }
-  ~PodVector() { std::free(data_); }
+  ~PodVector() { Memory::release(data_, capacity_ * sizeof(T)); }
 
   T& operator[](std::size_t i) { return data_[i]; }
   const T& operator[](std::size_t i) const { return data_[i]; }
@@ -34,7 +87,7 @@ class PodVector {
   const T* end() const { return data_ + size_; }
   std::size_t size() const { return size_; }
   bool empty() const { return size_ == 0; }
-  std::size_t bytes() const { return capacity_ * sizeof(T); }
+  std::size_t bytes() const { return capacity_ * sizeof(T) + (capacity_ ? Memory::kHeader : 0); }
 
   void push_back(const T& item) {
     if (size_ == capacity_) {
@@ -58,8 +111,19 @@ class PodVector {
   void shrink_to_fit() {
     if (size_ < capacity_) reallocate(size_);
   }
+  /// Gives up to `bytes` of memory back, from the end, whatever is stored there; returns whether anything is left.
+  bool give_back(std::size_t bytes) {
+    const std::size_t items = bytes / sizeof(T);
+    if (items >= capacity_ || !Memory::mapped((capacity_ - items) * sizeof(T))) {
+      clear();
+      return false;
+    }
+    reallocate(capacity_ - items);
+    size_ = std::min(size_, capacity_);
+    return true;
+  }
   void clear() {
-    std::free(data_);
+    Memory::release(data_, capacity_ * sizeof(T));
     data_ = nullptr;
     size_ = capacity_ = 0;
   }
@@ -72,9 +136,7 @@ class PodVector {
 
   void reallocate(std::size_t capacity) {
     if (capacity == 0) return clear();
-    void* moved = std::realloc(static_cast<void*>(data_), capacity * sizeof(T));
-    if (!moved) throw std::bad_alloc();
-    data_ = static_cast<T*>(moved);
+    data_ = static_cast<T*>(Memory::resize(data_, capacity_ * sizeof(T), capacity * sizeof(T)));
     capacity_ = capacity;
   }
   void swap(PodVector& other) noexcept {

@@ -2,25 +2,24 @@
 //
 // Rows must be independent of each other: the result does not depend on the number of threads. Small batches run on the
 // caller's thread, because waking others costs microseconds. Threads start with the first large batch and sleep between
-// batches. A process that forks must not use the child's copy for large batches (threads do not survive a fork), so the
-// pool is made anew when the process id changed. One batch at a time.
+// batches. Threads do not survive a fork: a pool that came from another process is left behind, not joined. Where threads
+// cannot be started, those that could do the work. One batch at a time.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
-#else
-inline int getpid() { return 0; }
-#endif
+#include "fork_guard.h"
 
 namespace rolltree {
 
@@ -34,8 +33,12 @@ class Workers {
   explicit Workers(std::size_t threads = 0)
       : threads_(threads ? threads : std::clamp<std::size_t>(std::thread::hardware_concurrency() / 2, 1, kMost)) {}
 
+  ~Workers() { stop(); }
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+
   void set_threads(std::size_t threads) {
-    pool_.reset();
+    stop();
     threads_ = std::max<std::size_t>(1, threads);
   }
 
@@ -47,7 +50,7 @@ class Workers {
       return;
     }
     if (!pool_ || owner_ != getpid()) {
-      (void)pool_.release();  // after a fork its threads do not exist: nothing to join
+      stop();
       pool_ = std::make_unique<Pool>(threads_ - 1);
       owner_ = getpid();
     }
@@ -60,10 +63,21 @@ class Workers {
   }
 
  private:
+  void stop() {
+    if (owner_ == getpid())
+      pool_.reset();
+    else
+      (void)pool_.release();  // after a fork its threads do not exist: nothing to join
+  }
+
   class Pool {
    public:
     explicit Pool(std::size_t others) : scratch_(others) {
-      for (std::size_t i = 0; i < others; ++i) threads_.emplace_back([this, i] { serve(scratch_[i]); });
+      threads_.reserve(others);
+      try {
+        for (std::size_t i = 0; i < others; ++i) threads_.emplace_back([this, i] { serve(scratch_[i]); });
+      } catch (const std::system_error&) {  // no more threads to be had: the caller's and those that started do it
+      }
     }
     ~Pool() {
       {
@@ -81,12 +95,22 @@ class Workers {
         ++round_;
       }
       wake_.notify_all();
-      share(mine);
+      attempt(share, mine);
       std::unique_lock lock(mutex_);
       done_.wait(lock, [this] { return busy_ == 0; });
+      if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
     }
 
    private:
+    /// The first exception of a batch is thrown to its caller, once all threads are done with it.
+    void attempt(const std::function<void(Scratch&)>& share, Scratch& scratch) {
+      try {
+        share(scratch);
+      } catch (...) {
+        std::lock_guard lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+      }
+    }
     void serve(Scratch& scratch) {
       std::size_t seen = 0;
       std::unique_lock lock(mutex_);
@@ -96,7 +120,7 @@ class Workers {
         seen = round_;
         const auto* share = share_;
         lock.unlock();
-        (*share)(scratch);
+        attempt(*share, scratch);
         lock.lock();
         if (--busy_ == 0) done_.notify_one();
       }
@@ -105,6 +129,7 @@ class Workers {
     std::condition_variable wake_, done_;
     const std::function<void(Scratch&)>* share_ = nullptr;
     std::size_t busy_ = 0, round_ = 0;
+    std::exception_ptr failure_;
     bool stop_ = false;
     std::vector<Scratch> scratch_;
     std::vector<std::thread> threads_;

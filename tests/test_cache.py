@@ -21,6 +21,10 @@ def count(cache: RolloutCache, session: int, text: list[int]) -> float:
     return cache.forest.count(tree_of(cache, session), np.array(text, np.int32)) / 64
 
 
+def bytes_of_trees(cache: RolloutCache) -> int:
+    return sum(cache.forest.stats(entry.tree)["bytes"] for entry in cache._entries.values())
+
+
 def test_sessions_of_one_prompt_share_a_tree() -> None:
     cache = RolloutCache()
     a, b = cache.open(PROMPT), cache.open(np.array(PROMPT))
@@ -106,7 +110,7 @@ def test_one_prompt_larger_than_the_cap_is_dropped_only_when_idle() -> None:
     assert cache.stats().prompts == 1
     cache.close(session)
     assert cache.stats().prompts == 0
-    assert cache._totals.bytes == 0
+    assert cache.bytes == 0
 
 
 def test_accounting_equals_the_sum_of_the_trees() -> None:
@@ -115,7 +119,7 @@ def test_accounting_equals_the_sum_of_the_trees() -> None:
         cache.set_version(version)
         for prompt in range(4):
             cache.add([prompt], [version] * 50)
-    assert cache._totals.bytes == cache.stats().bytes
+    assert cache.bytes == cache.stats().bytes == bytes_of_trees(cache)
     assert cache.stats().rollouts == 8
 
 
@@ -218,5 +222,5 @@ def test_threads_share_a_cache() -> None:
     assert not errors
     cache.check()
     assert cache.stats().sessions == 0
-    assert cache._totals.bytes + cache.forest.shared_stats()["bytes"] == cache.stats().bytes
+    assert bytes_of_trees(cache) + cache.forest.shared_stats()["bytes"] == cache.stats().bytes == cache.bytes
     assert cache.forest.shared_stats()["kept"] <= 8

@@ -48,13 +48,34 @@ class Forest:
     Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.
     """
 
-    def __init__(self, *, depth: int = 64, window: int = 64, decay: float = 1.0, context_weight: int = 16, shared_window: int = 0) -> None: ...
+    def __init__(self, *, depth: int = 64, window: int = 64, decay: float = 1.0, context_weight: int = 16, shared_window: int = 0, own_bytes: int = 0, shared_bytes: int = 0) -> None: ...
 
     def add_tree(self, prompt: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], version: int = 0) -> int:
         """Index a prompt (int32[n]); returns the tree's handle."""
 
     def remove_tree(self, tree: int) -> None:
         """Forget a tree that has no live sessions."""
+
+    def clear(self) -> None:
+        """
+        Forget all trees; no session may be live. Handles are never given out again, sums go on.
+        """
+
+    def finish(self) -> None:
+        """Do all work that waits in trees now, however long it takes."""
+
+    def relieve(self) -> None:
+        """
+        Start to make a tree with live sessions smaller by its oldest rollouts.
+        """
+
+    def own_bytes(self) -> int:
+        """Bytes of the prompts' own trees. O(1)."""
+
+    def bytes(self) -> int:
+        """
+        Bytes of all trees, the shared one and pages that are being given back included. O(1).
+        """
 
     def open(self, tree: int, version: int = 0, reader: bool = False, from_prompt: bool = True, seed: int = 0, coupled: bool = False, run_ahead: bool = False) -> int:
         """
@@ -109,7 +130,7 @@ class Forest:
         """Integrity walk of the shared tree."""
 
     def stats(self, tree: int) -> dict[str, int]:
-        """Bytes, live and kept sequences, states, tokens."""
+        """Bytes, live and kept sequences, states, tokens, whether work waits."""
 
     def shared_stats(self) -> dict[str, int]:
         """The same of the shared tree; zeros when there is none."""

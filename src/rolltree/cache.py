@@ -4,9 +4,12 @@ Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collis
 Thread-safe. Does not decide what is worth drafting (see `drafting`). With a store, closing a kept session commits its
 rollout there, and a prompt that is not held (evicted, or from before a restart) is rebuilt from there when opened.
 
-Invariants: a prompt with live sessions is never evicted; eviction happens only when a session opens or closes, least
-recently used first. Running rollouts are measured anew about once per as many opens and closes as there are sessions.
-What the store holds changes drafts, never rollouts; a store that fails is gone without.
+Invariants. Trees and store hold the same text: append, settle and journal go through here alone, and a session that
+missed a token through an exception is never kept, whatever `close` is told. After every call the prompts' own trees
+are within their part of `capacity_bytes` or being made smaller: idle prompts are evicted, least recently used first;
+then prompts with live sessions lose their oldest rollouts. A prompt with live sessions is never evicted, and no own tree
+makes room for the shared one, which has a part of its own. What the store holds changes drafts, never rollouts; a store
+that fails is gone without.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rolltree._native import Forest
+import numpy as np
+
+from rolltree._native import Drafts, Forest
 from rolltree.config import CacheConfig
 from rolltree.errors import InvalidInputError, SessionClosedError
 from rolltree.metrics import CacheStats
@@ -32,7 +38,6 @@ class _Entry:
     key: str
     tree: int
     live: int = 0
-    bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -41,10 +46,9 @@ class _Totals:
     rebuilt: int = 0
     hits: int = 0
     evicted: int = 0
-    bytes: int = 0
-    shared: int = 0
-    stale: int = 0
     live: dict[int, _Entry] = field(default_factory=dict)
+    holes: set[int] = field(default_factory=set)
+    """Live sessions that missed a token."""
 
 
 class RolloutCache:
@@ -62,24 +66,25 @@ class RolloutCache:
         self._journal = None if store is None else Journal(store)
         self._lock = threading.RLock()
         self._version = 0
-        self._reset()
-
-    def _reset(self) -> None:
         self._totals = _Totals()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        shared = int(self.config.capacity_bytes * self.config.shared_fraction) if self.config.shared_window else 0
+        self._own_limit = self.config.capacity_bytes - shared
         self._forest = Forest(
             depth=self.config.depth,
             window=self.config.window,
             decay=self.config.decay,
             context_weight=max(1, round(64 * self.config.context_weight)),
             shared_window=self.config.shared_window,
+            own_bytes=self._own_limit,
+            shared_bytes=shared,
         )
         if self.config.threads:
             self._forest.set_threads(self.config.threads)
 
     @property
     def forest(self) -> Forest:
-        """The native core, for batch calls over session handles."""
+        """The native core, to read or draft from; text goes in through the cache alone."""
         return self._forest
 
     @property
@@ -94,8 +99,8 @@ class RolloutCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all trees as of the latest open or close; O(1)."""
-        return self._totals.bytes + self._totals.shared
+        """Bytes of all trees now, pages that are being given back included; O(1)."""
+        return self._forest.bytes()
 
     def set_version(self, version: int) -> None:
         """Announce a policy update; text of older versions counts less from now on.
@@ -140,7 +145,7 @@ class RolloutCache:
         """
         tokens = as_tokens(prompt, "prompt")
         with self._lock:
-            entry, shared = self._find(tokens, key)
+            entry, start = self._find(tokens, key)
             number = self._version if version is None else version
             self._totals.opened += 1
             self._totals.hits += self._forest.stats(entry.tree)["kept"] > 0
@@ -148,19 +153,22 @@ class RolloutCache:
                 entry.tree,
                 number,
                 read_only,
-                shared > 0,
+                start is not None,
                 (seed or 0) % 2**64,
                 coupled and seed is not None,
                 run_ahead,
             )
-            if shared < len(tokens):  # another turn or another prompt under the user's key
-                self._forest.append(handle, tokens[shared:], True)
-            if self._journal is not None and not (read_only or run_ahead):
-                self._journal.open(handle, tokens, key, number)
+            try:
+                self._quote(handle, tokens, start)
+                if self._journal is not None and not (read_only or run_ahead):
+                    self._journal.open(handle, tokens, key, number)
+            except BaseException:
+                self._forest.close(handle, False)
+                raise
             entry.live += 1
             self._totals.live[handle] = entry
             self._entries.move_to_end(entry.key)
-            self._settle_bytes(entry)
+            self._keep_within()
             return handle
 
     def rollouts(self, prompt: TokenIds, *, key: str | None = None) -> int:
@@ -179,14 +187,78 @@ class RolloutCache:
 
         """
         checked = as_tokens(tokens)
-        self._forest.append(session, checked, context)
-        if self._journal is not None:
-            self._journal.extend(session, checked, context)
+        try:
+            self._forest.append(session, checked, context)
+            if self._journal is not None:
+                self._journal.extend(session, checked, context)
+        except (InvalidInputError, SessionClosedError):
+            raise
+        except BaseException:
+            self._missed((session,))
+            raise
+        self._keep_within()
 
-    def advanced(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
-        """Hear of tokens that were given to `forest` in a batch: session b got tokens[offsets[b]:offsets[b + 1]]."""
+    def append(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
+        """Append generated tokens to many sessions: session b gets `tokens[offsets[b]:offsets[b + 1]]`.
+
+        Args:
+            sessions: int64 [B], live sessions.
+            tokens: int32 [n].
+            offsets: int32 [B + 1].
+
+        Raises:
+            SessionClosedError, InvalidInputError: nothing was appended; as after any exception, no session of the call
+                will be kept, because it lacks what was generated.
+
+        """
+        with self._whole(sessions):
+            self._forest.append_batch(sessions, tokens, offsets)
+            self._write_along(sessions, tokens, offsets)
+
+    def settle(
+        self, sessions: Int64Array, drafts: Drafts, rows: Int32Array, verified: Int32Array,
+        tokens: Int32Array, offsets: Int32Array,
+    ) -> Int32Array:  # fmt: skip
+        """Judge drafts by the tokens really emitted, learn from the tokens, and append them.
+
+        Args:
+            sessions: int64 [B], live sessions.
+            drafts: as filled by the core's `draft_batch`.
+            rows: int32 [B], the row of each session's draft, -1 where it has none.
+            verified: int32 [rows of the draft], how many nodes of each row were verified.
+            tokens: int32 [n], all emitted tokens.
+            offsets: int32 [B + 1], session b emitted `tokens[offsets[b]:offsets[b + 1]]`.
+
+        Returns:
+            int32 [B], accepted draft tokens.
+
+        Raises:
+            SessionClosedError, InvalidInputError: see `append`.
+
+        """
+        accepted = np.empty(len(sessions), np.int32)
+        with self._whole(sessions):
+            self._forest.settle(sessions, drafts, rows, verified, tokens, offsets, accepted)
+            self._write_along(sessions, tokens, offsets)
+        return accepted
+
+    def _write_along(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         if self._journal is not None:
             self._journal.advance(sessions, tokens, offsets)
+
+    @contextmanager
+    def _whole(self, sessions: Int64Array) -> Iterator[None]:
+        """Sessions whose tokens were not all taken in are never kept."""
+        try:
+            yield
+        except BaseException:
+            self._missed(sessions.tolist())
+            raise
+        self._keep_within()
+
+    def _missed(self, sessions: Iterable[int]) -> None:
+        with self._lock:
+            self._totals.holes.update(session for session in sessions if session in self._totals.live)
 
     def annotate(
         self, session: int, *, sample: int | None = None, reward: float | None = None,
@@ -208,17 +280,29 @@ class RolloutCache:
             if session not in self._totals.live:
                 raise SessionClosedError(f"session {session} is closed or never existed: open a new one")
             entry = self._totals.live.pop(session)
+            keep = keep and session not in self._totals.holes
+            self._totals.holes.discard(session)
             self._forest.close(session, keep)
             entry.live -= 1
-            self._settle_bytes(entry)
+            self._keep_within()
             if self._journal is not None:
                 self._journal.close(session, keep)
 
     def add(self, prompt: TokenIds, rollout: TokenIds, *, key: str | None = None, version: int | None = None) -> None:
         """Remember a finished rollout: history from a log, or text that was generated elsewhere."""
         tokens = as_tokens(rollout, "rollout")
+        with self.session(prompt, key=key, version=version) as session:
+            self.extend(session, tokens)
+
+    @contextmanager
+    def session(self, prompt: TokenIds, *, key: str | None = None, version: int | None = None) -> Iterator[int]:
+        """Open a session for a block: `with cache.session(prompt) as s:`. It is kept unless the block raises."""
         session = self.open(prompt, key=key, version=version)
-        self.extend(session, tokens)
+        try:
+            yield session
+        except BaseException:
+            self.close(session, keep=False)
+            raise
         self.close(session)
 
     def restore(self, rollout: StoredRollout) -> None:
@@ -227,13 +311,13 @@ class RolloutCache:
         Text of a version beyond the current one counts as of the current one.
         """
         with self._lock:
-            entry, shared = self._find(rollout.prompt_token_ids, rollout.key, restored=rollout)
-            self._replay(entry, shared, rollout)
+            entry, start = self._find(rollout.prompt_token_ids, rollout.key, restored=rollout)
+            self._replay(entry, start, rollout)
             self._entries.move_to_end(entry.key)
-            self._settle_bytes(entry)
+            self._keep_within()
 
     def clear(self) -> None:
-        """Forget everything that is held in memory.
+        """Forget everything that is held in memory, what was learned included; sums go on, old handles stay closed.
 
         Raises:
             InvalidInputError: sessions are still live.
@@ -242,7 +326,8 @@ class RolloutCache:
         with self._lock:
             if self._totals.live:
                 raise InvalidInputError("sessions", len(self._totals.live), "0", "Close the live sessions first.")
-            self._reset()
+            self._forest.clear()
+            self._entries.clear()
 
     def stats(self) -> CacheStats:
         """Count what is held now; O(prompts)."""
@@ -253,7 +338,7 @@ class RolloutCache:
                 sessions=len(self._totals.live),
                 rollouts=sum(t["kept"] for t in trees),
                 tokens=sum(t["tokens"] for t in trees),
-                bytes=sum(t["bytes"] for t in trees) + self._forest.shared_stats()["bytes"],
+                bytes=self._forest.bytes(),
                 evicted_prompts=self._totals.evicted,
                 hits=self._totals.hits,
                 opened=self._totals.opened,
@@ -280,33 +365,38 @@ class RolloutCache:
 
     def _find(
         self, prompt: Int32Array, key: str | None, *, restored: StoredRollout | None = None
-    ) -> tuple[_Entry, int]:
+    ) -> tuple[_Entry, int | None]:
         """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with.
 
-        A new tree gets what the store knows of the prompt, unless it is made for a rollout that is being `restored`.
+        None: the tree is of another prompt, and the text starts anew. A new tree gets what the store knows of the
+        prompt, unless it is made for a rollout that is being `restored`.
         """
         name = _digest(prompt) if key is None else f"user:{key}"
         while (entry := self._entries.get(name)) is not None:
             shared, whole = self._forest.shared_prefix(entry.tree, prompt)
             if key is not None:
-                return entry, (shared or 1) if shared == whole else 0
+                return entry, shared if shared == whole else None
             if shared == whole == len(prompt):
-                return entry, len(prompt) or 1
+                return entry, shared
             name += "'"  # another prompt with the same hash
         known = [] if restored or not self._journal else self._journal.earlier(prompt, key, self.config.window)
         first = known[0] if known else restored
         self._add_entry(name, prompt if first is None else first.prompt_token_ids, first)
         for rollout in known:
-            entry, shared = self._find(rollout.prompt_token_ids, key)
-            self._replay(entry, shared, rollout)
+            entry, start = self._find(rollout.prompt_token_ids, key)
+            self._replay(entry, start, rollout)
         self._totals.rebuilt += bool(known)
         return self._find(prompt, key)
 
-    def _replay(self, entry: _Entry, shared: int, rollout: StoredRollout) -> None:
-        prompt = rollout.prompt_token_ids
-        handle = self._forest.open(entry.tree, min(rollout.version, self._version), False, shared > 0, 0, False)
-        if shared < len(prompt):
-            self._forest.append(handle, prompt[shared:], True)
+    def _quote(self, handle: int, prompt: Int32Array, start: int | None) -> None:
+        """Index what a prompt has beyond its tree's: another turn, or another prompt, under the user's key."""
+        if (start or 0) < len(prompt):
+            self._forest.append(handle, prompt[start or 0 :], True)
+
+    def _replay(self, entry: _Entry, start: int | None, rollout: StoredRollout) -> None:
+        version = min(rollout.version, self._version)
+        handle = self._forest.open(entry.tree, version, False, start is not None, 0, False)
+        self._quote(handle, rollout.prompt_token_ids, start)
         for tokens, context in rollout.segments():
             self._forest.append(handle, tokens, context)
         self._forest.close(handle, True)
@@ -318,33 +408,18 @@ class RolloutCache:
         self._entries[name] = entry
         return entry
 
-    def _settle_bytes(self, entry: _Entry) -> None:
-        self._measure(entry)
-        self._totals.stale += 1
-        if self._totals.stale >= len(self._totals.live):  # running rollouts grow between calls; amortised O(1)
-            self._totals.stale = 0
-            for running in {e.key: e for e in self._totals.live.values()}.values():
-                self._measure(running)
-        self._totals.shared = self._forest.shared_stats()["bytes"]
-        if self._over_capacity():
-            self._evict()
-
-    def _over_capacity(self) -> bool:
-        return self._totals.bytes + self._totals.shared > self.config.capacity_bytes
-
-    def _measure(self, entry: _Entry) -> None:
-        now = self._forest.stats(entry.tree)["bytes"]
-        self._totals.bytes += now - entry.bytes
-        entry.bytes = now
-
-    def _evict(self) -> None:
-        for name in [n for n, e in self._entries.items() if not e.live]:
-            if not self._over_capacity():
-                return
-            entry = self._entries.pop(name)
-            self._forest.remove_tree(entry.tree)
-            self._totals.bytes -= entry.bytes
-            self._totals.evicted += 1
+    def _keep_within(self) -> None:
+        """Evict idle prompts, least recently used first, until the own trees fit; then make live ones smaller."""
+        if self._forest.own_bytes() <= self._own_limit:
+            return
+        with self._lock:
+            while self._forest.own_bytes() > self._own_limit:
+                idle = next((entry for entry in self._entries.values() if not entry.live), None)
+                if idle is None:
+                    return self._forest.relieve()
+                del self._entries[idle.key]
+                self._forest.remove_tree(idle.tree)
+                self._totals.evicted += 1
 
 
 def _digest(prompt: Int32Array) -> str:

@@ -13,6 +13,11 @@ from rolltree.errors import InvalidInputError
 GIB = 2**30
 
 
+def _whole(section: str, name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInputError(f"{section}.{name}", value, f"a whole number from {low} to {high}")
+
+
 def _within(section: str, name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidInputError(f"{section}.{name}", value, f"a number from {low:g} to {high:g}")
@@ -23,11 +28,14 @@ class CacheConfig:
     """What is remembered, how long, and how much memory it may take."""
 
     capacity_bytes: int = 4 * GIB
-    """Bytes of all trees; least recently used prompts without live sessions are evicted above it."""
+    """Bytes of all trees; least recently used prompts without live sessions are evicted above it. Running rollouts are
+    never cut off: what they add while all prompts are live comes on top."""
     window: int = 64
     """Finished rollouts kept for each prompt; the oldest leaves first."""
     shared_window: int = 2048
     """Finished rollouts of any prompt in the tree that all prompts share (about 55 bytes a token); 0 leaves it out."""
+    shared_fraction: float = 0.125
+    """Part of `capacity_bytes` that is the shared tree's alone: it forgets its oldest text to stay inside."""
     depth: int = 64
     """Longest indexed substring, tokens; drafts are predicted from at most depth - 1 tokens of context."""
     decay: float = 0.9
@@ -38,13 +46,14 @@ class CacheConfig:
     """Threads that draft large batches, the drafts are the same with any; 0 takes half of the cores, at most 4."""
 
     def __post_init__(self) -> None:
-        _within("cache", "capacity_bytes", self.capacity_bytes, 1, 2**63 - 1)
-        _within("cache", "window", self.window, 0, 2**31 - 1)
-        _within("cache", "shared_window", self.shared_window, 0, 2**31 - 1)
-        _within("cache", "depth", self.depth, 2, 4096)
+        _whole("cache", "capacity_bytes", self.capacity_bytes, 1, 2**63 - 1)
+        _whole("cache", "window", self.window, 0, 2**31 - 1)
+        _whole("cache", "shared_window", self.shared_window, 0, 2**31 - 1)
+        _within("cache", "shared_fraction", self.shared_fraction, 0.01, 0.9)
+        _whole("cache", "depth", self.depth, 2, 4096)
         _within("cache", "decay", self.decay, 1e-6, 1)
         _within("cache", "context_weight", self.context_weight, 1 / 64, 1)
-        _within("cache", "threads", self.threads, 0, 256)
+        _whole("cache", "threads", self.threads, 0, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +70,8 @@ class DraftConfig:
     """Shortest matched context to predict from, tokens."""
 
     def __post_init__(self) -> None:
-        _within("draft", "max_draft", self.max_draft, 0, 1024)
+        _whole("draft", "max_draft", self.max_draft, 0, 1024)
         _within("draft", "min_survival", self.min_survival, 0, 1)
-        _within("draft", "min_match", self.min_match, 1, 4096)
+        _whole("draft", "min_match", self.min_match, 1, 4096)
         if self.shape not in ("chain", "tree"):
             raise InvalidInputError("draft.shape", self.shape, "'chain' or 'tree'")

@@ -13,10 +13,14 @@ from rolltree.budget import CostModel, allocate
 from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
 from rolltree.metrics import SOURCES, DraftStats
+from rolltree.tokens import as_integers
 from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds
 
 _DOUBT = 0.5
 """Nodes of half the survival that pays are drafted still, if not verified: too low an estimate must be found out."""
+
+
+_NONE: Int64Array = np.zeros(0, np.int64)
 
 
 class _Buffers:
@@ -47,8 +51,8 @@ class TreeDrafter:
         self.cost = cost
         self.stats = DraftStats()
         self._buffers = _Buffers(64, max(1, self.config.max_draft))
-        self._drafted: Int64Array = np.zeros(0, np.int64)  # handles of the last draft, in its order
-        self._verified: Int32Array = np.zeros(0, np.int32)
+        self._drafted: Int64Array = _NONE  # handles of the last draft, in its order
+        self._verified: Int32Array = _NONE.astype(np.int32)
         self._source_sums = self.cache.forest.source_sums()
 
     def open(
@@ -67,7 +71,7 @@ class TreeDrafter:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
 
         Args:
-            handles: int64 [B], live sessions.
+            handles: int64 [B], live sessions; any whole numbers will do, here and below.
             limits: int32 [B].
             weights: float32 [B], what a token of each request is worth; None weighs all alike (see `budget.allocate`).
 
@@ -75,6 +79,7 @@ class TreeDrafter:
             Views that stay valid until the next call of `draft`.
 
         """
+        handles, limits = as_integers(handles, np.int64, "handles"), as_integers(limits, np.int32, "limits")
         rows, config = len(handles), self.config
         if rows > self._buffers.rows:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
@@ -108,18 +113,17 @@ class TreeDrafter:
             offsets: int32 [B + 1], row b emitted `tokens[offsets[b]:offsets[b + 1]]`.
 
         """
+        handles, tokens = as_integers(handles, np.int64, "handles"), as_integers(tokens, np.int32, "tokens")
+        offsets = as_integers(offsets, np.int32, "offsets")
         stats = self.stats
         stats.steps += 1
         stats.row_steps += len(handles)
         stats.tokens += len(tokens)
-        rows = _find(handles, self._drafted)
-        accepted = np.empty(len(handles), np.int32)
-        self.cache.forest.settle(handles, self._buffers.native, rows, self._verified, tokens, offsets, accepted)
-        self.cache.advanced(handles, tokens, offsets)
-        stats.drafted += int(self._verified[rows[rows >= 0]].sum())
+        rows, verified = _find(handles, self._drafted), self._verified
+        self._drafted, self._verified = _NONE, _NONE.astype(np.int32)  # a draft is judged once, also when this fails
+        accepted = self.cache.settle(handles, self._buffers.native, rows, verified, tokens, offsets)
+        stats.drafted += int(verified[rows[rows >= 0]].sum())
         stats.accepted += int(accepted.sum())
-        self._drafted = np.zeros(0, np.int64)
-        self._verified = np.zeros(0, np.int32)
 
     def close(self, handle: int, *, keep: bool = True) -> None:
         """End a request; `keep=False` forgets its rollout."""

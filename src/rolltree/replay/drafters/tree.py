@@ -113,7 +113,7 @@ class CeilingDrafter(RolltreeDrafter):
 
     def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """See Drafter."""
-        self.cache.forest.append_batch(handles, tokens, offsets)
+        self.cache.append(handles, tokens, offsets)
 
     def sources(self) -> dict[str, tuple[int, int]]:
         """See ReplayDrafter."""
