@@ -58,6 +58,8 @@ class Automaton {
   std::uint64_t total() const { return states_[kRoot].count; }
   /// States visited by `append` and `subtract` so far: a measure of work that does not depend on a clock.
   std::uint64_t steps() const { return steps_; }
+  /// Edges looked at so far to find the most frequent child of a hub.
+  std::uint64_t scanned() const { return scanned_; }
   /// Gives up to `bytes` back; the automaton is of no more use. Returns whether memory is left.
   bool give_back(std::size_t bytes) { return states_.give_back(bytes) || edges_.give_back(bytes); }
 
@@ -308,6 +310,7 @@ class Automaton {
   void summarise(StateId s) {
     std::uint32_t sum = 0;
     Edge best{0, kRoot};
+    scanned_ += states_[s].b;
     for_each_edge(s, [&](Token token, StateId child) {
       sum += states_[child].count;
       if (best.target == kRoot || states_[child].count > states_[best.target].count) best = Edge{token, child};
@@ -334,7 +337,7 @@ class Automaton {
   }
 
   std::uint32_t depth_;
-  std::uint64_t steps_ = 0;
+  std::uint64_t steps_ = 0, scanned_ = 0;
   PodVector<State> states_;
   PodVector<Edge> edges_;
   std::uint32_t free_[33] = {};

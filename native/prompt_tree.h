@@ -31,6 +31,8 @@ struct TreeOptions {
   std::uint32_t window = 64;            // finished rollouts kept for a prompt
   double decay = 1.0;                   // weight of a version relative to the next one, 0 < decay <= 1
   std::uint32_t context_weight = 16;    // of prompt and tool text, in units of 1/64 rollout
+  std::uint64_t most = kMostCounted;    // weight of all text, by the width of the counts
+  static constexpr std::uint64_t kMostCounted = UINT32_MAX - 64 * kUnit;
 };
 
 /// How far one automaton has taken in a sequence.
@@ -60,7 +62,6 @@ class PromptTree {
  public:
   static constexpr std::uint32_t kContextBit = 1u << 31;
   static constexpr std::uint32_t kHeaviest = 64 * kUnit;  // a version this heavy asks for a rescale
-  static constexpr std::uint64_t kTotalLimit = UINT32_MAX - kHeaviest;
   static constexpr std::size_t kNoLimit = SIZE_MAX;
 
   PromptTree(const TreeOptions& options, std::int64_t version, const std::int32_t* prompt, std::size_t n)
@@ -161,7 +162,7 @@ class PromptTree {
   bool worn() const {
     const Index& now = *index_;
     return (now.dead > kFewDead && now.dead > now.alive) || weight_of(newest_, now) > kHeaviest ||
-           now.automaton.total() > kTotalLimit / 2;
+           now.automaton.total() > options_.most / 2;
   }
   /// Whether a new automaton within `room` bytes would be much smaller than this one.
   bool shrinks_to(std::size_t room) const {
@@ -174,7 +175,7 @@ class PromptTree {
     while (kept_.size() > stay) drop_oldest();
     next_ = std::make_unique<Index>(options_.depth, newest_);
     const std::uint64_t most = std::uint64_t{std::max(kUnit, options_.context_weight)} * (unavoidable() + tokens);
-    while (next_->shift < 6 && (most >> next_->shift) > kTotalLimit / 4) ++next_->shift;
+    while (next_->shift < 6 && (most >> next_->shift) > options_.most / 4) ++next_->shift;
     at_ = 0;
   }
 
@@ -375,7 +376,7 @@ class PromptTree {
 
   bool fits(const Sequence& s, std::size_t n) const {
     const std::uint64_t heaviest = std::max(s.now.weight, scaled(options_.context_weight, *index_));
-    return s.reader || automaton().total() + heaviest * n <= kTotalLimit;
+    return s.reader || automaton().total() + heaviest * n <= options_.most;
   }
   /// Counts are 32 bits wide. `worn` sees to it in time; one call that appends tens of millions of tokens does not wait.
   void make_room(Sequence& s, std::size_t n) {

@@ -113,7 +113,7 @@ class Upkeep {
     if (t.shared) return limit(t) / 3;
     return std::max(limit(t) / 20, limit(t) - std::min(limit(t), running_));
   }
-  std::size_t smallest_room(const KeptTree& t) const { return std::min(t.noted / 2, limit(t) / 20); }
+  std::size_t smallest_room(const KeptTree& t) const { return std::min(t.noted / 2, limit(t) / 32); }
 
   std::uint64_t work(KeptTree& t, std::uint64_t quota) {
     std::unique_ptr<Automaton> old;

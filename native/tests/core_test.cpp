@@ -1,4 +1,5 @@
 // What the property tests do not reach: long degenerate texts, many siblings, handles, calibration, noise.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -156,6 +157,118 @@ void versions_weigh() {
   CHECK(weight(0) == 1);
 }
 
+Tokens noise(std::mt19937& random, std::size_t n, std::uint32_t vocabulary) {
+  Tokens out(n);
+  for (auto& t : out) t = static_cast<std::int32_t>(random() % vocabulary);
+  return out;
+}
+void rollout(Forest& forest, std::int64_t tree, const Tokens& text, bool keep = true) {
+  const auto s = forest.open(tree, 0, false, true, 0, false);
+  forest.append(s, text.data(), text.size(), false);
+  forest.close(s, keep);
+}
+
+/// Counts have 32 bits: text beyond what they hold is counted in coarser units, and nothing is refused.
+void counts_never_overflow() {
+  TreeOptions options = plain();
+  options.most = 64 * 20000;
+  Forest forest(options, 2048);
+  const auto tree = forest.add_tree(nullptr, 0, 0);
+  std::vector<std::int64_t> live;
+  const Tokens text = periodic(3000, 7);
+  for (int i = 0; i < 16; ++i) {  // 48,000 tokens of running text, 64 units each
+    live.push_back(forest.open(tree, 0, false, true, 0, false));
+    forest.append(live.back(), text.data(), text.size(), false);
+    CHECK(forest.check(tree).empty() && forest.check_shared().empty());
+  }
+  const std::uint32_t counted = forest.count(tree, text.data(), 5), expected = 16 * 64 * (3000 / 7);
+  CHECK(counted > expected * 9 / 10 && counted < expected * 11 / 10);
+  for (auto s : live) forest.close(s, false);
+  forest.finish();
+  CHECK(forest.count(tree, text.data(), 5) == 0);
+}
+
+/// Neither a long text that leaves nor a rebuild is done in one call; what waits is done in the calls that follow.
+void long_work_is_done_in_slices() {
+  std::mt19937 random(5);
+  Forest forest(plain(), 64);
+  const auto tree = forest.add_tree(nullptr, 0, 0);
+  const Tokens gone = noise(random, 40000, 5000), kept = noise(random, 30000, 5000), one{1};
+  rollout(forest, tree, kept);
+  CHECK(forest.count(tree, gone.data(), 3) == 0);
+  rollout(forest, tree, gone, false);
+  CHECK(forest.stats(tree).pending);
+  CHECK(forest.count(tree, gone.data() + 39000, 8) > 0);  // not yet
+  const auto live = forest.open(tree, 0, false, true, 0, false);
+  int calls = 0;
+  for (; forest.stats(tree).pending || forest.shared_stats().pending; ++calls) {
+    CHECK(calls < 1000);
+    forest.append(live, one.data(), 1, false);
+    CHECK(forest.check(tree).empty() && forest.check_shared().empty());
+  }
+  CHECK(calls > 10);
+  CHECK(forest.count(tree, gone.data() + 39000, 8) == 0);
+  CHECK(forest.count(tree, kept.data(), 8) == 64);
+  CHECK(forest.stats(tree).states < 80000);  // built anew from what stays
+}
+
+/// With every prompt closed or running, bytes stay inside their limits, and no tree is left without text for another.
+void limits_hold() {
+  std::mt19937 random(6);
+  const Limits limits{8 << 20, 2 << 20};
+  Forest forest(TreeOptions{64, 64, 0.9, 16}, 2048, limits);
+  const auto one = forest.add_tree(nullptr, 0, 0);
+  const auto reader = forest.open(one, 0, true, true, 0, false);  // never evicted
+  std::size_t most_own = 0, most_shared = 0;
+  for (int i = 0; i < 300; ++i) {  // 64 rollouts of 8,000 tokens would take 30 MB
+    rollout(forest, one, noise(random, 8000, 50000));
+    most_own = std::max(most_own, forest.own_bytes());
+    most_shared = std::max(most_shared, forest.shared_stats().bytes);
+  }
+  CHECK(most_own <= limits.own * 105 / 100);
+  CHECK(most_shared <= limits.shared * 105 / 100);
+  CHECK(forest.stats(one).kept >= 4);
+  CHECK(forest.shared_stats().kept >= 1);
+  CHECK(forest.check(one).empty() && forest.check_shared().empty());
+  forest.close(reader, false);
+}
+
+/// Prompts that are all live share the limit: each call of `relieve` starts to make the largest of them smaller.
+void live_prompts_share_the_limit() {
+  std::mt19937 random(7);
+  const Limits limits{6 << 20, 1 << 20};
+  Forest forest(plain(), 0, limits);
+  std::vector<std::int64_t> trees;
+  for (std::int32_t p = 0; p < 8; ++p) {
+    trees.push_back(forest.add_tree(&p, 1, 0));
+    forest.open(trees.back(), 0, true, true, 0, false);
+  }
+  std::size_t most = 0;
+  for (int i = 0; i < 600; ++i) {
+    rollout(forest, trees[random() % trees.size()], noise(random, 1000, 50000));
+    if (forest.own_bytes() > limits.own) forest.relieve();
+    most = std::max(most, forest.own_bytes());
+  }
+  CHECK(most <= limits.own * 105 / 100);
+  for (auto tree : trees) CHECK(forest.stats(tree).kept >= 1 && forest.check(tree).empty());
+}
+
+/// Forgetting and appending in turns at a state with very many children costs a few steps, not a scan of the children.
+void hubs_are_not_scanned_at_every_append() {
+  Automaton automaton(8);
+  StateId tip = kRoot;
+  for (Token t = 0; t < 100000; ++t) tip = automaton.append(kRoot, t, kUnit, 2);
+  const std::uint64_t before = automaton.scanned();
+  for (Token t = 0; t < 1000; ++t) {
+    automaton.append(kRoot, 5, kUnit, 2);
+    automaton.subtract(kRoot, 5, kUnit);
+    automaton.append(kRoot, t, kUnit, 2);
+  }
+  CHECK(automaton.scanned() - before < 50 * 3000);
+  CHECK(automaton.check().empty());
+  (void)tip;
+}
+
 /// Many sessions on a noisy periodic text, with drafts of all of them.
 struct Batch {
   static constexpr std::size_t kRows = 256, kWidth = 16;
@@ -188,6 +301,29 @@ struct Batch {
     forest.draft_batch(sessions.data(), limits.data(), rule, arrays());
   }
 };
+
+void clear_keeps_handles_and_sums() {
+  Batch batch;
+  batch.draft(false, 1);
+  Tokens emitted(Batch::kRows, 3), offsets(Batch::kRows + 1), rows(Batch::kRows), accepted(Batch::kRows);
+  for (std::size_t b = 0; b < Batch::kRows; ++b) rows[b] = static_cast<std::int32_t>(b), offsets[b + 1] = static_cast<std::int32_t>(b + 1);
+  Forest& forest = batch.forest;
+  forest.settle(batch.sessions.data(), Batch::kRows, batch.arrays(), rows.data(), batch.lengths.data(), emitted.data(), emitted.size(), offsets.data(), accepted.data());
+  CHECK(throws<InputFault>([&] { forest.clear(); }));
+  for (auto s : batch.sessions) forest.close(s, true);
+  std::uint64_t before = 0, after = 0;
+  for (const SourceSums& s : forest.source_sums()) before += s.drafted;
+  forest.clear();
+  for (const SourceSums& s : forest.source_sums()) after += s.drafted;
+  CHECK(before > 0 && before == after);
+  CHECK(forest.own_bytes() == 0 && forest.learned() == 0);
+  const auto tree = forest.add_tree(nullptr, 0, 0);
+  for (int i = 0; i < 300; ++i) {
+    const auto s = forest.open(tree, 0, false, true, 0, false);
+    CHECK(std::find(batch.sessions.begin(), batch.sessions.end(), s) == batch.sessions.end());
+  }
+  for (auto s : batch.sessions) CHECK(throws<ClosedFault>([&] { forest.close(s, true); }));
+}
 
 void threads_agree() {
   Batch batch;
@@ -238,8 +374,14 @@ int main() {
   window_bounds_memory();
   handles_are_never_reused();
   versions_weigh();
+  counts_never_overflow();
+  long_work_is_done_in_slices();
+  limits_hold();
+  live_prompts_share_the_limit();
+  clear_keeps_handles_and_sums();
+  hubs_are_not_scanned_at_every_append();
   threads_agree();
   ranker_is_calibrated();
-  std::printf("core_test: 7 passed, 0 failed\n");
+  std::printf("core_test: 13 passed, 0 failed\n");
   return 0;
 }
