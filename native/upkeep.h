@@ -35,6 +35,7 @@ class Upkeep {
   static constexpr std::uint64_t kShare = 4;
   static constexpr std::size_t kRelease = std::size_t{4} << 20;  // bytes given back in a call: about 0.3 ms
   static constexpr std::size_t kSmall = 16384;                 // bytes: a tree that is never made smaller
+  static constexpr std::size_t kRoom = 40;  // of the limit of own trees: its part that a new automaton may take on top
   static constexpr double kHigh = 0.55, kLow = 0.25;           // of a limit: where to rebuild a tree smaller, and how small
 
   /// Bytes that all own trees, and the shared one, may take; 0: any. States of a slice, 1 or more.
@@ -76,11 +77,13 @@ class Upkeep {
   void relieve(Trees&& trees) {
     if (own_ < tried_at_ + tried_at_ / 100) return;
     KeptTree* largest = nullptr;
+    bool busy = false;  // one at a time: what is being built takes memory, too
     trees([&](KeptTree& t) {
-      if (!t.building() && t.noted > kSmall && (!largest || t.noted > largest->noted) && t.shrinks_to(smallest_room(t))) largest = &t;
+      busy |= t.building();
+      if (t.noted > kSmall && (!largest || t.noted > largest->noted) && t.shrinks_to(smallest_room(t))) largest = &t;
     });
-    tried_at_ = own_;
-    if (!largest) return;
+    if (!busy) tried_at_ = own_;
+    if (busy || !largest) return;
     largest->begin_build(smallest_room(*largest));
     tried_at_ = 0;
     touched(*largest);
@@ -111,9 +114,9 @@ class Upkeep {
     if (limit(t) == 0) return PromptTree::kNoLimit;
     if (high(t)) return part(kLow, limit(t));
     if (t.shared) return limit(t) / 3;
-    return std::max(limit(t) / 20, limit(t) - std::min(limit(t), running_));
+    return std::max(limit(t) / kRoom, limit(t) - std::min(limit(t), running_));
   }
-  std::size_t smallest_room(const KeptTree& t) const { return std::min(t.noted / 2, limit(t) / 32); }
+  std::size_t smallest_room(const KeptTree& t) const { return std::min(t.noted / 2, limit(t) / kRoom); }
 
   std::uint64_t work(KeptTree& t, std::uint64_t quota) {
     std::unique_ptr<Automaton> old;

@@ -33,6 +33,10 @@ from rolltree.tokens import as_tokens
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
 
+_FULL = 0.95
+"""Part of the own trees' bytes above which something must go: what is being rebuilt takes memory until it is done."""
+
+
 @dataclass(slots=True)
 class _Entry:
     key: str
@@ -69,14 +73,15 @@ class RolloutCache:
         self._totals = _Totals()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         shared = int(self.config.capacity_bytes * self.config.shared_fraction) if self.config.shared_window else 0
-        self._own_limit = self.config.capacity_bytes - shared
+        own = self.config.capacity_bytes - shared
+        self._own_limit = max(1, int(own * _FULL))
         self._forest = Forest(
             depth=self.config.depth,
             window=self.config.window,
             decay=self.config.decay,
             context_weight=max(1, round(64 * self.config.context_weight)),
             shared_window=self.config.shared_window,
-            own_bytes=self._own_limit,
+            own_bytes=own,
             shared_bytes=shared,
         )
         if self.config.threads:
