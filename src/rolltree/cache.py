@@ -7,9 +7,9 @@ rollout there, and a prompt that is not held (evicted, or from before a restart)
 Invariants. Trees and store hold the same text: append, settle and journal go through here alone, and a session that
 missed a token through an exception is never kept, whatever `close` is told. After every call the prompts' own trees
 are within their part of `capacity_bytes` or being made smaller: idle prompts are evicted, least recently used first;
-then prompts with live sessions lose their oldest rollouts. A prompt with live sessions is never evicted, and no own tree
-makes room for the shared one, which has a part of its own. What the store holds changes drafts, never rollouts; a store
-that fails is gone without.
+then prompts with live sessions lose their oldest rollouts. A prompt with live sessions is never evicted, and no own
+tree makes room for the shared one, which has a part of its own. What the store holds changes drafts, never rollouts;
+a store that fails is gone without.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from rolltree.store import RolloutStore, StoredRollout
 from rolltree.store.journal import Journal
 from rolltree.tokens import as_tokens
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
-
 
 _FULL = 0.95
 """Part of the own trees' bytes above which something must go: what is being rebuilt takes memory until it is done."""

@@ -1,5 +1,7 @@
 """`rolltree bench draft`: microseconds to draft for a batch and to take in what was emitted, by batch size and threads.
 
+The longest single calls of a full cache with long rollouts come with it (see `pauses`).
+
 The trees hold history, the live requests walk through their recorded rollouts a token a step. Timed is what an engine
 calls: `TreeDrafter.draft` (gathering, ranking, budget) and `TreeDrafter.advance` (learning, appending), with the tree
 that all prompts share. Percentiles are over steps.
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rolltree import machine
+from rolltree.bench.pauses import measure_pauses
 from rolltree.bench.workload import Group, take
 from rolltree.budget import CostModel
 from rolltree.cache import RolloutCache
@@ -34,13 +37,14 @@ def run_draft(
     live: Sequence[int] = (1, 32, 256, 1024),
     threads: Sequence[int] = (1, 2),
     steps: int = 100,
+    long: Sequence[int] = (8192, 32768),
     progress: Callable[[str], None] = lambda case: None,
 ) -> dict[str, object]:
-    """Measure drafting for each data set, shape, number of live requests and number of threads.
+    """Measure drafting by data set, shape, live requests and threads; pauses with rollouts of `long` tokens.
 
     Returns:
         `{"cases": [{case, live_requests, threads, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99,
-        update_microseconds_per_token, drafted_per_request}]}`.
+        update_microseconds_per_token, drafted_per_request}], "pauses": [see `measure_pauses`]}`.
 
     """
     cases = []
@@ -51,7 +55,8 @@ def run_draft(
                     progress(f"{name}, {n} live, {shape}, {count} threads")
                     case = {"case": name, "live_requests": n, "threads": count, "shape": shape}
                     cases.append(case | _measure(groups, n, config, count, steps))
-    return {"cases": cases, "machine": machine.describe(("numpy",))}
+    pauses = measure_pauses(long, progress=progress)
+    return {"cases": cases, "pauses": pauses, "machine": machine.describe(("numpy",))}
 
 
 def _measure(groups: Sequence[Group], live: int, config: DraftConfig, threads: int, steps: int) -> dict[str, float]:
