@@ -56,7 +56,7 @@ def traces(tmp_path_factory):
 
 
 def test_the_document_keeps_its_contract(traces, tmp_path):
-    out = tmp_path / "deep" / "replay.json"
+    out = tmp_path / "replay.json"
     done = rolltree(traces / "new.jsonl", "--history", traces / "old.jsonl", "--drafter", "rolltree,ngram",
                     "--batch", 2, "--batch", 0, "--json", "--out", out)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -125,7 +125,7 @@ def test_verls_dump_is_a_folder_of_steps(tmp_path, tokenizer):
     assert [r.step for r in rollouts] == [9, 9, 9, 10, 10, 10]
     assert [r.sample for r in rollouts] == [0, 1, 0, 0, 1, 0]
     assert [r.prompt_id for r in rollouts[:3]] == ["sum 1 3 = ", "sum 1 3 = ", "sum 2 3 = "]
-    assert rollouts[0].tokens.tolist() == tokenizer.answer("so 1+3: 9").tolist()
+    assert rollouts[0].tokens.tolist() == tokenizer.answer("so 1+3: 9").tokens.tolist()
     with pytest.raises(InvalidInputError, match="--tokenizer FOLDER"):
         Reader(skip_bad_lines=True).read([tmp_path])
 

@@ -8,14 +8,21 @@ from typing import Annotated
 
 import typer
 
-from rolltree.cli.output import console, finish, table
+from rolltree.cli.output import Json, check_folder, console, finish, table
 from rolltree.errors import MissingDependencyError
 
 
 def run(
     run_dir: Annotated[Path, typer.Argument(help="Folder with metrics.jsonl.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the page. Default: RUN_DIR.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            callback=lambda path: path and check_folder(path, "--out"),
+            help="Folder for the page. Default: RUN_DIR.",
+        ),
+    ] = None,
+    json_output: Json = False,
 ) -> None:
     """Draw a run: tokens per pass, speed, acceptance, sources, reward, memory, on one page that needs nothing else.
 
