@@ -12,6 +12,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from rolltree.cli.output import PIPE_CLOSED, silence
 from rolltree.errors import RolltreeError
 
 _FIXES = {
@@ -43,12 +44,14 @@ class Commands(TyperGroup):
 
         Raises:
             SystemFaultError: in place of the system's own error.
+            SystemExit: nobody reads the output any more.
 
         """
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise
+            silence()
+            raise SystemExit(PIPE_CLOSED) from None
         except Exception as error:  # only the system's kinds; all others go on as they are
             if not is_system(error):
                 raise

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rolltree.errors import InvalidInputError
 from rolltree.writing import to_json, write_text
@@ -155,11 +156,11 @@ def finish(document: dict[str, object], *, json_output: bool, out: Path | None) 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Return a rich table; the first column is text, the others are numbers."""
-    made = Table(title=title, title_justify="left")
+    made = Table(title=Text(title), title_justify="left")  # a path or a name may look like markup
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*[format_cell(cell) for cell in row])
+        made.add_row(*[Text(format_cell(cell)) for cell in row])
     return made
 
 

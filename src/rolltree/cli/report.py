@@ -11,6 +11,11 @@ import typer
 from rolltree.cli.output import Json, check_folder, console, finish, table
 from rolltree.errors import MissingDependencyError
 
+_SKIPPED = {
+    "skipped_lines": "lines that are no metrics (torn, or damaged)",
+    "skipped_values": "values that are no finite numbers",
+}
+
 
 def run(
     run_dir: Annotated[Path, typer.Argument(help="Folder with metrics.jsonl.", show_default=False)],
@@ -37,5 +42,8 @@ def run(
     screen = console(json_output)
     document = write_report(run_dir, out)
     screen.print(table(f"{run_dir}: {document['steps']} steps", ["", "all", "first", "last"], table_rows(document)))
+    for key, what in _SKIPPED.items():
+        if document[key]:
+            screen.print(f"{document[key]:,} {what} were left out.")
     screen.print(document["page"], markup=False, highlight=False, soft_wrap=True)
     finish(document, json_output=json_output, out=None)

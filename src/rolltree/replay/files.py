@@ -82,9 +82,11 @@ def records(path: Path) -> Iterator[tuple[int, object]]:
     try:
         for number, record in _parquet(path) if path.suffix == ".parquet" else _lines(path):
             yield number, record
-    except (FileNotFoundError, PermissionError, IsADirectoryError, RolltreeError):
+    except RolltreeError:
         raise
     except Exception as error:  # gzip, zlib, zstandard, pyarrow and the system have their own kinds
+        if isinstance(error, OSError) and error.filename is not None:  # it could not be opened at all
+            raise
         yield number + 1, Broken("", f"the file cannot be read to its end: {error}", ends_file=True)
 
 

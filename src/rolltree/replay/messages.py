@@ -86,7 +86,8 @@ def _message(item: object, name: str) -> Message:
     role = item.get("role")
     if not isinstance(role, str) or role.lower() not in GENERATED | CONTEXT:
         known = ", ".join(sorted(GENERATED | CONTEXT))
-        raise ValueError(f"{name}.role is {role if isinstance(role, str) else _kind(role)!r:.40}, not one of {known}")
+        shown = f"{role!r:.40}" if isinstance(role, str) else _kind(role)
+        raise ValueError(f"{name}.role is {shown}, not one of {known}")
     text, thought, media = _content(item.get("content"), f"{name}.content")
     said = item.get("reasoning_content")
     thought = said if isinstance(said, str) and said else thought
@@ -121,7 +122,8 @@ def _block(block: object, name: str) -> tuple[str, str]:
     if kind in _THOUGHTS:
         text = text if isinstance(text, str) else block.get(str(kind))
     if kind not in _TEXTS | _THOUGHTS or not isinstance(text, str):
-        raise ValueError(f"{name} is a block of type {kind if isinstance(kind, str) else _kind(kind)!r:.40}: not known")
+        shown = f"of type {kind!r:.40}" if isinstance(kind, str) else "whose type is not a text"
+        raise ValueError(f"{name} is a block {shown}: not known, or without text")
     return "text" if kind in _TEXTS else "thought", text
 
 
