@@ -40,6 +40,9 @@ def run(
         reader = Reader()
         earlier = reader.read(history) if history else []
         document = replay_run_ahead(reader.read(files), earlier, profiles, shapes, seeds=seeds, progress=status.update)
+    for line in reader.account.sentences():
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    document["read"] = reader.account.document()
     cases: Any = document["cases"]
     keys = ["mode", "seconds", "speedup_over_cold", "tokens_per_step"]
     more = ["slack_used", "tail_cost_share", "ahead_tokens"]
