@@ -151,22 +151,38 @@ def test_messages_go_through_the_chat_template(tmp_path):
     assert rollouts[0].prompt_id == rollouts[1].prompt_id
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
+def train(folder, **more):
+    """A real training by TRL; returns what was generated for it, and for its evaluations."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     from rolltree.demo.assets import load_model, load_tokenizer
 
+    generated = {"train": [], "eval": []}
+
+    def reward(prompts, completions, **_):
+        generated["train" if trainer.model.training else "eval"] += zip(prompts, completions, strict=True)
+        return [float(len(c)) for c in completions]
+
     args = trl.GRPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4, num_generations=2,
-        max_completion_length=10, max_steps=4, steps_per_generation=2, logging_steps=1, log_completions=True,
-        save_strategy="no", report_to="none", gradient_checkpointing=False, disable_tqdm=True,
+        output_dir=str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=4, num_generations=2,
+        per_device_eval_batch_size=2, max_completion_length=10, logging_steps=1, log_completions=True,
+        num_completions_to_print=0, save_strategy="no", report_to="none", gradient_checkpointing=False,
+        disable_tqdm=True, **more,
     )  # fmt: skip
-    data = datasets.Dataset.from_dict({"prompt": [f"sum {p} 34 = " for p in range(10, 18)]})
+    data, evaluation = (
+        datasets.Dataset.from_dict({"prompt": [f"sum {p} 34 = " for p in numbers]})
+        for numbers in (range(10, 34), (80, 81))
+    )
     trainer = trl.GRPOTrainer(
-        model=load_model(), reward_funcs=lambda completions, **_: [float(len(c)) for c in completions], args=args,
-        train_dataset=data, processing_class=load_tokenizer(),
+        model=load_model(), reward_funcs=reward, args=args, train_dataset=data, processing_class=load_tokenizer(),
+        eval_dataset=evaluation if "eval_steps" in more else None,
     )  # fmt: skip
     trainer.train()
+    return generated
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
+    train(tmp_path, max_steps=4, steps_per_generation=2)
     reader = Reader(tokenizer)
     rollouts = reader.read([tmp_path / "completions"])
     assert len(list((tmp_path / "completions").iterdir())) == 4
@@ -174,6 +190,26 @@ def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
     assert (len(rollouts), reader.repeated) == (16, 16)
     assert {r.sample for r in rollouts} == {0, 1}
     assert all(1 <= len(r.tokens) <= 10 for r in rollouts)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("steps_per_generation", "eval_steps", "logged"),
+    [(2, 3, 20), (1, 2, 12)],  # an evaluation pushes half of the rows out of TRL's queue, or all of them
+)
+def test_trls_own_log_of_a_training_with_evaluation(
+    tmp_path, tokenizer, capsys, steps_per_generation, eval_steps, logged
+):
+    generated = train(
+        tmp_path, max_steps=6, steps_per_generation=steps_per_generation, eval_strategy="steps", eval_steps=eval_steps
+    )
+    reader = Reader(tokenizer)
+    rollouts = reader.read([tmp_path / "completions"])
+    assert len(rollouts) == logged
+    assert {r.prompt_id for r in rollouts} <= {prompt for prompt, _ in generated["train"]}
+    assert not {r.prompt_id for r in rollouts} & {prompt for prompt, _ in generated["eval"]}
+    assert reader.account.evaluation == len(generated["eval"])
+    assert len(Reader(tokenizer, keep_evaluation=True).read([tmp_path])) == logged + len(generated["eval"])
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
