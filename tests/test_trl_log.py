@@ -111,3 +111,8 @@ def test_the_same_prompts_in_every_file_are_reported() -> None:
 )  # fmt: skip
 def test_overlap(before: str, now: str, shared: int) -> None:
     assert overlap(before, now) == shared  # a text is a sequence of rows, too
+
+
+def test_a_converged_policy_at_the_turn_of_an_epoch_is_training() -> None:
+    files = log(rows("abcd", text="42"), rows("efgh", text="42"), rows("hacb", text="42"), queue=8)
+    assert kept(files) == ["aabbccdd", "eeffgghh", "aaccbb"]  # the rows of h stood in the file before: repeats
