@@ -11,10 +11,11 @@ VERL_VENV ?= .venv-verl
 NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
 FUZZ_OPERATIONS ?= 1000000
+FUZZ_EXAMPLES ?= 2000
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz bench gpu-bench bench-peer smollm2 wheel lock clean \
+.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers bench gpu-bench bench-peer smollm2 wheel lock clean \
   vllm-setup vllm-test vllm-bench verl-setup verl-test verl-demo
 
 help:  ## list the targets
@@ -52,6 +53,9 @@ native-test: native-build  ## the core's C++ tests under AddressSanitizer and UB
 
 fuzz: native-build  ## random operations on the core under the sanitizers, FUZZ_OPERATIONS of them (default 1000000)
 	$(NATIVE_BUILD)/fuzz $(FUZZ_OPERATIONS)
+
+fuzz-readers: setup  ## random and damaged logs for `rolltree replay`, FUZZ_EXAMPLES of each kind (default 2000)
+	ROLLTREE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_replay_fuzz.py $(ARGS)
 
 bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUTING.md)
 	$(BIN)/rolltree bench index $(TRACES) --out benchmarks/index.json

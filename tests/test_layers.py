@@ -42,7 +42,7 @@ FRAMEWORKS = "torch transformers trl datasets accelerate"
 HEAVY = "sampling engine trl"
 ROWS = (
     row("errors types _native"),
-    row("tokens config machine metrics"),
+    row("tokens config machine metrics writing"),
     row("budget store runlog"),
     row("cache"),
     row("step_cost lengths runahead"),

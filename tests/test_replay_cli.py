@@ -56,7 +56,7 @@ def traces(tmp_path_factory):
 
 
 def test_the_document_keeps_its_contract(traces, tmp_path):
-    out = tmp_path / "deep" / "replay.json"
+    out = tmp_path / "replay.json"
     done = rolltree(traces / "new.jsonl", "--history", traces / "old.jsonl", "--drafter", "rolltree,ngram",
                     "--batch", 2, "--batch", 0, "--json", "--out", out)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -70,6 +70,9 @@ def test_the_document_keeps_its_contract(traces, tmp_path):
         for case in document["cases"]:
             assert isinstance(case[key], str) or math.isfinite(case[key]), key
     assert document["tokens_per_step"] > 1
+    assert document["formats"] == {"rolltree": document["rollouts"] + document["history_rollouts"]}
+    assert list(document["step_from"]) == ["field step"]
+    assert "Read: " in done.stderr
     assert [step["step"] for step in document["cases"][0]["steps"]] == [1, 2]
     assert "rolltree by step" in done.stderr  # the card is for a person
     assert "\x1b" not in done.stderr  # and a bar only for a terminal

@@ -125,7 +125,7 @@ def test_verls_dump_is_a_folder_of_steps(tmp_path, tokenizer):
     assert [r.step for r in rollouts] == [9, 9, 9, 10, 10, 10]
     assert [r.sample for r in rollouts] == [0, 1, 0, 0, 1, 0]
     assert [r.prompt_id for r in rollouts[:3]] == ["sum 1 3 = ", "sum 1 3 = ", "sum 2 3 = "]
-    assert rollouts[0].tokens.tolist() == tokenizer.answer("so 1+3: 9").tolist()
+    assert rollouts[0].tokens.tolist() == tokenizer.answer("so 1+3: 9").tokens.tolist()
     with pytest.raises(InvalidInputError, match="--tokenizer FOLDER"):
         Reader(skip_bad_lines=True).read([tmp_path])
 
@@ -151,22 +151,38 @@ def test_messages_go_through_the_chat_template(tmp_path):
     assert rollouts[0].prompt_id == rollouts[1].prompt_id
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
+def train(folder, **more):
+    """A real training by TRL; returns what was generated for it, and for its evaluations."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     from rolltree.demo.assets import load_model, load_tokenizer
 
+    generated = {"train": [], "eval": []}
+
+    def reward(prompts, completions, **_):
+        generated["train" if trainer.model.training else "eval"] += zip(prompts, completions, strict=True)
+        return [float(len(c)) for c in completions]
+
     args = trl.GRPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4, num_generations=2,
-        max_completion_length=10, max_steps=4, steps_per_generation=2, logging_steps=1, log_completions=True,
-        save_strategy="no", report_to="none", gradient_checkpointing=False, disable_tqdm=True,
+        output_dir=str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=4, num_generations=2,
+        per_device_eval_batch_size=2, max_completion_length=10, logging_steps=1, log_completions=True,
+        num_completions_to_print=0, save_strategy="no", report_to="none", gradient_checkpointing=False,
+        disable_tqdm=True, **more,
     )  # fmt: skip
-    data = datasets.Dataset.from_dict({"prompt": [f"sum {p} 34 = " for p in range(10, 18)]})
+    data, evaluation = (
+        datasets.Dataset.from_dict({"prompt": [f"sum {p} 34 = " for p in numbers]})
+        for numbers in (range(10, 34), (80, 81))
+    )
     trainer = trl.GRPOTrainer(
-        model=load_model(), reward_funcs=lambda completions, **_: [float(len(c)) for c in completions], args=args,
-        train_dataset=data, processing_class=load_tokenizer(),
+        model=load_model(), reward_funcs=reward, args=args, train_dataset=data, processing_class=load_tokenizer(),
+        eval_dataset=evaluation if "eval_steps" in more else None,
     )  # fmt: skip
     trainer.train()
+    return generated
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
+    train(tmp_path, max_steps=4, steps_per_generation=2)
     reader = Reader(tokenizer)
     rollouts = reader.read([tmp_path / "completions"])
     assert len(list((tmp_path / "completions").iterdir())) == 4
@@ -174,6 +190,26 @@ def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
     assert (len(rollouts), reader.repeated) == (16, 16)
     assert {r.sample for r in rollouts} == {0, 1}
     assert all(1 <= len(r.tokens) <= 10 for r in rollouts)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("steps_per_generation", "eval_steps", "logged"),
+    [(2, 3, 20), (1, 2, 12)],  # an evaluation pushes half of the rows out of TRL's queue, or all of them
+)
+def test_trls_own_log_of_a_training_with_evaluation(
+    tmp_path, tokenizer, capsys, steps_per_generation, eval_steps, logged
+):
+    generated = train(
+        tmp_path, max_steps=6, steps_per_generation=steps_per_generation, eval_strategy="steps", eval_steps=eval_steps
+    )
+    reader = Reader(tokenizer)
+    rollouts = reader.read([tmp_path / "completions"])
+    assert len(rollouts) == logged
+    assert {r.prompt_id for r in rollouts} <= {prompt for prompt, _ in generated["train"]}
+    assert not {r.prompt_id for r in rollouts} & {prompt for prompt, _ in generated["eval"]}
+    assert reader.account.evaluation == len(generated["eval"])
+    assert len(Reader(tokenizer, keep_evaluation=True).read([tmp_path])) == logged + len(generated["eval"])
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
@@ -190,3 +226,154 @@ def test_a_wrong_tokenizer_is_named(tmp_path):
     pytest.importorskip("tokenizers")
     with pytest.raises(InvalidInputError, match="--tokenizer"):
         TextTokenizer(str(tmp_path / "tokenizer.json"))
+
+
+def test_a_file_that_ends_before_its_end_is_never_a_whole_one(tmp_path):
+    whole = gzip.compress((json.dumps(RECORD) + "\n").encode() * 3) + gzip.compress(
+        (json.dumps(RECORD) + "\n").encode()
+    )
+    path = tmp_path / "r.jsonl.gz"
+    path.write_bytes(whole + b"\0" * 512)  # two members, and the padding of a tape
+    assert len(Reader().read([path])) == 4
+    for cut in (whole[:-1], whole[:-8], whole[: len(whole) // 2], whole[:5], b""):
+        path.write_bytes(cut)
+        with pytest.raises(InvalidInputError, match=r"r\.jsonl\.gz:[0-9]+ .*complete file.*--skip-bad-lines"):
+            Reader().read([path])
+        reader = Reader(skip_bad_lines=True)
+        good = write(tmp_path / "good.jsonl", RECORD)
+        assert 1 <= len(reader.read([path, good])) <= 5
+        assert (reader.skipped, reader.account.damaged) == (1, [str(path)])
+    damaged = bytearray(whole)
+    damaged[-5] ^= 1  # the checksum
+    path.write_bytes(damaged)
+    with pytest.raises(InvalidInputError, match="cannot be read to its end"):
+        Reader().read([path])
+
+
+def test_a_zstandard_file_without_its_end(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    frame = zstandard.ZstdCompressor().compress((json.dumps(RECORD) + "\n").encode() * 3)
+    path = tmp_path / "r.jsonl.zst"
+    path.write_bytes(frame + frame)
+    assert len(Reader().read([path])) == 6
+    for cut in (frame[:-1], frame + frame[:-4], frame[: len(frame) // 2], b""):
+        path.write_bytes(cut)
+        with pytest.raises(InvalidInputError, match="complete file"):
+            Reader().read([path])
+
+
+def test_a_parquet_file_without_its_end(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "completions_00001.parquet"
+    pandas.DataFrame({"step": [1], "prompt": ["a"], "completion": ["b"]}).to_parquet(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InvalidInputError, match=r"completions_00001.parquet:1 .*complete file"):
+        Reader().read([path])
+    reader = Reader(skip_bad_lines=True)
+    assert len(reader.read([tmp_path, write(tmp_path / "r.jsonl", RECORD)])) >= 1
+    assert reader.account.damaged == [str(path)]
+
+
+def test_a_skipped_line_is_named_and_its_neighbours_are_read(tmp_path):
+    bad = [
+        b"[" * 200_000,
+        json.dumps(RECORD | {"step": 10**400}).encode(),
+        json.dumps(RECORD).replace('"step": 3', '"step": 1e400').encode(),
+        json.dumps(RECORD).replace('"step": 3', '"step": NaN').encode(),
+        json.dumps({"prompt": "a", "completion": ["b", "c"], "step": 1}).encode(),
+        json.dumps({"prompt": {"role": "user", "content": "a"}, "completion": "b", "step": 1}).encode(),
+        json.dumps(RECORD | {"prompt_id": ["a"]}).encode(),
+        json.dumps(RECORD | {"sample": True}).encode(),
+        b"caf\xe9",
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(RECORD).encode(), *bad, json.dumps(RECORD).encode()]))
+    with pytest.raises(InvalidInputError, match=r"r\.jsonl:2"):
+        Reader().read([path])
+    reader = Reader(skip_bad_lines=True)
+    assert len(reader.read([path])) == 2
+    document = reader.account.document()
+    assert document["skipped_lines"] == len(bad)
+    assert [line["line"] for line in document["skipped"]] == list(range(2, 2 + len(bad)))
+    assert all(line["file"] == str(path) and line["why"] for line in document["skipped"])
+
+
+def test_context_of_a_trace_is_not_generated(tmp_path):
+    path = write(tmp_path / "r.jsonl", RECORD | {"token_ids": [1, 2, 3, 4, 5], "context": [[1, 2], [2, 3], [4, 5]]},
+                 RECORD | {"context": []}, RECORD | {"context": [[0, 3]]})  # fmt: skip
+    reader = Reader()
+    first, second = reader.read([path])
+    assert (first.tokens.tolist(), first.context, first.generated) == ([1, 2, 3, 4], ((1, 3),), 2)  # cut where it ends
+    assert (second.context, second.generated) == ((), 3)
+    assert (reader.empty, reader.account.context_tokens, reader.account.context_spans) == (1, 2, 1)
+    for spans in ([[2, 1]], [[0, 9]], [[1, 2], [0, 1]], [[-1, 1]], [[0, 1.5]], [1], "x", {"0": 1}):
+        with pytest.raises(InvalidInputError, match="context"):
+            Reader().read([write(tmp_path / "b.jsonl", RECORD | {"context": spans})])
+
+
+def test_a_sequence_with_a_mask(tmp_path):  # prime-rl's token export
+    line = {
+        "step": 2,
+        "rank": 5,
+        "token_ids": [1, 2, 3, 4, 5, 6],
+        "loss_mask": [False, False, True, False, True, False],
+    }
+    rollout, again = Reader().read([write(tmp_path / "rank_5.jsonl", line, line)])
+    assert (rollout.prompt.tolist(), rollout.tokens.tolist(), rollout.context) == ([1, 2], [3, 4, 5], ((1, 2),))
+    assert (rollout.step, again.sample, rollout.prompt_id == again.prompt_id) == (2, 1, True)
+    for mask in ([True], "010101", [0, 0, 0, 0, 0, 2]):
+        with pytest.raises(InvalidInputError, match="loss_mask"):
+            Reader().read([write(tmp_path / "b.jsonl", line | {"loss_mask": mask})])
+
+
+def test_the_step_is_asked_for_and_what_was_inferred_is_said(tmp_path, tokenizer):
+    folder = tmp_path / "rollout" / "2"
+    folder.mkdir(parents=True)
+    line = {"task_id": 12, "sample_idx": 0, "prompt": "sum", "completion": "so"}  # AReaL without its versions
+    write(folder / "12.jsonl", line)
+    with pytest.raises(InvalidInputError, match="--step-from"):
+        Reader(tokenizer).read([tmp_path])
+    reader = Reader(tokenizer, step_from="folder")
+    assert [r.step for r in reader.read([tmp_path])] == [2]
+    assert reader.account.document()["step_from"] == {"name of the folder": 1}
+    assert [r.step for r in Reader(tokenizer, step_from="order").read([tmp_path, folder])] == [0, 1]
+    write(folder / "12.jsonl", line | {"head_version": 1, "tail_version": 3})
+    reader = Reader(tokenizer)
+    assert [r.step for r in reader.read([tmp_path])] == [3]
+    assert reader.account.document()["step_from"] == {"field tail_version": 1}
+    assert reader.account.document()["formats"] == {"chat": 1}
+
+
+def test_evaluation_is_left_out_where_the_log_says_so(tmp_path):
+    for place in ("step_2/eval", "step_2/train", "eval-rollout"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / place / "r.jsonl", RECORD, RECORD | {"is_eval": True}, RECORD | {"mode": "eval"})
+    reader = Reader()
+    assert len(reader.read([tmp_path])) == 1
+    assert (reader.account.evaluation, reader.account.evaluation_files) == (2, 2)
+    assert len(Reader().read([tmp_path / "step_2" / "eval"])) == 1  # named by the user, so wanted
+
+
+def test_folders_in_folders_are_read_in_order(tmp_path):
+    for step in (10, 9):
+        (tmp_path / f"step_{step}").mkdir()
+        line = {name: value for name, value in RECORD.items() if name != "step"}
+        write(tmp_path / f"step_{step}" / "rank_3.jsonl", line)
+    assert [r.step for r in Reader().read([tmp_path])] == [9, 10]
+
+
+def test_a_history_of_the_same_trl_log_is_not_repeated(tmp_path, tokenizer):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+
+    def log(step, texts):
+        table = {"step": [step] * len(texts), "prompt": [t[0] for t in texts], "completion": texts}
+        pandas.DataFrame(table).to_parquet(tmp_path / f"completions_{step:05d}.parquet")
+        return tmp_path / f"completions_{step:05d}.parquet"
+
+    first, second, third = log(1, ["s1", "s2"]), log(2, ["s1", "s2"]), log(10, ["t1", "t2"])
+    reader = Reader(tokenizer)
+    assert len(reader.read([first])) == 2
+    assert [r.step for r in reader.read([third, second])] == [10, 10]
+    assert reader.repeated == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -166,3 +167,52 @@ def test_the_command(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "Traceback" not in missing.stderr
     assert "Example: rolltree report" in rolltree("report", "--help").stdout
+
+
+GOOD = {"step": 1, "mode": "train", "attempt": 0, "sums": sums(), "gauges": {"reward": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("line", "lines", "values"),
+    [
+        (json.dumps(GOOD)[:30], 1, 0),  # a killed run
+        (bytes(range(256)), 2, 0),
+        ("[" * 200_000, 1, 0),
+        ("[1]", 1, 0),
+        (json.dumps(GOOD | {"step": [1]}), 1, 0),
+        (json.dumps(GOOD | {"step": 1.5}), 1, 0),
+        (json.dumps(GOOD | {"step": 10**400}), 1, 0),
+        (json.dumps(GOOD | {"attempt": "a"}), 1, 0),
+        (json.dumps(GOOD | {"sums": None}), 1, 0),
+        (json.dumps(GOOD | {"mode": ["train"]}), 0, 0),
+        (json.dumps(GOOD | {"gauges": {"reward": None, "tree_bytes": math.nan, "x": "y", "z": {}, "b": True}}), 0, 5),
+        (json.dumps(GOOD | {"sums": {"tokens": 10**400, "row_steps": math.inf, "seconds": 1e308}}), 0, 3),
+    ],
+)
+def test_whatever_a_run_left_behind(tmp_path: Path, line: str | bytes, lines: int, values: int) -> None:
+    raw = line if isinstance(line, bytes) else line.encode()
+    (tmp_path / "metrics.jsonl").write_bytes(raw + b"\n" + json.dumps(GOOD | {"step": 2}).encode())
+    (tmp_path / "run.json").write_bytes(raw)
+    document = write_report(tmp_path, tmp_path / "out")
+    assert (document["skipped_lines"], document["skipped_values"]) == (lines, values)
+    assert document["last"]["ratios"]["tokens_per_step"] == 2
+    for number in document["last"]["gauges"].values():
+        assert math.isfinite(number)
+
+
+def test_a_run_of_nothing_but_garbage_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n" * 3)
+    with pytest.raises(InvalidInputError, match=r"at least one training step\. 3 lines are no metrics"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InvalidInputError, match=r"a folder that holds metrics\.jsonl"):
+        write_report(tmp_path)
+
+
+def test_names_that_look_like_markup(tmp_path: Path) -> None:
+    folder = tmp_path / "run[/b]"
+    RunLog(folder).write(1, sums(), gauges={"[/red]": 1.0})
+    done = rolltree("report", folder)
+    assert done.returncode == 0, done.stderr
+    assert "[/red]" in done.stdout

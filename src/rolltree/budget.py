@@ -17,6 +17,7 @@ import numpy as np
 from rolltree import _native
 from rolltree.errors import InvalidInputError
 from rolltree.types import Float32Array, Int32Array
+from rolltree.writing import to_json, write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +76,14 @@ class CostModel:
 
     def save(self, path: str | Path) -> None:
         """Freeze into a JSON file, for tests and replays."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_text(path, to_json(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
         """Read a file written by `save`."""
         try:
             return cls(**json.loads(Path(path).read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise InvalidInputError("cost.path", str(path), "a file written by CostModel.save", str(error)) from error
 
 

@@ -7,7 +7,6 @@ Results are written after each part, so a run that ends early leaves what it has
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from rolltree.bench.runahead import Tail
 from rolltree.bench.workload import Group, take
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
+from rolltree.writing import to_json, write_text
 
 PARTS = ("curves", "forced", "real", "exact", "profile", "grpo", "runahead")
 HOST_BATCH = 256  # requests at which the host's share of a step is stated
@@ -155,7 +155,7 @@ def _save(matrix: Matrix, document: dict[str, Any]) -> None:
         for case in document["cases"]
         if case["part"] == "forced" and case["batch"] == min(HOST_BATCH, max(matrix.batches))
     ]  # fmt: skip
-    (matrix.out / "gpu.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+    write_text(matrix.out / "gpu.json", to_json(document, indent=1) + "\n")
 
 
 def _curves(matrix: Matrix, name: str, model: Any, document: dict[str, Any], progress: Progress) -> CostModel:

@@ -297,7 +297,7 @@ def _train(
         _count(run, simulator, len(step.real), is_first=number == 0)
         if isinstance(simulator, AheadSimulator):
             control.end_step(_outcomes(step.real, simulator, profile))
-        real_tokens = sum(len(r.tokens) for r in step.real)
+        real_tokens = sum(r.generated for r in step.real)
         for rollout in step.real:
             lengths.add(rollout.prompt_id, len(rollout.tokens))
     return run
@@ -312,7 +312,7 @@ def _control(mode: str, config: RunAheadConfig | None) -> RunAhead:
 def _count(run: _Run, simulator: Simulator, real: int, *, is_first: bool) -> None:
     run.seconds += simulator.clock
     run.first_seconds += simulator.clock if is_first else 0.0
-    run.tokens += int(simulator.text.length[:real].sum())
+    run.tokens += int(simulator.text.generated[:real].sum())
     run.row_steps += int(simulator.tally.row_steps[:real].sum())
     run.drafted += int(simulator.tally.drafted[:real].sum())
     run.steps += 1
@@ -336,7 +336,7 @@ def _outcomes(real: list[Rollout], simulator: AheadSimulator, profile: Profile) 
         known = outcomes.get(
             rollout.prompt_id, PromptOutcome(key=rollout.prompt_id, rollouts=0, seconds=0.0, paced=0.0)
         )
-        paced = known.paced + held * len(rollout.tokens) / work
+        paced = known.paced + held * rollout.generated / work
         outcomes[rollout.prompt_id] = replace(known, seconds=known.seconds + held, paced=paced)
     return list(outcomes.values())
 

@@ -6,8 +6,6 @@ hundred tokens plus phrases that all prompts share; 3 % of the tokens are novel.
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rolltree.errors import InvalidInputError
+from rolltree.replay.reading import Reader
 from rolltree.tokens import as_tokens
 from rolltree.types import Int32Array
 
@@ -83,11 +82,8 @@ def recorded(history: Path, now: Path, samples: int) -> list[Group]:
 
 def _read(path: Path) -> dict[str, tuple[Int32Array, list[Int32Array]]]:
     groups: dict[str, tuple[Int32Array, list[Int32Array]]] = {}
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        for line in lines:
-            record = json.loads(line)
-            prompt = as_tokens(record["prompt_token_ids"])
-            groups.setdefault(record["prompt_id"], (prompt, []))[1].append(as_tokens(record["token_ids"]))
+    for rollout in Reader().read([path]):
+        groups.setdefault(rollout.prompt_id, (rollout.prompt, []))[1].append(rollout.tokens)
     return groups
 
 

@@ -1,20 +1,25 @@
 """The command line: names, JSON keys and exit codes are a contract (docs/cli.md).
 
-Exit 0: fine; 1: the thing asked about is not so; 2: the user's mistake, one line that names the fix.
+Exit 0: fine; 1: the thing asked about is not so; 2: the user's mistake, or the system's refusal, in one line that names
+the fix; 130: Ctrl-C; 141: the reader of the output went away.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
 
 import rolltree
 from rolltree.cli import bench, demo, doctor, gpu, replay, report, runahead, store, verl
+from rolltree.cli.faults import Commands, sentence
+from rolltree.cli.output import PIPE_CLOSED, silence
 from rolltree.errors import MissingDependencyError, RolltreeError
 
 app = typer.Typer(
     name="rolltree",
+    cls=Commands,
     help="Faster RL rollouts, unchanged samples.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,9 +52,38 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; rolltree's own errors become one line and exit code 2."""
+    """Run the command line; rolltree's own errors and the system's become one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends nothing
+    sys.exit(_run())
+
+
+def _run() -> int | str | None:
+    try:
+        code = _called()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        silence()
+        return PIPE_CLOSED
+    except OSError as error:  # a full disk behind stdout shows up late
+        silence()
+        _say(sentence(error))
+        return 2
+    return code
+
+
+def _called() -> int | str | None:
     try:
         app()
-    except (RolltreeError, FileNotFoundError) as error:
-        typer.echo(f"rolltree: {error}", err=True)
-        sys.exit(1 if isinstance(error, MissingDependencyError) else 2)
+    except SystemExit as end:
+        return end.code
+    except RolltreeError as error:
+        _say(str(error))
+        return 1 if isinstance(error, MissingDependencyError) else 2
+    return 0
+
+
+def _say(text: str) -> None:
+    typer.echo(f"rolltree: {text}", err=True)

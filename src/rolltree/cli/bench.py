@@ -7,13 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from rolltree.cli.output import console, finish, table
+from rolltree.cli.output import Json, Out, check_file, check_outputs, console, finish, table
 from rolltree.errors import InvalidInputError
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")]
 Traces = Annotated[
     list[str] | None, typer.Option("--traces", help="NAME=EARLIER,LATER: trace files of the same prompts.")
 ]
@@ -32,6 +30,10 @@ def _data(traces: list[str] | None, prompts: int, length: int) -> dict[str, Any]
     return data
 
 
+def _files(traces: list[str] | None) -> list[Path]:
+    return [Path(name) for spec in traces or [] for name in spec.partition("=")[2].split(",") if name]
+
+
 @app.command()
 def index(
     traces: Traces = None,
@@ -47,6 +49,7 @@ def index(
     """
     from rolltree.bench.index import run_index
 
+    check_outputs(_files(traces), out=out)
     screen = console(json_output)
     data = _data(traces, 32, length)
     with screen.status("") as status:
@@ -85,6 +88,7 @@ def draft(
     """
     from rolltree.bench.draft import run_draft
 
+    check_outputs(_files(traces), out=out)
     screen = console(json_output)
     data = _data(traces, 128, 400)
     with screen.status("") as status:
@@ -119,7 +123,10 @@ def run_engine_command(
     cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
     save_cost: Annotated[
         Path | None,
-        typer.Option(help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`."),
+        typer.Option(
+            callback=lambda path: path and check_file(path, "--save-cost"),
+            help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`.",
+        ),
     ] = None,
     engine: Annotated[str, typer.Option(help="builtin, or vllm (see `make vllm-setup`).")] = "builtin",
     json_output: Json = False,
@@ -137,6 +144,7 @@ def run_engine_command(
     from rolltree.bench.subjects import peer_installed
     from rolltree.budget import CostModel
 
+    check_outputs([cost] if cost else [], out=out, save_cost=save_cost)
     torch.set_num_threads(threads)
     screen = console(json_output)
     if engine not in ("builtin", "vllm"):

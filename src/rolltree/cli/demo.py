@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rolltree.cli.output import console, finish
+from rolltree.cli.output import Json, Out, check_figure, check_folder, check_outputs, console, finish
 
 
 def run(
@@ -22,10 +22,18 @@ def run(
     max_draft: Annotated[int | None, typer.Option(help="Draft tokens per completion and forward pass.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     compare_generate: Annotated[bool, typer.Option(help="Time the trainer's own generate beside the two runs.")] = True,
-    plot: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("rolltree-demo.png"),
-    run_dir: Annotated[Path | None, typer.Option(help="Folder for metrics, for `rolltree report`.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")] = None,
+    plot: Annotated[
+        Path, typer.Option(callback=lambda path: check_figure(path), help="Where the figure goes: .png, .svg or .pdf.")
+    ] = Path("rolltree-demo.png"),
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            callback=lambda path: path and check_folder(path, "--run-dir"),
+            help="Folder for metrics, for `rolltree report`.",
+        ),
+    ] = None,
+    json_output: Json = False,
+    out: Out = None,
 ) -> None:
     """Run GRPO on a small reasoning task twice, plainly and with rolltree, and compare.
 
@@ -36,6 +44,7 @@ def run(
     from rolltree import demo
     from rolltree.demo.config import DemoConfig
 
+    check_outputs([], out=out, plot=plot)
     given = {"epochs": epochs, "slots": slots, "max_draft": max_draft, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     changes |= {"compare_generate": compare_generate, "plot": plot, "run_dir": run_dir}

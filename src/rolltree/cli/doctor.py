@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from rolltree.cli import proofs
-from rolltree.cli.output import console, finish
+from rolltree.cli.output import Json, console, finish
 from rolltree.cli.proofs import Check
 from rolltree.errors import InvalidInputError
 
@@ -79,7 +79,7 @@ def run(
     wanted: Annotated[
         list[str] | None, typer.Option("--for", help=f"Prove that this works: {', '.join([*PARTS, *ADAPTERS])}.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Say what is installed, what works, and what to do about the rest; exit 1 when something is broken.
 

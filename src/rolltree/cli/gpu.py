@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rolltree.cli.output import console, finish, table
+from rolltree.cli.output import Json, check_folder, console, finish, table
 
 FULL: dict[str, Any] = {
     "model": ["demo", "smollm2-135m", "dummy-1.5b", "dummy-7b"],
@@ -23,7 +23,10 @@ SMALL: dict[str, Any] = {
 
 
 def run(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("gpu-bench"),
+    out: Annotated[
+        Path,
+        typer.Option("--out", callback=lambda path: check_folder(path, "--out"), help="Folder for the results."),
+    ] = Path("gpu-bench"),
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cuda",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     model: Annotated[list[str] | None, typer.Option("--model", help="Repeat it; see docs/gpu.md.")] = None,
@@ -45,7 +48,7 @@ def run(
     exact_samples: Annotated[int, typer.Option(min=100, help="Samples of the chi-square test.")] = 20_000,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the engine's sampler.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: does everything work here?")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Step costs, rollout speed, exactness, host share, a profile, GRPO end to end and run-ahead on a device.
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rolltree import machine
-from rolltree.cli.output import console, finish, table
+from rolltree.cli.output import Json, Out, Plot, check_outputs, console, finish, table
 from rolltree.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from rolltree.replay.records import Selection
     from rolltree.replay.run import ReplayConfig
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")]
-Plot = Annotated[Path | None, typer.Option(help="Draw the figure into this PNG.")]
 History = Annotated[list[Path] | None, typer.Option("--history", help="Rollouts known before; repeat it.")]
 Names = Annotated[
     list[str] | None, typer.Option("--drafter", help="NAME[:OPTION=VALUE]...; repeat it, separate by commas, or all.")
@@ -50,6 +47,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For files that hold text.")] = None,
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Leave out what cannot be read.")] = False,
+    step_from: Annotated[
+        str | None, typer.Option(help="Where the step stands: FIELD, file, folder, or order: each file is a step.")
+    ] = None,
+    keep_evaluation: Annotated[
+        bool, typer.Option("--keep-evaluation", help="Replay evaluation rollouts of a training's log, too.")
+    ] = False,
     plot: Plot = None,
     json_output: Json = False,
     out: Out = None,
@@ -73,9 +76,13 @@ def run(
         samples=samples, history_samples=history_samples or samples, max_tokens=max_tokens,
         split=_choice("--split", split, "all", "even", "odd"), seed=seed,
     )  # fmt: skip
+    check_outputs([*files, *(history or []), *_existing(cost, tokenizer)], out=out, plot=plot)
     screen = console(json_output)
-    document = _replay(screen, config, selection, _reader(tokenizer, skip_bad_lines), files, history or [])
+    reader = _reader(tokenizer, skip_bad_lines=skip_bad_lines, step_from=step_from, keep_evaluation=keep_evaluation)
+    document = _replay(screen, config, selection, reader, files, history or [])
     _show(screen, document)
+    for line in reader.account.sentences(kept_evaluation=keep_evaluation):
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
     if plot is not None:
         from rolltree.replay.figure import draw
 
@@ -83,11 +90,16 @@ def run(
     finish(document | {"plot": str(plot) if plot else None}, json_output=json_output, out=out)
 
 
-def _reader(tokenizer: str | None, skip_bad_lines: bool) -> Reader:
+def _existing(*names: str | None) -> list[Path]:
+    """Options that may be files, where they are."""
+    return [Path(name) for name in names if name and Path(name).exists()]
+
+
+def _reader(tokenizer: str | None, **options: Any) -> Reader:
     from rolltree.replay.reading import Reader
     from rolltree.replay.tokenizing import TextTokenizer
 
-    return Reader(TextTokenizer(tokenizer) if tokenizer else None, skip_bad_lines=skip_bad_lines)
+    return Reader(TextTokenizer(tokenizer) if tokenizer else None, **options)
 
 
 def _replay(
@@ -100,14 +112,13 @@ def _replay(
     recording = selection.select(earlier, reader.read(files))
     with _Bar(screen, config.passes * recording.tokens) as bar:
         document = replay(recording, config, bar)
-    read = {"skipped_lines": reader.skipped, "empty_rollouts": reader.empty, "repeated_rollouts": reader.repeated}
     chosen = {
         "samples": selection.samples,
         "max_tokens": selection.max_tokens,
         "history_rollouts": recording.history_rollouts,
         "split": selection.split,
     }
-    return document | read | chosen | {"machine": machine.describe(("numpy", "arctic-inference"))}
+    return document | reader.account.document() | chosen | {"machine": machine.describe(("numpy", "arctic-inference"))}
 
 
 def _choice(name: str, value: str, *allowed: str) -> Any:
@@ -135,11 +146,6 @@ class _Bar:
         self._bar.update(self._task, advance=tokens, description=case)
 
 
-_LEFT_OUT = {
-    "skipped_lines": "lines that could not be read were",
-    "empty_rollouts": "rollouts without a token were",
-    "repeated_rollouts": "rollouts that TRL logged again, for another optimizer step, were",
-}
 _CASES = {
     "drafter": "drafter",
     "batch": "slots",
@@ -166,6 +172,3 @@ def _show(screen: Console, document: dict[str, Any]) -> None:
         keys = ["step", "tokens_per_step", "drafted_per_step", "acceptance_rate", "generation_seconds", "speedup"]
         steps = [[str(step[key]) if key == "step" else step[key] for key in keys] for step in first["steps"]]
         screen.print(table(f"{first['drafter']} by step", ["step", *keys[1:]], steps))
-    for key, what in _LEFT_OUT.items():
-        if document[key]:
-            screen.print(f"{document[key]:,} {what} left out.")

@@ -8,14 +8,26 @@ from typing import Annotated
 
 import typer
 
-from rolltree.cli.output import console, finish, table
+from rolltree.cli.output import Json, check_folder, console, finish, table
 from rolltree.errors import MissingDependencyError
+
+_SKIPPED = {
+    "skipped_lines": "lines that are no metrics (torn, or damaged)",
+    "skipped_values": "values that are no finite numbers",
+}
 
 
 def run(
     run_dir: Annotated[Path, typer.Argument(help="Folder with metrics.jsonl.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the page. Default: RUN_DIR.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            callback=lambda path: path and check_folder(path, "--out"),
+            help="Folder for the page. Default: RUN_DIR.",
+        ),
+    ] = None,
+    json_output: Json = False,
 ) -> None:
     """Draw a run: tokens per pass, speed, acceptance, sources, reward, memory, on one page that needs nothing else.
 
@@ -30,5 +42,8 @@ def run(
     screen = console(json_output)
     document = write_report(run_dir, out)
     screen.print(table(f"{run_dir}: {document['steps']} steps", ["", "all", "first", "last"], table_rows(document)))
+    for key, what in _SKIPPED.items():
+        if document[key]:
+            screen.print(f"{document[key]:,} {what} were left out.")
     screen.print(document["page"], markup=False, highlight=False, soft_wrap=True)
     finish(document, json_output=json_output, out=None)

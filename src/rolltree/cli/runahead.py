@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rolltree.cli.bench import Json, Out
-from rolltree.cli.output import console, finish, table
+from rolltree.cli.output import Json, Out, check_outputs, console, finish, table
 from rolltree.errors import InvalidInputError
 
 
@@ -33,14 +32,17 @@ def run(
     from rolltree.replay.profiles import load_profile
     from rolltree.replay.reading import Reader
 
+    check_outputs([*files, *(history or [])], out=out)
     screen = console(json_output)
     profiles = [load_profile(name) for name in cost or ["h100-7b", "h100-1.5b", "cpu-2core"]]
     shapes = [Shape(**_sizes(text)) for text in shape or ["2x8", "5x8", "10x8"]]
     with screen.status("") as status:
-        earlier = Reader(None).read(history) if history else []
-        document = replay_run_ahead(
-            Reader(None).read(files), earlier, profiles, shapes, seeds=seeds, progress=status.update
-        )
+        reader = Reader()
+        earlier = reader.read(history) if history else []
+        document = replay_run_ahead(reader.read(files), earlier, profiles, shapes, seeds=seeds, progress=status.update)
+    for line in reader.account.sentences():
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+    document["read"] = reader.account.document()
     cases: Any = document["cases"]
     keys = ["mode", "seconds", "speedup_over_cold", "tokens_per_step"]
     more = ["slack_used", "tail_cost_share", "ahead_tokens"]

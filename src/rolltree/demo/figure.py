@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rolltree.writing import beside
+
 INK, PLAIN, STOCK = "#1f4e9c", "#c25b12", "#6b6b6b"
 
 
@@ -19,8 +21,8 @@ def draw(epochs: list[dict[str, Any]], path: Path, title: str) -> None:
     _draw_reward(reward, epochs)
     _draw_speedup(speed, epochs)
     figure.suptitle(title, fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with beside(path) as draft:
+        figure.savefig(draft, dpi=130)
 
 
 def _draw_reward(axes: Any, epochs: list[dict[str, Any]]) -> None:

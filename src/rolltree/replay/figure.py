@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import MissingDependencyError
+from rolltree.writing import beside
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Write the four panels as a PNG.
+    """Write the four panels, in the format that the name's ending says.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -41,8 +42,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
     _label(panels[0, 1], f"Speedup over no drafts ({document['cost_profile']})", "slots", "times")
     _label(panels[1, 0], "Acceptance by place in the draft", "place", "share of verified tokens")
     _label(panels[1, 1], "Calibration", "claimed survival", "accepted share")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with beside(path) as draft:
+        figure.savefig(draft, dpi=110)
 
 
 def _ceiling(axes: Any, cases: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ Token arrays are int32. Does not read files (see `reading`) and changes no token
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ from rolltree.errors import InvalidInputError
 from rolltree.types import Int32Array
 
 Split = Literal["all", "even", "odd"]
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,31 @@ class Rollout:
     """Which of the prompt's samples of this step."""
     file: str = ""
     """Name of the file it was read from."""
+    context: tuple[Span, ...] = ()
+    """Parts [start, stop) of `tokens` that were not generated (tool output): in order, apart, none at the end."""
+
+    @property
+    def generated(self) -> int:
+        """Tokens that the policy wrote."""
+        return len(self.tokens) - sum(stop - start for start, stop in self.context)
+
+    def segments(self) -> Iterator[tuple[Int32Array, bool]]:
+        """The rollout cut into (tokens, whether they are context), in order."""
+        at = 0
+        for start, stop in (*self.context, (len(self.tokens),) * 2):
+            if start > at:
+                yield self.tokens[at:start], False
+            if stop > start:
+                yield self.tokens[start:stop], True
+            at = stop
+
+    def cut(self, length: int) -> Rollout:
+        """The first `length` tokens, ending with one that was generated."""
+        spans = tuple((start, min(stop, length)) for start, stop in self.context if start < length)
+        end = min(length, len(self.tokens))
+        if spans and spans[-1][1] == end:
+            end, spans = spans[-1][0], spans[:-1]
+        return replace(self, tokens=self.tokens[:end], context=spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +87,7 @@ class Recording:
     @property
     def tokens(self) -> int:
         """Tokens to generate."""
-        return sum(len(rollout.tokens) for rollout in self.rollouts)
+        return sum(rollout.generated for rollout in self.rollouts)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +114,7 @@ class Selection:
 
         """
         rollouts, history = [self._cut(rollout) for rollout in rollouts], list(history)
+        rollouts = [rollout for rollout in rollouts if len(rollout.tokens)]  # a cut may leave nothing but tool output
         for rollout in [*rollouts, *history]:
             self._place.setdefault(rollout.prompt_id, len(self._place))
         recording = Recording(self._steps(history, self.history_samples), self._steps(rollouts, self.samples))
@@ -105,7 +132,7 @@ class Selection:
     def _cut(self, rollout: Rollout) -> Rollout:
         if self.max_tokens is None or len(rollout.tokens) <= self.max_tokens:
             return rollout
-        return replace(rollout, tokens=rollout.tokens[: self.max_tokens])
+        return rollout.cut(self.max_tokens)
 
     def _chosen(self, prompt_id: str) -> bool:
         return self.split == "all" or self._place[prompt_id] % 2 == (self.split == "odd")

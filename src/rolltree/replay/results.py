@@ -32,7 +32,7 @@ def generation_seconds(runs: Sequence[StepRun]) -> float:
 def summary(runs: Sequence[StepRun]) -> Numbers:
     """Everything about a sequence of steps except what needs another drafter to compare with."""
     tallies = [run.tally for run in runs]
-    tokens = sum(len(r.tokens) for run in runs for r in run.step.rollouts)
+    tokens = sum(r.generated for run in runs for r in run.step.rollouts)
     row_steps = sum(int(t.row_steps.sum()) for t in tallies)
     latency = np.concatenate([t.finish for t in tallies])
     service = np.concatenate([t.finish - t.start for t in tallies])
@@ -120,7 +120,7 @@ def _of_file(runs: Sequence[StepRun], name: str) -> Numbers:
     tokens, latency = 0, list[float]()
     for run in runs:
         mine = np.array([r.file == name for r in run.step.rollouts], np.bool_)
-        tokens += sum(len(r.tokens) for r in run.step.rollouts if r.file == name)
+        tokens += sum(r.generated for r in run.step.rollouts if r.file == name)
         latency += run.tally.finish[mine].tolist()
         for key in sums:
             sums[key] += int(getattr(run.tally, key)[mine].sum())

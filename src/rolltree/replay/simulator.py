@@ -2,7 +2,8 @@
 
 All samples of a prompt are submitted together, in recorded order. Every live request emits its accepted draft tokens
 and one more in each engine step; others see tokens only after the step that decoded them. A prompt is prefilled once a
-policy step, with its first sample, in the step that admits it. The engine does not know where a rollout ends.
+policy step, with its first sample, in the step that admits it. The engine does not know where a rollout ends. Parts of
+a rollout that were not generated (tool output) are taken in whole, like a prompt, before the step that follows them.
 
 Simulated time comes from the cost profile alone. The drafter's own time is measured and reported, never added in.
 """
@@ -39,11 +40,37 @@ class Text:
     def __init__(self, rollouts: Sequence[Rollout], window: int) -> None:
         self.length: Int64Array = np.array([len(r.tokens) for r in rollouts], np.int64)
         self.prompt: Int64Array = np.array([len(r.prompt) for r in rollouts], np.int64)
+        self.generated: Int64Array = np.array([r.generated for r in rollouts], np.int64)
         self.start = np.concatenate(([0], np.cumsum(self.length + window)[:-1])).astype(np.int64)
         self._flat = np.full(int((self.length + window).sum()), -1, np.int32)
         for start, rollout in zip(self.start.tolist(), rollouts, strict=True):
             self._flat[start : start + len(rollout.tokens)] = rollout.tokens
         self._window = np.arange(window)
+        pairs = zip(self.start.tolist(), rollouts, strict=True)
+        spans = [(start + a, start + b) for start, rollout in pairs for a, b in rollout.context]
+        self._spans: Int64Array = np.array([*spans, (len(self._flat) + 1,) * 2], np.int64)
+
+    @property
+    def has_context(self) -> bool:
+        """Whether any rollout has parts that were not generated."""
+        return len(self._spans) > 1
+
+    def turn_end(self, rollout: Int64Array, position: Int64Array) -> Int64Array:
+        """Return int64 [B]: where the part that is generated from `position` on ends."""
+        length = self.length[rollout]
+        if not self.has_context:
+            return length
+        start = self.start[rollout]
+        following: Int64Array = self._spans[np.searchsorted(self._spans[:, 0], start + position), 0]
+        end: Int64Array = np.minimum(length, following - start)
+        return end
+
+    def context_at(self, rollout: int, position: int) -> Int32Array:
+        """Return what is not generated from `position` on, inside the rollout; usually nothing."""
+        at = int(self.start[rollout]) + position
+        begin, stop = self._spans[np.searchsorted(self._spans[:, 0], at)].tolist()
+        limit = int(self.start[rollout] + self.length[rollout])
+        return self._flat[at : min(stop, limit)] if begin == at else self._flat[:0]
 
     def ahead(self, rollout: Int64Array, position: Int64Array) -> Int32Array:
         """Return int32 [B, window]: what each rollout continues with from `position`."""
@@ -81,20 +108,40 @@ class Simulator:
         self.progress(self._unreported)
 
     def _step(self) -> None:
-        truth = self.text.ahead(self._rollout, self._position)
+        self._take_in_context()
+        left = self.text.turn_end(self._rollout, self._position) - self._position
+        truth = self._truth(left)
         self._tell()
         self.drafter.reveal(truth)
         begin = time.perf_counter()
         batch = self.drafter.draft(self._handle, np.full(len(self._handle), self.max_draft, np.int32))
         drafting = time.perf_counter() - begin
         verdict = verify(batch, truth)
-        emitted = np.minimum(verdict.accepted + 1, self.text.length[self._rollout] - self._position)
+        emitted = np.minimum(verdict.accepted + 1, left)
         load = self._load(batch)
         self._spend(load)
         self.tally.step(load, self._rollout, batch, verdict)
         updating = self._advance(truth, emitted)
         self.tally.host(drafting, updating)
         self._report(int(emitted.sum()))
+
+    def _truth(self, left: Int64Array) -> Int32Array:
+        """What each request goes on with, -1 past the end of what it generates now."""
+        truth = self.text.ahead(self._rollout, self._position)
+        if self.text.has_context:
+            truth[np.arange(truth.shape[1]) >= left[:, None]] = -1
+        return truth
+
+    def _take_in_context(self) -> None:
+        """Give every request that stands before tool output the whole of it."""
+        if not self.text.has_context:
+            return
+        for row, (index, handle) in enumerate(zip(self._rollout.tolist(), self._handle.tolist(), strict=True)):
+            tokens = self.text.context_at(index, int(self._position[row]))
+            if len(tokens):
+                self.drafter.take_in(handle, tokens)
+                self._position[row] += len(tokens)
+                self._prefill += len(tokens)
 
     def _advance(self, truth: Int32Array, emitted: Int64Array) -> float:
         tokens = truth[np.arange(truth.shape[1]) < emitted[:, None]]

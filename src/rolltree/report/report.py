@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from rolltree import runlog
 from rolltree.errors import InvalidInputError
 from rolltree.report.figures import Figure, draw_all
+from rolltree.report.rows import read_about, read_rows
 from rolltree.report.summary import summarise
+from rolltree.writing import write_text
 
 PAGE = "report.html"
 _LABELS = {
@@ -32,26 +32,29 @@ def write_report(run_dir: str | PathLike[str], out: str | PathLike[str] | None =
     """Read `run_dir`, write `report.html` and `figures/*.svg` into `out` (default: the run's own folder).
 
     Returns:
-        `{run_dir, page, figures: [path], steps, attempts, all, first, last}`; the last three are
-        `{sums, ratios, gauges}` of all steps, the first fifth and the last fifth.
+        `{run_dir, page, figures: [path], steps, attempts, skipped_lines, skipped_values, all, first, last}`; the last
+        three are `{sums, ratios, gauges}` of all steps, the first fifth and the last fifth.
 
     Raises:
         InvalidInputError: the folder holds no metrics of a training step.
 
     """
     folder, target = Path(run_dir), Path(out or run_dir)
-    rows = runlog.steps(folder)
+    read = read_rows(folder)
+    rows = read.steps
     if not rows:
-        raise InvalidInputError("run_dir", str(run_dir), "a run with at least one training step")
+        fix = f"{read.skipped_lines} lines are no metrics." if read.skipped_lines else ""
+        raise InvalidInputError("run_dir", str(run_dir), "a run with at least one training step", fix)
     summary, figures = summarise(rows), draw_all(rows)
     attempts = 1 + max(row["attempt"] for row in rows)
     (target / "figures").mkdir(parents=True, exist_ok=True)
     paths = [target / "figures" / f"{figure.name}.svg" for figure in figures]
     for path, figure in zip(paths, figures, strict=True):
-        path.write_text(figure.svg)
-    (target / PAGE).write_text(_page(folder, summary, figures, attempts))
+        write_text(path, figure.svg)
+    write_text(target / PAGE, _page(folder, summary, figures, attempts))
     files = {"page": str(target / PAGE), "figures": [str(path) for path in paths]}
-    return {"run_dir": str(run_dir), **files, "attempts": attempts, **summary}
+    skipped = {"skipped_lines": read.skipped_lines, "skipped_values": read.skipped_values}
+    return {"run_dir": str(run_dir), **files, "attempts": attempts, **skipped, **summary}
 
 
 def _page(folder: Path, summary: dict[str, Any], figures: list[Figure], attempts: int) -> str:
@@ -64,7 +67,7 @@ def _page(folder: Path, summary: dict[str, Any], figures: list[Figure], attempts
         attempts=attempts,
         rows=table_rows(summary),
         figures=figures,
-        about=_about(folder),
+        about=read_about(folder),
     )
 
 
@@ -83,19 +86,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
-
-
-def _about(folder: Path) -> list[tuple[str, str]]:
-    """What run.json says, flat; empty where there is none."""
-    try:
-        document = json.loads((folder / runlog.ABOUT).read_text())
-    except (OSError, json.JSONDecodeError):
-        return []
-    return list(_flat(document.get("about", {}))) + list(_flat(document.get("machine", {})))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for name, value in values.items():
-        found += _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else [(prefix + name, str(value))]
-    return found

@@ -38,6 +38,10 @@ class ReplayDrafter(ABC):
     def close(self, handle: int, *, keep: bool = True) -> None:
         """See Drafter."""
 
+    def take_in(self, handle: int, tokens: Int32Array) -> None:
+        """Hear of text that a request goes on with and did not generate (tool output)."""
+        self.advance(np.array([handle], np.int64), tokens, np.array([0, len(tokens)], np.int32))
+
     def remember(self, rollouts: Sequence[Rollout]) -> None:
         """Take in finished rollouts of an earlier step."""
         return

@@ -53,7 +53,14 @@ class RolltreeDrafter(ReplayDrafter):
     def remember(self, rollouts: Sequence[Rollout]) -> None:
         """See ReplayDrafter."""
         for rollout in rollouts:
-            self.cache.add(rollout.prompt, rollout.tokens, key=rollout.prompt_id)
+            session = self.cache.open(rollout.prompt, key=rollout.prompt_id)
+            for tokens, context in rollout.segments():
+                self.cache.extend(session, tokens, context=context)
+            self.cache.close(session)
+
+    def take_in(self, handle: int, tokens: Int32Array) -> None:
+        """See ReplayDrafter; counted like prompt text."""
+        self.cache.extend(handle, tokens, context=True)
 
     def begin(self, version: int) -> None:
         """See ReplayDrafter."""
