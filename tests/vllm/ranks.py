@@ -32,9 +32,9 @@ def external(rank: int, folder: Path) -> dict[str, Any]:
     """Generate without speculation, with it, and with faults planted in one rank."""
     from rolltree.vllm import Control
 
-    lines = listen()
     # One beside the other: ending an engine ends the process group, and torchrun's store gives it once.
     with two_ranks("none", "external_launcher") as plain, two_ranks("rolltree", "external_launcher") as llm:
+        lines = listen()
         seen = {"right": greedy(plain), "sampled_right": sampled(plain)}
         seen |= learned_and_frozen(llm, folder)
         seen["sampled"] = [sampled(llm), sampled(llm)]
@@ -110,7 +110,7 @@ def failed_once(llm: Any, rank: int) -> dict[str, Any]:
     advance, calls = drafter.advance, iter(range(10**6))
 
     def failing(*arguments: Any) -> None:
-        if next(calls) == 10:
+        if next(calls) == 3:
             raise RuntimeError("planted")
         advance(*arguments)
 
