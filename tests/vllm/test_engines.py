@@ -56,7 +56,7 @@ def test_the_budget_switches_drafting_off(tmp_path: Path) -> None:
         generate(llm, prompts(8))
         observer = proposer(llm).observer
         assert observer.observations > 20
-        assert 1e-5 < observer.freeze().seconds(8) < 10
+        assert observer.freeze() != observer.prior
 
 
 def test_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
