@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from rolltree.errors import InvalidInputError, StoreError
 from rolltree.store.faults import StoreLockedError, translated
-from rolltree.store.location import Identity, identity, users
+from rolltree.store.location import Identity, existing, identity, look_at, users
 from rolltree.store.schema import connect
 
 T = TypeVar("T")
@@ -46,6 +46,9 @@ class Connection:
         self._identity = identity(self._file)
         _check_safe(path)
         with _opening, self._lock:
+            (look_at if make else existing)(
+                path
+            )  # once: from here on, the file is not to be opened by others than SQLite
             users.add(self)
             self._database = connect(path, make=make)
             self._identity = identity(self._file)

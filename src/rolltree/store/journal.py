@@ -19,7 +19,7 @@ import numpy as np
 from rolltree.errors import InvalidInputError, StoreCorruptedError
 from rolltree.store.record import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.store.store import RolloutStore
-from rolltree.tokens import as_key, as_version
+from rolltree.tokens import as_key, as_tokens, as_version
 from rolltree.types import Float32Array, Int32Array, Int64Array
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Journal:
             return
         start = len(page.text)
         try:
-            page.text.frombytes(tokens.tobytes())
+            page.text.frombytes(_bytes(tokens))
         except Exception as error:
             self.spoil(session, error)
             return
@@ -79,7 +79,7 @@ class Journal:
     def advance(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """Append tokens[offsets[b]:offsets[b + 1]] to session b: int64 [B], int32 [n], int32 [B + 1]."""
         try:
-            pages, new, ends = self._pages, array("i", tokens.tobytes()), offsets.tolist()
+            pages, new, ends = self._pages, array("i", _bytes(tokens)), offsets.tolist()
             for session, start, stop in zip(sessions.tolist(), ends[:-1], ends[1:], strict=True):
                 page = pages.get(session)
                 if page is not None:
@@ -176,3 +176,7 @@ class Journal:
         if self._gone is None:
             _log.warning("Going on without what the store knows: %s", error)
         self._gone = self.store.commits
+
+
+def _bytes(tokens: Int32Array) -> bytes:
+    return (tokens if tokens.dtype == np.int32 else as_tokens(tokens)).tobytes()

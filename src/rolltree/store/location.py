@@ -86,10 +86,13 @@ def existing(path: object) -> Path:
 
 
 def look_at(path: Path) -> None:
-    """Refuse what cannot be a store, without opening it; a file that is missing or empty passes.
+    """Refuse what cannot be a store, before SQLite sees it (which writes over short files that are none).
+
+    A file that is missing or empty passes.
 
     Raises:
-        InvalidInputError: no folder for it, a folder itself, or a device.
+        InvalidInputError: no folder for it, a folder itself, a device, or a file of another kind.
+        StoreCorruptedError: a file of no kind that is known.
         StoreError: the system does not let us look.
 
     """
@@ -99,6 +102,8 @@ def look_at(path: Path) -> None:
     if mode is not None and not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"
         raise InvalidInputError("store.path", str(path), "a file", f"This is {what}.")
+    if mode is not None and not in_use(path):
+        _check_kind(path, beginning(path))
 
 
 def is_empty(path: Path) -> bool:
@@ -109,16 +114,8 @@ def is_empty(path: Path) -> bool:
         return False
 
 
-def explain(path: Path) -> None:
-    """Say better what a file is that SQLite calls no database; nothing where that is not known.
-
-    Raises:
-        InvalidInputError: a file of another kind.
-        StoreCorruptedError: a file of no kind that is known.
-        StoreError: it cannot be read.
-
-    """
-    if in_use(path) or (head := beginning(path)) == SQLITE:
+def _check_kind(path: Path, head: bytes) -> None:
+    if not head or head == SQLITE:
         return
     if kind := kind_of(head):
         fix = f"This is a {kind}. `rolltree store import STORE FILE` adds recorded rollouts to a store."

@@ -11,9 +11,9 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
-from rolltree.errors import InvalidInputError, StoreCorruptedError, StoreVersionError
+from rolltree.errors import InvalidInputError, StoreVersionError
 from rolltree.store.faults import translated
-from rolltree.store.location import explain, look_at
+from rolltree.store.location import look_at
 
 VERSION = 1
 APPLICATION = 0x524F4C54  # "ROLT": tells our file from any other database
@@ -44,14 +44,6 @@ def connect(path: Path, *, make: bool = True) -> sqlite3.Connection:
 
     """
     look_at(path)
-    try:
-        return _connect(path, make)
-    except StoreCorruptedError:
-        explain(path)
-        raise
-
-
-def _connect(path: Path, make: bool) -> sqlite3.Connection:
     name = quote(os.fsencode(os.path.abspath(path)))
     with translated(path):
         database = sqlite3.connect(
