@@ -136,6 +136,26 @@ def test_a_full_disk_keeps_what_waits(path: Path, caplog) -> None:
     assert caplog.text.count("Rollouts wait in memory") == 1
 
 
+def test_a_read_tells_what_failed_from_what_another_wrote_meanwhile(path: Path) -> None:
+    """The rows of a transaction that failed had ids, which another process may use after that."""
+    big = np.arange(200_000)
+    with RolloutStore(path) as store, RolloutStore(path) as other:
+        store.add(PROMPT, [0])
+        store.flush()
+        store._writer._database.execute("PRAGMA max_page_count = 20")
+        added = [[1], [2], big.tolist()]
+        for tokens in added:
+            store.add(PROMPT, tokens)
+        with pytest.raises(StoreError, match="full"):
+            store.flush()
+        for tokens in ([7], [8], [9]):
+            other.add(PROMPT, tokens)
+        other.flush()
+        assert texts(store.rollouts(PROMPT)) == [[0], [7], [8], [9], *added]
+        assert len(store) == 7
+        assert texts(store.recall(PROMPT, last=4)) == [[9], *added]
+
+
 HOLD = """
 import sqlite3, sys
 other = sqlite3.connect(sys.argv[1], isolation_level=None)
