@@ -17,8 +17,9 @@ import pytest
 
 from rolltree import RolloutCache, RolloutStore
 from rolltree.errors import InvalidInputError, StoreError
-from rolltree.store import compact, schema, writer
+from rolltree.store import StoredRollout, compact, schema, writer
 from rolltree.store.journal import Journal
+from rolltree.store.pending import Pending
 
 PROMPT = [3, 1, 2]
 
@@ -58,14 +59,16 @@ def texts(rollouts) -> list[list[int]]:
     return [rollout.token_ids.tolist() for rollout in rollouts]
 
 
-def test_the_order_of_puts_survives_failed_writes(path: Path, quick) -> None:
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_the_order_of_puts_survives_failed_writes(path: Path, quick, failures: int) -> None:
     with RolloutStore(path) as store:
         with locked(path):
             for i in range(40):
                 store.add(PROMPT, [i])
-            for _ in range(2):  # each puts all of them back
+            for _ in range(failures):  # each puts all of them back
                 with pytest.raises(StoreError, match="locked"):
                     store.flush()
+                assert texts(store.rollouts(PROMPT)) == [[i] for i in range(40)]
             for i in range(40, 60):
                 store.add(PROMPT, [i])
             assert texts(store.rollouts(PROMPT)) == [[i] for i in range(60)]  # from memory
@@ -178,8 +181,9 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate("")
 
 
-def test_no_read_waits_for_a_lock_that_another_process_holds(path: Path, holder) -> None:
-    """With the lock held for good and no limit to the writer's patience, every read must come back."""
+def test_no_read_waits_for_a_lock_that_another_process_holds(path: Path, holder, monkeypatch) -> None:
+    """With the lock held for good and no end to the writer's patience, every read must come back."""
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 1e6)
     store, came_back = RolloutStore(path), threading.Event()
 
     def read() -> None:
@@ -307,6 +311,23 @@ def test_the_bound_drops_the_oldest_and_never_what_is_being_written(path: Path, 
     assert 0 < caplog.text.count("ERROR") < 20  # not one line for each
 
 
+def test_what_is_being_written_is_not_dropped() -> None:
+    pending = Pending()
+    for i in range(6):
+        pending.add(StoredRollout.of([1], [i]), b"digest")
+    flying = pending.first(2)
+    assert [pending.drop().number for _ in range(2)] == [3, 4]
+    assert pending.at_rest == 2
+    pending.remove(flying[0])
+    pending.landed()  # the write of the other failed
+    assert pending.at_rest == 3
+    assert [one.number for one in pending.first(9)] == [one.number for one in pending.of(b"digest", None)] == [2, 5, 6]
+    assert pending.drop() is None
+    pending.landed()
+    assert [pending.drop().number for _ in range(3)] == [2, 5, 6]
+    assert (pending.drop(), len(pending), pending.of(b"digest", None)) == (None, 0, [])
+
+
 def journal_of(store: RolloutStore) -> tuple[Journal, np.ndarray]:
     journal = Journal(store)
     journal.open(1, np.array(PROMPT, np.int32), None, 0)
@@ -352,9 +373,10 @@ def test_annotations_add_up(path: Path) -> None:
         cache = RolloutCache(store=store)
         session = cache.open(PROMPT)
         cache.extend(session, [5, 6])
-        cache.annotate(session, sample=3, reward=1.0)
-        cache.annotate(session, logprobs=[-1.0, -2.0])
+        cache.annotate(session, sample=2, reward=1.0)
         cache.annotate(session, reward=np.float32(0.5))
+        cache.annotate(session, logprobs=[-1.0, -2.0])
+        cache.annotate(session, sample=3)
         for bad in ({"sample": 1.5}, {"reward": "1"}, {"logprobs": [["x"]]}, {"sample": 2**63}, {"logprobs": "ab"}):
             with pytest.raises(InvalidInputError, match=next(iter(bad))):
                 cache.annotate(session, **({"sample": 9} | bad))
