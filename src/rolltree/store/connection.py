@@ -16,10 +16,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rolltree.errors import InvalidInputError, StoreError
+from rolltree.store import schema
 from rolltree.store.faults import StoreLockedError, translated
 from rolltree.store.location import Identity, existing, identity, look_at, users
 from rolltree.store.schema import connect
@@ -46,12 +48,18 @@ class Connection:
         self._identity = identity(self._file)
         _check_safe(path)
         with _opening, self._lock:
-            (look_at if make else existing)(
-                path
-            )  # once: from here on, the file is not to be opened by others than SQLite
-            users.add(self)
-            self._database = connect(path, make=make)
-            self._identity = identity(self._file)
+            self._begin(make)
+
+    def _begin(self, make: bool) -> None:
+        """Look at the file before SQLite has it: from then on, nothing else may open it in this process."""
+        (look_at if make else existing)(self.path)
+        users.add(self)
+        try:
+            self._database = connect(self.path, make=make, patience=schema.BUSY_SECONDS)
+        except BaseException:
+            self._closed = True
+            raise
+        self._identity = identity(self._file)
 
     def use(self, work: Callable[[sqlite3.Connection], T], patience: float = 0.0) -> T:
         """Return what `work` does with the connection; tried again for `patience` seconds while the file is locked.
@@ -118,13 +126,12 @@ class Connection:
         """Before a fork: wait for the statement that runs, then close. False for what cannot be had in time."""
         if not self._lock.acquire(timeout=FORK_SECONDS):
             return False
-        try:
-            assert not self._users, "a signal handler forks in the midst of a statement of its own thread"
-            self.park()
-        except (AssertionError, sqlite3.Error):
-            self._lock.release()
-            return False
-        return True
+        if self._users == 0:  # otherwise a signal handler forks in the midst of a statement of its own thread
+            with suppress(sqlite3.Error):
+                self.park()
+                return True
+        self._lock.release()
+        return False
 
     def release(self) -> None:
         """After a fork, in the parent."""

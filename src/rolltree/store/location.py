@@ -118,7 +118,7 @@ def _check_kind(path: Path, head: bytes) -> None:
     if not head or head == SQLITE:
         return
     if kind := kind_of(head):
-        fix = f"This is a {kind}. `rolltree store import STORE FILE` adds recorded rollouts to a store."
+        fix = f"This is a {kind}. `rolltree store import STORE FILE` adds JSON lines, gzipped or not."
         raise InvalidInputError("store.path", str(path), "a store, as RolloutStore writes it", fix)
     raise StoreCorruptedError(
         f"{path} is no store: it does not begin as SQLite's files do. Name another file; or, where it was a store whose"

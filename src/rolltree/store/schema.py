@@ -31,10 +31,10 @@ CREATE INDEX rollout_prompt ON rollout (prompt);
 """
 
 
-def connect(path: Path, *, make: bool = True) -> sqlite3.Connection:
+def connect(path: Path, *, make: bool = True, patience: float = 0.0) -> sqlite3.Connection:
     """Open the store at `path`; with `make`, it is made when there is none.
 
-    The connection waits for nobody: a lock that another process holds is an error at once.
+    Opening waits `patience` seconds for another process; the connection then waits for nobody: a lock is an error.
 
     Raises:
         InvalidInputError: no place for a store, another file, or another program's database; nothing there to open.
@@ -47,7 +47,7 @@ def connect(path: Path, *, make: bool = True) -> sqlite3.Connection:
     name = quote(os.fsencode(os.path.abspath(path)))
     with translated(path):
         database = sqlite3.connect(
-            f"file:{name}?mode={'rwc' if make else 'rw'}", uri=True, timeout=BUSY_SECONDS, isolation_level=None,
+            f"file:{name}?mode={'rwc' if make else 'rw'}", uri=True, timeout=patience, isolation_level=None,
             check_same_thread=False,
         )  # fmt: skip
         try:
