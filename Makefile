@@ -12,10 +12,11 @@ NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
 FUZZ_OPERATIONS ?= 1000000
 FUZZ_EXAMPLES ?= 2000
+KILLS ?= 500
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers bench gpu-bench bench-peer smollm2 wheel lock clean \
+.PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers store-crash bench gpu-bench bench-peer smollm2 wheel lock clean \
   vllm-setup vllm-test vllm-bench verl-setup verl-test verl-demo
 
 help:  ## list the targets
@@ -51,8 +52,12 @@ native-build: setup
 native-test: native-build  ## the core's C++ tests under AddressSanitizer and UBSan
 	$(BIN)/ctest --test-dir $(NATIVE_BUILD) --output-on-failure --no-tests=error
 
-fuzz: native-build  ## random operations on the core under the sanitizers, FUZZ_OPERATIONS of them (default 1000000)
+fuzz: native-build  ## random operations on the core under the sanitizers, FUZZ_OPERATIONS of them (default 1000000); changed bytes in store files
 	$(NATIVE_BUILD)/fuzz $(FUZZ_OPERATIONS)
+	STORE_FUZZ_CASES=1000 $(BIN)/python -m pytest tests/test_store_damage.py
+
+store-crash: setup  ## kill 500 processes (KILLS=...) in the midst of writing to one store, and look for what is lost (about 3 minutes)
+	$(BIN)/python tests/store_crash.py $(KILLS)
 
 fuzz-readers: setup  ## random and damaged logs for `rolltree replay`, FUZZ_EXAMPLES of each kind (default 2000)
 	ROLLTREE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_replay_fuzz.py $(ARGS)

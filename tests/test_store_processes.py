@@ -109,3 +109,12 @@ def test_a_fork_is_told_to_open_its_own(tmp_path: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
         store.add([1], [3])
         assert len(store) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_score_of_killed_writers_lose_nothing_acknowledged() -> None:
+    """`make store-crash` kills 500 in the same way."""
+    script = Path(__file__).parent / "store_crash.py"
+    done = subprocess.run([sys.executable, str(script), "20"], capture_output=True, text=True)
+    assert "20 writers killed" in done.stdout, done.stderr
+    assert int(done.stdout.split("; ")[1].split()[0]) > 0

@@ -29,7 +29,7 @@ from rolltree.errors import InvalidInputError, SessionClosedError
 from rolltree.metrics import CacheStats
 from rolltree.store import RolloutStore, StoredRollout
 from rolltree.store.journal import Journal
-from rolltree.tokens import as_tokens
+from rolltree.tokens import as_key, as_tokens
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
 _FULL = 0.95
@@ -147,7 +147,7 @@ class RolloutCache:
             InvalidInputError: bad token ids.
 
         """
-        tokens = as_tokens(prompt, "prompt")
+        tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         with self._lock:
             entry, start = self._find(tokens, key)
             number = self._version if version is None else version
@@ -177,6 +177,7 @@ class RolloutCache:
 
     def rollouts(self, prompt: TokenIds, *, key: str | None = None) -> int:
         """Count the finished rollouts that a prompt's tree holds; 0 for a prompt that is not known."""
+        key = as_key(key)
         name = _digest(as_tokens(prompt, "prompt")) if key is None else f"user:{key}"
         with self._lock:
             entry = self._entries.get(name)

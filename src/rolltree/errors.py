@@ -6,6 +6,8 @@ A message names the dotted setting or argument, the value got, what is allowed a
 
 from __future__ import annotations
 
+_MOST_SHOWN = 200  # characters of a value in a message
+
 
 class RolltreeError(Exception):
     """Base of all rolltree errors."""
@@ -16,7 +18,20 @@ class InvalidInputError(RolltreeError, ValueError):
 
     def __init__(self, name: str, value: object, allowed: str, fix: str = "") -> None:
         self.name, self.value, self.allowed, self.fix = name, value, allowed, fix
-        super().__init__(f"{name} = {value!r}: must be {allowed}." + (f" {fix}" if fix else ""))
+        super().__init__(f"{name} = {_shown(value)}: must be {allowed}." + (f" {fix}" if fix else ""))
+
+    def __reduce__(self) -> tuple[type[InvalidInputError], tuple[str, object, str, str]]:
+        """Travels to other processes, as errors of workers do."""
+        return type(self), (self.name, self.value, self.allowed, self.fix)
+
+
+def _shown(value: object) -> str:
+    """`value` as a message shows it, whatever it is: some have no representation, or one of a million characters."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer beyond 4,300 digits, or an object whose __repr__ fails
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
 
 
 class SessionClosedError(RolltreeError, ValueError):

@@ -1,7 +1,11 @@
-"""Token ids as the core wants them: int32, one-dimensional, contiguous, 0..2^31-1. Anything else is a typed error."""
+"""What callers hand over, checked: token ids, keys, whole numbers. Anything that cannot be taken is a typed error.
+
+Token ids become int32, one-dimensional, contiguous, 0..2^31-1; keys plain strings; numbers plain integers of 64 bits.
+"""
 
 from __future__ import annotations
 
+import operator
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +16,7 @@ from rolltree.errors import InvalidInputError
 from rolltree.types import Int32Array, TokenIds
 
 _MAX = 2**31 - 1
+_LONGEST_KEY = 1 << 20  # bytes of UTF-8
 
 
 _Integer = TypeVar("_Integer", np.int32, np.int64)
@@ -47,7 +52,10 @@ def as_tokens(tokens: TokenIds, name: str = "tokens") -> Int32Array:
         InvalidInputError: not one-dimensional, not integers, negative, or beyond 2^31 - 1.
 
     """
-    array = np.asarray(tokens)
+    try:
+        array = np.asarray(tokens)
+    except Exception as error:  # rows of several lengths, a tensor on a GPU
+        raise InvalidInputError(name, tokens, "one flat list of token ids", str(error)) from error
     if array.size == 0 and array.ndim == 1:
         return np.zeros(0, np.int32)
     if array.ndim != 1:
@@ -60,3 +68,53 @@ def as_tokens(tokens: TokenIds, name: str = "tokens") -> Int32Array:
         where = int(np.flatnonzero(array == bad)[0])
         raise InvalidInputError(f"{name}[{where}]", bad, f"a token id from 0 to {_MAX}")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def as_key(key: object, name: str = "key") -> str | None:
+    """Return the user's id of a prompt as a plain string; None stays None.
+
+    Raises:
+        InvalidInputError: another type, half of a surrogate pair in it, or longer than 1 MiB.
+
+    """
+    if key is None:
+        return None
+    if not isinstance(key, str):
+        raise InvalidInputError(name, key, "a string, or None", "Pass str(...) of it.")
+    text = str.__str__(key)  # of a subclass, such as numpy.str_ or an enumeration, the text itself
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(name, text, "text that UTF-8 can hold", str(error)) from error
+    if size > _LONGEST_KEY:
+        raise InvalidInputError(name, text[:40] + "...", f"at most {_LONGEST_KEY} bytes", "Pass a hash of it.")
+    return text
+
+
+def as_integer(value: object, name: str, low: int = -(2**63), high: int = 2**63 - 1) -> int:
+    """Return a whole number from `low` to `high` as a plain int; numpy's integers and 3.0 are taken.
+
+    Raises:
+        InvalidInputError: None, a bool, text, a fraction, NaN, or a number out of range.
+
+    """
+    number = _whole(value)
+    if number is None or not low <= number <= high:
+        raise InvalidInputError(name, value, f"a whole number from {low} to {high}")
+    return number
+
+
+def as_version(version: object, name: str = "version") -> int:
+    """Return a policy version as a plain int; errors as `as_integer`."""
+    return as_integer(version, name)
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool | np.bool_):
+        return None
+    if isinstance(value, float | np.floating):
+        return int(value) if float(value).is_integer() else None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except Exception:  # a TypeError, or what the object's own method raises
+        return None

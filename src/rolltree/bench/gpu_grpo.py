@@ -71,7 +71,7 @@ def run_grpo(
             runs[name] = train(start, task, config, rollout, progress=say)
             runs[name].model = None  # weights are compared by their hash
             if store is not None:
-                count = export_traces(store, traces)
+                count = export_traces(store, traces, overwrite=True)
                 recorded = {"file": traces.name, "drafter": name, "rollouts": count, "bytes": traces.stat().st_size}
     return {
         "task": task.name, "settings": _settings(config), "traces": recorded,

@@ -31,11 +31,20 @@ def unpack_tokens(blob: bytes, prompt: Int32Array | None = None) -> Int32Array:
         ValueError: the blob is damaged, or another prompt made it.
 
     """
+    tokens, rest = unpack_and_rest(blob, prompt)
+    if rest:
+        raise ValueError("damaged blob: something lies behind it")
+    return tokens
+
+
+def unpack_and_rest(blob: bytes, prompt: Int32Array | None = None) -> tuple[Int32Array, bytes]:
+    """Token ids, and what was put behind the blob (a checksum); errors as `unpack_tokens`."""
     width = blob[0] if blob else 0
     if width not in (2, 4):
         raise ValueError(f"item width {width} in the blob, must be 2 or 4")
     kind = "<u2" if width == 2 else "<i4"
-    return np.frombuffer(_inflate(blob[1:], _dictionary(prompt, width)), kind).astype(np.int32)
+    raw, rest = _inflate(blob[1:], _dictionary(prompt, width))
+    return np.frombuffer(raw, kind).astype(np.int32), rest
 
 
 def pack_floats(values: Float32Array) -> bytes:
@@ -45,7 +54,10 @@ def pack_floats(values: Float32Array) -> bytes:
 
 def unpack_floats(blob: bytes) -> Float32Array:
     """Values, float32 [n]; ValueError for a damaged blob."""
-    planes = np.frombuffer(_inflate(blob, b""), np.uint8).reshape(4, -1)
+    raw, rest = _inflate(blob, b"")
+    if rest:
+        raise ValueError("damaged blob: something lies behind it")
+    planes = np.frombuffer(raw, np.uint8).reshape(4, -1)
     return np.ascontiguousarray(planes.T).view("<f4").ravel().astype(np.float32, copy=False)
 
 
@@ -53,7 +65,7 @@ def _dictionary(prompt: Int32Array | None, width: int) -> bytes:
     return b"" if prompt is None else prompt[-DICTIONARY // width :].astype(f"<i{width}").tobytes()
 
 
-def _inflate(data: bytes, dictionary: bytes) -> bytes:
+def _inflate(data: bytes, dictionary: bytes) -> tuple[bytes, bytes]:
     machine = zlib.decompressobj(zdict=dictionary)
     try:
         raw = machine.decompress(data)
@@ -61,4 +73,4 @@ def _inflate(data: bytes, dictionary: bytes) -> bytes:
         raise ValueError(f"damaged blob: {error}") from error
     if not machine.eof:
         raise ValueError("damaged blob: it ends early")
-    return raw
+    return raw, machine.unused_data

@@ -2,6 +2,9 @@
 
 The trees have no way back from a state to a text that left the window, so the text is written along: about 0.2 µs a
 session and step. Knows no trees. Not thread-safe for one session, like the session itself.
+
+Invariant: what goes to the store is a session's whole text. A session of which a part could not be written down is
+spoiled: it ends without a rollout. No failure of the store or of the journal reaches who generates.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rolltree.errors import StoreError
-from rolltree.store.record import StoredRollout
+from rolltree.errors import InvalidInputError, StoreCorruptedError
+from rolltree.store.record import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.store.store import RolloutStore
+from rolltree.tokens import as_key, as_tokens, as_version
 from rolltree.types import Float32Array, Int32Array, Int64Array
 
 _log = logging.getLogger(__name__)
@@ -32,7 +36,7 @@ class _Page:
     context: list[tuple[int, int]] = field(default_factory=list)
     sample: int | None = None
     reward: float | None = None
-    logprobs: Sequence[float] | Float32Array | None = None
+    logprobs: Float32Array | None = None
 
 
 class Journal:
@@ -40,12 +44,23 @@ class Journal:
 
     def __init__(self, store: RolloutStore) -> None:
         self.store = store
+        self.spoiled = 0
+        """Sessions that end without a rollout, because a part of their text is not known."""
+        self.unread = 0
+        """Prompts that were opened without what the file knows of them, because it could not be read."""
+        self.damaged = 0
+        """Rollouts that were left out of a prompt's tree, because they are damaged."""
         self._pages: dict[int, _Page] = {}
-        self._failed = False
+        self._gone: int | None = None  # commits when the file could not be read
 
     def open(self, session: int, prompt: Int32Array, key: str | None, version: int) -> None:
-        """Begin a session that will be committed."""
-        self._pages[session] = _Page(prompt, key, version)
+        """Begin a session that will be committed.
+
+        Raises:
+            InvalidInputError: a key or a version that the store cannot hold; nothing has begun.
+
+        """
+        self._pages[session] = _Page(prompt.copy(), as_key(key), as_version(version))  # the caller may re-use its array
 
     def extend(self, session: int, tokens: Int32Array, context: bool) -> None:
         """Append [n] tokens to one session; sessions that are not committed are ignored, here and below."""
@@ -53,43 +68,115 @@ class Journal:
         if page is None or not len(tokens):
             return
         start = len(page.text)
-        page.text.frombytes(tokens.tobytes())
+        try:
+            page.text.frombytes(_bytes(tokens))
+        except Exception as error:
+            self.spoil(session, error)
+            return
         if context:
             page.context.append((start, len(page.text)))
 
     def advance(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """Append tokens[offsets[b]:offsets[b + 1]] to session b: int64 [B], int32 [n], int32 [B + 1]."""
-        pages, new, ends = self._pages, array("i", tokens.tobytes()), offsets.tolist()
-        for session, start, stop in zip(sessions.tolist(), ends, ends[1:], strict=False):
-            page = pages.get(session)
-            if page is not None:
-                page.text += new[start:stop]
+        try:
+            pages, new, ends = self._pages, array("i", _bytes(tokens)), offsets.tolist()
+            for session, start, stop in zip(sessions.tolist(), ends[:-1], ends[1:], strict=True):
+                page = pages.get(session)
+                if page is not None:
+                    page.text += new[start:stop]
+        except Exception as error:  # some have these tokens, some have not: none is whole for sure
+            for session in sessions.tolist():
+                self.spoil(session, error)
+
+    def spoil(self, session: int, why: object = "a part of its text is not known") -> None:
+        """Say that a session missed a token: it will never be committed, however it closes."""
+        if self._pages.pop(session, None) is not None:
+            self.spoiled += 1
+            if self.spoiled & (self.spoiled - 1) == 0:
+                _log.warning("Session %d is not stored (%d so far): %s", session, self.spoiled, why)
 
     def annotate(
         self, session: int, *, sample: int | None = None, reward: float | None = None,
         logprobs: Sequence[float] | Float32Array | None = None,
     ) -> None:  # fmt: skip
-        """Say more of a running session than its text."""
+        """Say more of a running session than its text; what is None stays as it was said before.
+
+        Raises:
+            InvalidInputError: a value that the store cannot hold; nothing was changed.
+
+        """
+        sample, reward = as_sample(sample), as_reward(reward)
+        probs = None if logprobs is None else as_logprobs(logprobs)
         page = self._pages.get(session)
         if page is not None:
-            page.sample, page.reward, page.logprobs = sample, reward, logprobs
+            page.sample = page.sample if sample is None else sample
+            page.reward = page.reward if reward is None else reward
+            page.logprobs = page.logprobs if probs is None else probs
 
     def close(self, session: int, keep: bool) -> None:
-        """End a session; its rollout goes to the store if it is kept and not empty. Never fails."""
+        """End a session; its rollout goes to the store if it is kept and not empty.
+
+        Log-probabilities that are not one for each token are left out, with a warning. A store that cannot write is no
+        error here: see `RolloutStore.flush`.
+
+        Raises:
+            InvalidInputError: the caller closed the store, or this is a forked child. The session has ended.
+
+        """
         page = self._pages.pop(session, None)
         if page is None or not keep or not page.text:
             return
-        self.store.add(
-            page.prompt, np.frombuffer(page.text, np.int32), key=page.key, version=page.version, sample=page.sample,
-            logprobs=page.logprobs, reward=page.reward, context=page.context,
-        )  # fmt: skip
+        if page.logprobs is not None and len(page.logprobs) != len(page.text):
+            told = f"{len(page.logprobs)} log-probabilities for {len(page.text)} tokens"
+            _log.warning("Session %d is stored without %s", session, told)
+            page.logprobs = None
+        try:
+            self.store.add(
+                page.prompt, np.frombuffer(page.text, np.int32), key=page.key, version=page.version,
+                sample=page.sample, logprobs=page.logprobs, reward=page.reward, context=page.context,
+            )  # fmt: skip
+        except InvalidInputError:
+            raise
+        except Exception as error:
+            self._pages[session] = page
+            self.spoil(session, error)
 
     def earlier(self, prompt: Int32Array, key: str | None, last: int) -> list[StoredRollout]:
-        """What the store knows of a prompt or key; nothing, and one warning, where it cannot be read."""
+        """What the store knows of a prompt or key, without waiting.
+
+        After a failure the file is left alone, and only what waits in memory is known, until a commit succeeds.
+        """
+        asked = None if key is not None else prompt
         try:
-            return self.store.rollouts(None if key is not None else prompt, key=key, last=last)
-        except StoreError as error:
-            if not self._failed:
-                self._failed = True
-                _log.warning("Going on without what the store knows: %s", error)
+            known = self.store.recall(
+                asked, key=key, last=last, file=self._gone != self.store.commits, damaged=self._leave_out
+            )
+        except Exception as error:
+            self._fail(error)
+            return self._in_memory(asked, key, last)
+        if self._gone == self.store.commits:
+            self.unread += 1
+        else:
+            self._gone = None
+        return known
+
+    def _leave_out(self, error: StoreCorruptedError) -> None:
+        self.damaged += 1
+        if self.damaged & (self.damaged - 1) == 0:
+            _log.warning("Going on without what is damaged (%d so far): %s", self.damaged, error)
+
+    def _in_memory(self, prompt: Int32Array | None, key: str | None, last: int) -> list[StoredRollout]:
+        try:
+            return self.store.recall(prompt, key=key, last=last, file=False)
+        except Exception:  # closed, or a fork: said by `close`
             return []
+
+    def _fail(self, error: Exception) -> None:
+        self.unread += 1
+        if self._gone is None:
+            _log.warning("Going on without what the store knows: %s", error)
+        self._gone = self.store.commits
+
+
+def _bytes(tokens: Int32Array) -> bytes:
+    return (tokens if tokens.dtype == np.int32 else as_tokens(tokens)).tobytes()

@@ -2,108 +2,121 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from rolltree.errors import StoreCorruptedError
-from rolltree.store.codec import unpack_floats, unpack_tokens
-from rolltree.store.record import Span, StoredRollout
-from rolltree.store.schema import connect, translated
+from rolltree.store import schema
+from rolltree.store.connection import Connection
+from rolltree.store.naming import digest_of
+from rolltree.store.record import StoredRollout
+from rolltree.store.rows import COLUMNS, rollout_of
 
 ALL = 2**62
 PAGE = 512  # rollouts of one statement
-_COLUMNS = (
-    "SELECT r.id, p.key, p.tokens, r.version, r.sample, r.reward, r.length, r.tokens, r.logprobs, r.context"
-    " FROM rollout r JOIN prompt p ON p.id = r.prompt "
-)
 _NAMED = "SELECT id FROM prompt WHERE digest = ?1 AND ifnull(key, x'') = ifnull(?2, x'')"
 _KEYED = "SELECT id FROM prompt WHERE key = ?2 AND ?1 IS NULL"
-_LATEST = """
-SELECT id FROM (
-  SELECT id, sum(length) OVER (ORDER BY id DESC) AS tokens FROM (
-    SELECT id, length, row_number() OVER (PARTITION BY prompt ORDER BY id DESC) AS place FROM rollout)
-  WHERE place <= ?)
-WHERE tokens <= ? ORDER BY id
-"""
+Damaged = Callable[[StoreCorruptedError], None]
+
+
+def refuse(error: StoreCorruptedError) -> None:
+    """What is damaged is an error."""
+    raise error
 
 
 class Reader:
-    """One connection behind a lock; thread-safe."""
+    """One connection; thread-safe. All raise StoreError for a file that cannot be read.
+
+    A damaged rollout goes to `damaged`, which raises it or leaves it out.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Open the file; errors of `Connection`."""
         self.path = path
-        self._database = connect(path)
-        self._lock = threading.Lock()
+        self._database = Connection(path, make=False)
 
     def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            self._database.close()
+        """Let go of the file; harmless when repeated, and in a forked child."""
+        self._database.close()
 
-    def count(self) -> int:
-        """Rollouts in the file."""
-        return int(self._rows("SELECT count(*) FROM rollout")[0][0])
+    def count(self) -> tuple[int, int]:
+        """Rollouts in the file, and the newest id."""
+        count, newest = self._rows("SELECT count(*), ifnull(max(id), 0) FROM rollout")[0]
+        return count, newest
 
     def newest_version(self) -> int:
-        """Largest policy version; 0 for an empty store."""
-        return int(self._rows("SELECT ifnull(max(version), 0) FROM rollout")[0][0])
+        """Largest policy version of a sound rollout; 0 for an empty store."""
+        for (id,) in self._rows("SELECT id FROM rollout ORDER BY version DESC LIMIT 1000"):
+            for rollout in self._of_ids([id], lambda error: None):
+                return rollout.version
+        return 0
 
-    def of_prompt(self, digest: bytes | None, key: str | None, last: int) -> list[StoredRollout]:
-        """The latest rollouts of a prompt and key (None: any prompt of the key), oldest first."""
+    def of_prompt(
+        self, digest: bytes | None, key: str | None, last: int, *, damaged: Damaged = refuse, wait: bool = True
+    ) -> list[StoredRollout]:
+        """The latest rollouts of a prompt and key (None: any prompt of the key), oldest first.
+
+        Without `wait`, a locked file is an error at once.
+        """
         prompts = _KEYED if digest is None else _NAMED
-        query = f"{_COLUMNS} WHERE r.prompt IN ({prompts}) ORDER BY r.id DESC LIMIT ?3"
-        return [rollout_of(row, self.path) for row in reversed(self._rows(query, (digest, key, last)))]
+        query = f"{COLUMNS} WHERE r.prompt IN ({prompts}) ORDER BY r.id DESC LIMIT ?3"
+        found = list(self._rollouts(self._rows(query, (digest, key, last), wait)[::-1], damaged))
+        right = [one for one in found if one.key == key and digest in (None, digest_of(one.prompt_token_ids))]
+        if len(right) < len(found):
+            damaged(StoreCorruptedError(f"{self.path}: an index leads to rollouts of other prompts"))
+        return right
 
-    def in_order(self) -> Iterator[StoredRollout]:
-        """All, by id, a page at a time."""
-        after = 0
-        while page := self._rows(_COLUMNS + "WHERE r.id > ? ORDER BY r.id LIMIT ?", (after, PAGE)):
-            for row in page:
-                yield rollout_of(row, self.path)
-            after = page[-1][0]
+    def after(self, id: int) -> Iterator[StoredRollout]:
+        """A page of what comes after row `id`, by id."""
+        rows = self._rows(COLUMNS + "WHERE r.id > ? ORDER BY r.id LIMIT ?", (id, PAGE))
+        self._check_order([id, *(row[0] for row in rows)])
+        yield from self._rollouts(rows, refuse)
 
-    def latest(self, window: int, max_tokens: int) -> Iterator[StoredRollout]:
-        """The latest `window` of each prompt, the oldest left out beyond `max_tokens`; by id."""
-        ids = [row[0] for row in self._rows(_LATEST, (window, max_tokens))]
+    def names(self, newest: int) -> Iterator[tuple[int, int, str | None, bytes]]:
+        """(id, tokens, key, digest of the prompt) of all up to `newest`, the latest first, a page at a time."""
+        query = (
+            "SELECT r.id, r.length, p.key, p.digest FROM rollout r JOIN prompt p ON p.id = r.prompt"
+            " WHERE r.id < ? ORDER BY r.id DESC LIMIT ?"
+        )
+        before = newest + 1
+        while page := self._rows(query, (before, 8 * PAGE)):
+            self._check_order([row[0] for row in reversed(page)] + [before])
+            yield from page
+            before = page[-1][0]
+
+    def of_ids(self, ids: list[int], damaged: Damaged) -> Iterator[StoredRollout]:
+        """Those of some rows, in the order given, a page at a time; rows that are gone are left out."""
         for start in range(0, len(ids), PAGE):
-            part = ids[start : start + PAGE]
-            marks = ",".join("?" * len(part))
-            for row in self._rows(_COLUMNS + f"WHERE r.id IN ({marks}) ORDER BY r.id", part):
-                yield rollout_of(row, self.path)
+            yield from self._of_ids(ids[start : start + PAGE], damaged)
 
     def fault(self, id: int) -> str:
         """What is wrong with a rollout; empty when it can be read, or is gone."""
         try:
-            for row in self._rows(_COLUMNS + "WHERE r.id = ?", (id,)):
-                rollout_of(row, self.path)
+            list(self._of_ids([id], refuse))
         except StoreCorruptedError as error:
             return str(error)
         return ""
 
-    def _rows(self, query: str, values: Iterable[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
-        with self._lock, translated(self.path):
-            return self._database.execute(query, tuple(values)).fetchall()
+    def _of_ids(self, ids: list[int], damaged: Damaged) -> Iterator[StoredRollout]:
+        marks = ",".join("?" * len(ids))
+        rows = self._rows(COLUMNS + f"WHERE r.id IN ({marks}) ORDER BY r.id", ids)
+        yield from self._rollouts(rows, damaged)
 
+    def _check_order(self, ids: list[int]) -> None:
+        """Each page goes on from the last: in a damaged file, ids out of order would make that endless."""
+        if any(a >= b for a, b in pairwise(ids)):
+            raise StoreCorruptedError(f"{self.path}: ids are out of order. `rolltree store verify` says more")
 
-def rollout_of(row: tuple, path: Path) -> StoredRollout:  # type: ignore[type-arg]
-    """The rollout in a row of `_COLUMNS`; raise StoreCorruptedError for a damaged one."""
-    id, key, prompt_blob, version, sample, reward, length, blob, logprobs, context = row
-    try:
-        prompt = unpack_tokens(prompt_blob)
-        tokens = unpack_tokens(blob, prompt)
-        probs = None if logprobs is None else unpack_floats(logprobs)
-        if len(tokens) != length or (probs is not None and len(probs) != length):
-            raise ValueError(f"{len(tokens)} tokens where {length} were written")
-    except ValueError as error:
-        fix = "`rolltree store verify` lists what is damaged."
-        raise StoreCorruptedError(f"{path}: rollout {id}: {error}. {fix}") from error
-    return StoredRollout(
-        prompt_token_ids=prompt, token_ids=tokens, key=key, version=version, sample=sample, reward=reward,
-        logprobs=probs, context=_spans(context), id=id,
-    )  # fmt: skip
+    def _rollouts(self, rows: list[Any], damaged: Damaged) -> Iterator[StoredRollout]:
+        for row in rows:
+            try:
+                rollout = rollout_of(row, self.path)
+            except StoreCorruptedError as error:
+                damaged(error)
+            else:
+                yield rollout
 
-
-def _spans(text: str | None) -> tuple[Span, ...]:
-    pairs = [] if text is None else [part.partition("-") for part in text.split(",")]
-    return tuple((int(a), int(b)) for a, _, b in pairs)
+    def _rows(self, query: str, values: Any = (), wait: bool = True) -> list[Any]:
+        return self._database.execute(query, values, schema.BUSY_SECONDS if wait else 0.0)

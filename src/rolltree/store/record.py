@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rolltree.errors import InvalidInputError
-from rolltree.tokens import as_tokens
+from rolltree.tokens import as_integer, as_key, as_tokens, as_version
 from rolltree.types import Float32Array, Int32Array, TokenIds
 
 Span = tuple[int, int]
@@ -29,6 +30,7 @@ class StoredRollout:
     sample: int | None = None
     """Which of the prompt's samples it is, where the caller said so."""
     reward: float | None = None
+    """Never NaN."""
     logprobs: Float32Array | None = None
     """float32 [n]: of each token under the policy that sampled it."""
     context: tuple[Span, ...] = ()
@@ -44,26 +46,26 @@ class StoredRollout:
     ) -> StoredRollout:  # fmt: skip
         """Check and copy what a caller hands over.
 
+        numpy's scalars become plain numbers, a NaN reward None.
+
         Raises:
-            InvalidInputError: bad token ids, as many log-probabilities as tokens are not there, or spans that do not
-                lie in order inside the rollout.
+            InvalidInputError: a value of the wrong type or out of range, as many log-probabilities as tokens are not
+                there, or spans that do not lie in order inside the rollout.
 
         """
-        prompt, tokens = as_tokens(prompt, "prompt_token_ids").copy(), as_tokens(tokens, "token_ids").copy()
-        probs = None if logprobs is None else np.array(logprobs, np.float32)
-        if probs is not None and probs.shape != tokens.shape:
-            raise InvalidInputError("logprobs", f"shape {probs.shape}", f"one for each of {len(tokens)} tokens")
-        edges = [edge for span in context for edge in span]
-        if edges != sorted(edges) or (edges and not 0 <= edges[0] <= edges[-1] <= len(tokens)):
-            raise InvalidInputError("context", list(context), f"spans in order inside 0..{len(tokens)}")
-        for name, number in (("version", version), ("sample", sample or 0)):
-            if not -(2**63) <= number < 2**63:
-                raise InvalidInputError(name, number, "a 64-bit integer")
+        tokens = as_tokens(tokens, "token_ids").copy()
         return cls(
-            prompt_token_ids=prompt, token_ids=tokens, key=key, version=int(version),
-            sample=None if sample is None else int(sample),
-            reward=None if reward is None else float(reward), logprobs=probs,
-            context=tuple((int(a), int(b)) for a, b in context),
+            prompt_token_ids=as_tokens(prompt, "prompt_token_ids").copy(), token_ids=tokens, key=as_key(key),
+            version=as_version(version), sample=as_sample(sample), reward=as_reward(reward),
+            logprobs=None if logprobs is None else as_logprobs(logprobs, len(tokens)),
+            context=as_spans(context, len(tokens)),
+        )  # fmt: skip
+
+    def checked(self) -> StoredRollout:
+        """A copy of one that was made by hand, checked; errors as `of`."""
+        return StoredRollout.of(
+            self.prompt_token_ids, self.token_ids, key=self.key, version=self.version, sample=self.sample,
+            logprobs=self.logprobs, reward=self.reward, context=self.context,
         )  # fmt: skip
 
     def segments(self) -> list[tuple[Int32Array, bool]]:
@@ -73,3 +75,63 @@ class StoredRollout:
             cuts += [(self.token_ids[at:start], False), (self.token_ids[start:stop], True)]
             at = stop
         return [(part, tool) for part, tool in cuts if len(part)]
+
+
+def as_sample(sample: object) -> int | None:
+    """Which sample, a 64-bit integer; InvalidInputError otherwise."""
+    return None if sample is None else as_integer(sample, "sample")
+
+
+def as_reward(reward: Any) -> float | None:
+    """A plain float; NaN is no reward, as None is.
+
+    Raises:
+        InvalidInputError: no real number.
+
+    """
+    try:
+        if isinstance(reward, str | bytes):
+            raise TypeError("it is text")
+        number = None if reward is None else float(reward)
+    except Exception as error:  # no number, an integer beyond all floats, an array
+        raise InvalidInputError("reward", reward, "a number, or None", str(error)) from error
+    return None if number is None or number != number else number + 0.0  # SQLite has no -0.0
+
+
+def as_logprobs(logprobs: object, tokens: int | None = None) -> Float32Array:
+    """Log-probabilities as float32 [tokens], a copy; None among them is NaN.
+
+    Raises:
+        InvalidInputError: another number of them than `tokens` (None: any), no numbers, or beyond float32.
+
+    """
+    try:
+        given = np.asarray(logprobs)
+        if given.dtype.kind not in "fiuO" or given.ndim != 1:
+            raise ValueError(f"dtype {given.dtype}, shape {given.shape}")
+        if given.dtype.kind == "O" and not all(one is None or isinstance(one, float | int) for one in given):
+            raise ValueError("something that is no number is among them")
+        with np.errstate(over="raise"):
+            probs = np.array(given, np.float32)
+    except Exception as error:  # rows of several lengths, a tensor on a GPU, 1e300
+        raise InvalidInputError("logprobs", logprobs, "one number for each token", str(error)) from error
+    if tokens is not None and len(probs) != tokens:
+        raise InvalidInputError("logprobs", f"shape {probs.shape}", f"one for each of {tokens} tokens")
+    return probs
+
+
+def as_spans(context: Any, tokens: int) -> tuple[Span, ...]:
+    """Parts [start, stop) of a rollout, in order.
+
+    Raises:
+        InvalidInputError: no pairs of whole numbers, or not in order inside 0..tokens.
+
+    """
+    try:
+        spans = tuple((as_integer(a, "start", 0), as_integer(b, "stop", 0)) for a, b in context)
+    except Exception as error:  # no list, no pairs, no numbers
+        raise InvalidInputError("context", context, "pairs (start, stop) of whole numbers", str(error)) from error
+    edges = [edge for span in spans for edge in span]
+    if edges != sorted(edges) or (edges and edges[-1] > tokens):
+        raise InvalidInputError("context", list(spans), f"spans in order inside 0..{tokens}")
+    return spans

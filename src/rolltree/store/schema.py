@@ -1,4 +1,4 @@
-"""The file: tables, version, connection settings, and what SQLite's errors mean to the user.
+"""The file: tables, version, connection settings.
 
 Write-ahead logging: readers and the one writer of the moment do not block each other, and a killed process loses at
 most the transaction it was in. `synchronous=NORMAL`: a power cut may also lose the latest transactions, never the file.
@@ -6,12 +6,14 @@ most the transaction it was in. `synchronous=NORMAL`: a power cut may also lose 
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
-from rolltree.errors import InvalidInputError, StoreCorruptedError, StoreError, StoreVersionError
+from rolltree.errors import InvalidInputError, StoreVersionError
+from rolltree.store.faults import translated
+from rolltree.store.location import look_at
 
 VERSION = 1
 APPLICATION = 0x524F4C54  # "ROLT": tells our file from any other database
@@ -29,32 +31,38 @@ CREATE INDEX rollout_prompt ON rollout (prompt);
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open the store at `path`, which is made when there is no file.
+def connect(path: Path, *, make: bool = True, patience: float = 0.0) -> sqlite3.Connection:
+    """Open the store at `path`; with `make`, it is made when there is none.
+
+    Opening waits `patience` seconds for another process; the connection then waits for nobody: a lock is an error.
 
     Raises:
-        InvalidInputError: the folder does not exist, or the file is another program's database.
+        InvalidInputError: no place for a store, another file, or another program's database; nothing there to open.
         StoreVersionError: a newer rolltree wrote it.
         StoreCorruptedError: it is no database, or a damaged one.
         StoreError: it cannot be opened.
 
     """
-    if not path.parent.is_dir():
-        raise InvalidInputError("store.path", str(path), "a file in a folder that exists", "Make the folder first.")
+    look_at(path)
+    name = quote(os.fsencode(os.path.abspath(path)))
     with translated(path):
-        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(
+            f"file:{name}?mode={'rwc' if make else 'rw'}", uri=True, timeout=patience, isolation_level=None,
+            check_same_thread=False,
+        )  # fmt: skip
         try:
-            _prepare(database, path)
+            _prepare(database, path, make)
         except BaseException:
             database.close()
             raise
     return database
 
 
-def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    database.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+def _prepare(database: sqlite3.Connection, path: Path, make: bool) -> None:
     database.execute("PRAGMA synchronous = NORMAL")
     if not _is_ours(database, path):
+        if not make:
+            raise InvalidInputError("store.path", str(path), "a rolltree store", "There is nothing in it.")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("BEGIN IMMEDIATE")
         if not _is_ours(database, path):  # another process may have made it meanwhile
@@ -63,6 +71,7 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
             database.execute(f"PRAGMA application_id = {APPLICATION}")
             database.execute(f"PRAGMA user_version = {VERSION}")
         database.execute("COMMIT")
+    database.execute("PRAGMA busy_timeout = 0")
 
 
 def _is_ours(database: sqlite3.Connection, path: Path) -> bool:
@@ -81,25 +90,3 @@ def _is_ours(database: sqlite3.Connection, path: Path) -> bool:
             " upgrade rolltree, or name another file"
         )
     return True
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into the store's, with the fix."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:  # locked, disk full, read-only, I/O
-        raise StoreError(f"{path}: {error}. {_fix(str(error))}") from error
-    except sqlite3.DatabaseError as error:
-        raise StoreCorruptedError(
-            f"{path} is damaged ({error}). Save what can be read with `sqlite3 {path} .recover | sqlite3 NEW`,"
-            " or move the file away: rollouts start from an empty store"
-        ) from error
-
-
-def _fix(reason: str) -> str:
-    if "locked" in reason:
-        return f"Another process has held the lock for {BUSY_SECONDS:g} s: end it, or wait."
-    if "full" in reason:
-        return "Free some space, or run `rolltree store compact`."
-    return "Check that the file and its folder can be written, and that they lie on a local disk."

@@ -1,56 +1,60 @@
 """`RolloutStore`: add rollouts, read them back by prompt or in order, rebuild trees from them.
 
-Safe to use from several threads; several processes may have the same file open. Reads of this object see everything it
-was given before. Holds no trees and decides nothing about drafts.
+Safe to use from several threads; several processes may have the same file open. Reads see everything that this object
+was given before: what is not in the file yet is read from memory, so that no read waits for a write. Holds no trees and
+decides nothing about drafts.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
-from rolltree.errors import InvalidInputError
+from rolltree.errors import InvalidInputError, StoreCorruptedError
+from rolltree.store.loading import Restorable, load
+from rolltree.store.location import as_path, is_empty
 from rolltree.store.naming import digest_of
-from rolltree.store.reader import ALL, Reader
+from rolltree.store.pending import Entry, unwritten
+from rolltree.store.reader import ALL, Damaged, Reader, refuse
 from rolltree.store.record import Span, StoredRollout
 from rolltree.store.writer import Writer
-from rolltree.tokens import as_tokens
+from rolltree.tokens import as_integer, as_key, as_tokens, as_version
 from rolltree.types import Float32Array, TokenIds
 
-
-class Restorable(Protocol):
-    """What `load_into` fills: the rollout cache."""
-
-    @property
-    def version(self) -> int:
-        """Policy version that generates now."""
-
-    def set_version(self, version: int) -> None:
-        """Announce a newer version."""
-
-    def restore(self, rollout: StoredRollout) -> None:
-        """Put a rollout into its prompt's tree, without committing it again."""
+_log = logging.getLogger(__name__)
 
 
 class RolloutStore:
     """Finished rollouts in one SQLite file.
 
     Args:
-        path: the file, made when missing; on a local disk, in a folder that exists.
+        path: the file; on a local disk, in a folder that exists.
+        make: whether it is made when missing.
 
     Raises:
         InvalidInputError, StoreVersionError, StoreCorruptedError, StoreError: see `rolltree.store.schema.connect`.
 
+    All methods raise InvalidInputError when the store is closed, or in a forked child of the process that opened it;
+    `close` is harmless there.
+
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
-        self._writer = Writer(self.path)
-        self._reader = Reader(self.path)
+    def __init__(self, path: str | PathLike[str], *, make: bool = True) -> None:
+        self.path = as_path(path)
+        self._file = os.path.abspath(self.path)
+        emptied = is_empty(self.path)
+        self._writer = Writer(self.path, make=make)
+        if emptied:
+            _log.warning("%s was an empty file: a new store begins in it", self.path)
+        try:
+            self._reader = Reader(self.path)
+        except BaseException:
+            self._writer.close()
+            raise
         self._finalizer = weakref.finalize(self, _close, self._writer, self._reader)  # also at exit
 
     def add(
@@ -63,18 +67,18 @@ class RolloutStore:
         Args:
             prompt_token_ids: the whole prompt, [p].
             token_ids: everything after it, [n].
-            key: the user's id of the prompt; None: the prompt is its own key.
+            key: the user's id of the prompt, a string; None: the prompt is its own key.
             version: policy version that generated it.
             sample: which of the prompt's samples.
             logprobs: [n].
-            reward: what it earned.
+            reward: what it earned; NaN is none.
             context: parts [start, stop) of `token_ids` that were not generated (tool output).
 
         Raises:
-            InvalidInputError: bad token ids or lengths, or the store is closed; nothing was added.
+            InvalidInputError: a value that the file cannot hold; nothing was added.
 
         """
-        self.put(
+        self._writer.put(
             StoredRollout.of(
                 prompt_token_ids, token_ids, key=key, version=version, sample=sample, logprobs=logprobs,
                 reward=reward, context=context,
@@ -82,20 +86,26 @@ class RolloutStore:
         )  # fmt: skip
 
     def put(self, rollout: StoredRollout) -> None:
-        """Hand over a rollout that is one already; its `id` is given anew."""
-        self._writer.put(rollout)
+        """Hand over a rollout that is one already, checked again; its `id` is given anew. Errors as `add`."""
+        if not isinstance(rollout, StoredRollout):
+            raise InvalidInputError("rollout", rollout, "a StoredRollout", "Use add(prompt, tokens).")
+        self._writer.put(rollout.checked())
 
     def flush(self) -> None:
         """Return when everything added is committed.
 
         Raises:
-            StoreError: it could not be written; it stays in memory, and is tried again.
+            StoreError: something is not safe. What could not be written stays in memory and is tried again; what was
+                dropped since the last flush is lost (said once, counted in `dropped`, logged by name).
 
         """
         self._writer.flush()
 
     def close(self) -> None:
-        """Commit and let go of the file; also done at exit. Harmless when repeated."""
+        """Commit and let go of the file; also done at exit. Harmless when repeated.
+
+        Raises nothing for what cannot be written: that is logged and counted in `dropped`. `flush` before, to know.
+        """
         self._finalizer()
 
     def rollouts(
@@ -103,35 +113,55 @@ class RolloutStore:
     ) -> list[StoredRollout]:
         """Rollouts of a prompt, or of a user's key whatever the prompt, or of both; oldest first.
 
+        Those that wait to be committed come last and have id 0.
+
         Args:
             prompt_token_ids: the prompt.
             key: the user's key; None: rollouts that were added without one.
             last: only the latest so many.
 
         Raises:
-            InvalidInputError: neither a prompt nor a key.
+            InvalidInputError: neither a prompt nor a key, or not what they should be.
+            StoreError: the file cannot be read.
 
         """
-        if prompt_token_ids is None and key is None:
-            raise InvalidInputError("rollouts", None, "a prompt or a key", "Iterate over the store to get all.")
-        self._catch_up()
-        prompt = None if prompt_token_ids is None else digest_of(as_tokens(prompt_token_ids, "prompt_token_ids"))
-        return self._reader.of_prompt(prompt, key, ALL if last is None else last)
+        return self._rollouts(*_named(prompt_token_ids, key), last, damaged=refuse, wait=True)
+
+    def recall(
+        self, prompt_token_ids: TokenIds | None = None, *, key: str | None = None, last: int | None = None,
+        file: bool = True, damaged: Damaged = refuse,
+    ) -> list[StoredRollout]:  # fmt: skip
+        """The same for who must not wait: a locked file is an error at once.
+
+        Without `file`, only what waits in memory. What is damaged goes to `damaged`, which may leave it out by not
+        raising it. Errors as `rollouts`.
+        """
+        names = _named(prompt_token_ids, key)
+        if not file:
+            return _latest([entry.rollout for entry in self._writer.waiting_of(*names)], _most(last, "last"))
+        return self._rollouts(*names, last, damaged=damaged, wait=False)
 
     def __iter__(self) -> Iterator[StoredRollout]:
-        """All rollouts in the order in which they were added; those added meanwhile come too."""
-        self._catch_up()
-        return self._reader.in_order()
+        """All rollouts in the order in which they were added; those added meanwhile come too.
+
+        The only read that lets the writer go first, so that rollouts have their ids; those that it cannot commit come
+        last and have id 0.
+        """
+        self._writer.settle()
+        return self._in_order()
 
     def __len__(self) -> int:
-        self._catch_up()
-        return self._reader.count()
+        waiting = self._writer.waiting()
+        count, newest = self._reader.count()
+        return count + len(unwritten(waiting, newest))
 
     def load_into(
         self, cache: Restorable, *, window: int | None = None, version: int | None = None,
         max_tokens: int | None = None,
     ) -> int:  # fmt: skip
         """Rebuild the trees of a cache, oldest rollout first, each with its version; returns how many were loaded.
+
+        A damaged rollout is left out, and logged by name.
 
         Args:
             cache: where to; a rollout that it holds already is then held twice.
@@ -140,26 +170,53 @@ class RolloutStore:
                 checkpoint) counts as of this one. None: the newest in the store, or the cache's if that is newer.
             max_tokens: leave out the oldest rollouts beyond so many tokens.
 
+        Raises:
+            InvalidInputError: a limit that is no whole number, or a version below the cache's.
+            StoreError: the file cannot be read.
+
         """
-        self._catch_up()
-        newest = max(self._reader.newest_version(), cache.version) if version is None else version
-        cache.set_version(newest)
-        loaded = 0
-        for rollout in self._reader.latest(
-            ALL if window is None else window, ALL if max_tokens is None else max_tokens
-        ):
-            cache.restore(rollout)
-            loaded += 1
-        return loaded
+        limits = _most(window, "window"), _most(max_tokens, "max_tokens")
+        now = None if version is None else as_version(version)
+        return load(self._reader, self._writer.waiting(), cache, *limits, now, _leave_out)
 
     @property
     def dropped(self) -> int:
-        """Rollouts that were lost because the file could not be written; 0 unless a warning was logged."""
+        """Rollouts that were lost because they could not be written; 0 unless an error was logged."""
         return self._writer.dropped
 
-    def _catch_up(self) -> None:
-        if self._writer.waiting:
-            self._writer.flush()
+    @property
+    def commits(self) -> int:
+        """Transactions of this object that succeeded."""
+        return self._writer.commits
+
+    def _rollouts(
+        self, digest: bytes | None, key: str | None, last: int | None, *, damaged: Damaged, wait: bool
+    ) -> list[StoredRollout]:
+        most = _most(last, "last")
+        waiting = self._writer.waiting_of(digest, key)
+        found = self._reader.of_prompt(digest, key, most, damaged=damaged, wait=wait)
+        return _latest(found + unwritten(waiting, found[-1].id if found else 0), most)
+
+    def _in_order(self) -> Iterator[StoredRollout]:
+        at, settled, seen = 0, False, list[Entry]()
+        while True:
+            waiting, before = self._writer.waiting(), at
+            given = {entry.id for entry in seen}
+            for rollout in self._reader.after(at):
+                at = rollout.id
+                if at not in given:
+                    yield rollout
+            fresh = [entry for entry in waiting if entry not in seen and not 0 < entry.id <= at]
+            if at > before:
+                settled = False
+            elif not fresh:
+                return
+            elif not settled:
+                self._writer.settle()
+                settled = True
+            else:
+                seen += fresh
+                yield from (entry.rollout for entry in fresh)
 
     def __enter__(self) -> RolloutStore:
         return self
@@ -171,9 +228,28 @@ class RolloutStore:
 
     def __reduce__(self) -> tuple[type[RolloutStore], tuple[str]]:
         """Travels to other processes as its path."""
-        return RolloutStore, (str(self.path),)
+        return RolloutStore, (self._file,)
 
 
 def _close(writer: Writer, reader: Reader) -> None:
     writer.close()
     reader.close()
+
+
+def _named(prompt: TokenIds | None, key: str | None) -> tuple[bytes | None, str | None]:
+    if prompt is None and key is None:
+        raise InvalidInputError("rollouts", None, "a prompt or a key", "Iterate over the store to get all.")
+    digest = None if prompt is None else digest_of(as_tokens(prompt, "prompt_token_ids"))
+    return digest, as_key(key)
+
+
+def _most(number: int | None, name: str) -> int:
+    return ALL if number is None else min(as_integer(number, name, 0), ALL)
+
+
+def _latest(rollouts: list[StoredRollout], most: int) -> list[StoredRollout]:
+    return rollouts[max(len(rollouts) - most, 0) :]
+
+
+def _leave_out(error: StoreCorruptedError) -> None:
+    _log.error("Left out: %s", error)

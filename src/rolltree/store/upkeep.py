@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from rolltree.errors import InvalidInputError, StoreCorruptedError, StoreError
+from rolltree.errors import StoreCorruptedError
+from rolltree.store import schema
 from rolltree.store.codec import unpack_tokens
+from rolltree.store.connection import Connection
+from rolltree.store.faults import StoreLockedError
+from rolltree.store.location import existing
 from rolltree.store.naming import digest_of
 from rolltree.store.reader import Reader
-from rolltree.store.schema import VERSION, connect, translated
+from rolltree.store.schema import VERSION
+from rolltree.tokens import as_integer
 
 MOST_FAULTS = 20
 _SUMS = """
@@ -42,24 +47,17 @@ class StoreInfo:
     """Of these, the compressed tokens of rollouts."""
 
 
-def existing(path: str | PathLike[str]) -> Path:
-    """`path`, which must be there: looking at a store must not make one.
+def info(path: str | PathLike[str]) -> StoreInfo:
+    """Count what the store holds.
 
     Raises:
-        InvalidInputError: there is no such file.
+        InvalidInputError, StoreError and its kinds: there is no store, or it cannot be read.
 
     """
-    if not Path(path).is_file():
-        raise InvalidInputError("store.path", str(path), "a file that exists", "Check the name.")
-    return Path(path)
-
-
-def info(path: str | PathLike[str]) -> StoreInfo:
-    """Count what the store holds; StoreError and its kinds as `RolloutStore`."""
     path = existing(path)
-    with closing(connect(path)) as database, translated(path):
-        rollouts, tokens, oldest, newest, rewards, logprobs, size = database.execute(_SUMS).fetchone()
-        prompts = database.execute("SELECT count(*) FROM prompt").fetchone()[0]
+    with closing(Connection(path, make=False)) as database:
+        rollouts, tokens, oldest, newest, rewards, logprobs, size = database.execute(_SUMS)[0]
+        prompts = database.execute("SELECT count(*) FROM prompt")[0][0]
         return StoreInfo(
             schema=VERSION, prompts=prompts, rollouts=rollouts, tokens=tokens, oldest_version=oldest,
             newest_version=newest, with_reward=rewards, with_logprobs=logprobs, bytes=_size(path), token_bytes=size,
@@ -75,12 +73,14 @@ def verify(path: str | PathLike[str], progress: Callable[[int], None] = lambda r
     """Read everything: pages, links, checksums of all blobs, digests of prompts. Returns the first faults, [] if sound.
 
     Raises:
-        InvalidInputError, StoreVersionError: it is not a store that can be looked at.
+        InvalidInputError, StoreVersionError, StoreError: it is not a store, or cannot be looked at.
 
     """
     path, faults = existing(path), list[str]()
+    if not path.stat().st_size:
+        return [f"{path} is empty (0 bytes): whatever it held is gone"]
     try:
-        with closing(connect(path)) as database, translated(path):
+        with closing(Connection(path, make=False)) as database:
             for fault in _faults(database, path, progress):
                 faults.append(fault)
                 if len(faults) == MOST_FAULTS:
@@ -90,30 +90,31 @@ def verify(path: str | PathLike[str], progress: Callable[[int], None] = lambda r
     return faults
 
 
-def _faults(database: sqlite3.Connection, path: Path, progress: Callable[[int], None]) -> Iterator[str]:
-    yield from (row[0] for row in database.execute("PRAGMA integrity_check") if row[0] != "ok")
+def _faults(database: Connection, path: Path, progress: Callable[[int], None]) -> Iterator[str]:
+    yield from (str(row[0]) for row in database.execute("PRAGMA integrity_check") if row[0] != "ok")
     lost = "SELECT count(*) FROM rollout WHERE prompt NOT IN (SELECT id FROM prompt)"
-    if orphans := database.execute(lost).fetchone()[0]:
+    if orphans := database.execute(lost)[0][0]:
         yield f"{orphans} rollouts without a prompt"
-    for number, digest, length, blob in database.execute("SELECT id, digest, length, tokens FROM prompt"):
-        yield from _prompt_fault(number, digest, length, blob)
+    bad = set[int]()
+    for (number,) in database.execute("SELECT id FROM prompt"):
+        for row in database.execute("SELECT digest, length, tokens FROM prompt WHERE id = ?", (number,)):
+            if fault := _prompt_fault(*row):
+                bad.add(number)
+                yield f"prompt {number}, and all its rollouts: {fault}"
     with closing(Reader(path)) as reader:
-        ids = [row[0] for row in database.execute("SELECT id FROM rollout ORDER BY id")]
-        for count, id in enumerate(ids):
-            if fault := reader.fault(id):
+        for count, (id, prompt) in enumerate(database.execute("SELECT id, prompt FROM rollout ORDER BY id")):
+            if prompt not in bad and (fault := reader.fault(id)):
                 yield fault
             if count % 1000 == 0:
                 progress(count)
 
 
-def _prompt_fault(number: int, digest: bytes, length: int, blob: bytes) -> Iterator[str]:
+def _prompt_fault(digest: bytes, length: int, blob: bytes) -> str:
     try:
         tokens = unpack_tokens(blob)
-    except ValueError as error:
-        yield f"prompt {number}: {error}"
-        return
-    if len(tokens) != length or digest_of(tokens) != digest:
-        yield f"prompt {number}: its tokens are not those that were written"
+    except Exception as error:  # damaged, or no blob any more
+        return str(error)
+    return "" if len(tokens) == length and digest_of(tokens) == digest else "its tokens are not those that were written"
 
 
 def compact(path: str | PathLike[str], *, window: int | None = None) -> tuple[StoreInfo, StoreInfo]:
@@ -124,28 +125,38 @@ def compact(path: str | PathLike[str], *, window: int | None = None) -> tuple[St
 
     Raises:
         InvalidInputError: `window` is below 1.
+        StoreError: it cannot be written; what was not to be forgotten is still there.
 
     """
-    if window is not None and window < 1:
-        raise InvalidInputError("window", window, "1 or more", "Delete the file to forget everything.")
+    if window is not None:
+        window = as_integer(window, "window", 1)
     path = existing(path)
     before = info(path)
-    with closing(connect(path)) as database, translated(path):
+    with closing(Connection(path, make=False)) as database:
         if window is not None:
-            _forget(database, window)
-        database.execute("VACUUM")
-        busy = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise StoreError(f"{path} is being read by another process: the log is cut when that ends. Try again later")
+            database.use(lambda open: _forget(open, window), schema.BUSY_SECONDS)
+        database.execute("VACUUM", (), schema.BUSY_SECONDS)
+        database.use(_cut_log, schema.BUSY_SECONDS)
     return before, info(path)
 
 
 def _forget(database: sqlite3.Connection, window: int) -> None:
     database.execute("BEGIN IMMEDIATE")
-    database.execute(
-        "DELETE FROM rollout WHERE id IN (SELECT id FROM ("
-        " SELECT id, row_number() OVER (PARTITION BY prompt ORDER BY id DESC) AS place FROM rollout) WHERE place > ?)",
-        (window,),
-    )
-    database.execute("DELETE FROM prompt WHERE id NOT IN (SELECT prompt FROM rollout)")
-    database.execute("COMMIT")
+    try:
+        database.execute(
+            "DELETE FROM rollout WHERE id IN (SELECT id FROM ("
+            " SELECT id, row_number() OVER (PARTITION BY prompt ORDER BY id DESC) AS place FROM rollout)"
+            " WHERE place > ?)",
+            (window,),
+        )
+        database.execute("DELETE FROM prompt WHERE id NOT IN (SELECT prompt FROM rollout)")
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise
+
+
+def _cut_log(database: sqlite3.Connection) -> None:
+    if database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        raise StoreLockedError("The store is being read by another process: the log is cut when that ends. Try later")

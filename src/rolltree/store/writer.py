@@ -1,8 +1,11 @@
 """The background thread that commits rollouts, off the caller's path, many in a transaction.
 
 A rollout is safe once its transaction is committed: at most `DELAY` after `put` while the disk keeps up, and always
-after `flush`. A failing disk never fails the caller: rollouts wait in memory, the oldest are dropped and counted beyond
-`MOST_WAITING`, and `flush` says why. Invariant: rollouts get into the file in the order of `put`.
+after `flush`. A failing disk never fails the caller: rollouts wait in memory, where they can be read; the oldest are
+dropped beyond `MOST_WAITING`, and `flush` says why. A rollout that cannot be written, whatever the state of the disk,
+is dropped alone. What is dropped is counted, logged by name, and raised by the next `flush`.
+
+Invariant: rollouts get into the file in the order of `put`, whatever fails in between.
 """
 
 from __future__ import annotations
@@ -11,80 +14,101 @@ import logging
 import os
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from rolltree.errors import InvalidInputError, StoreError
-from rolltree.store.codec import pack_floats, pack_tokens
+from rolltree.store import schema
+from rolltree.store.connection import Connection
 from rolltree.store.naming import digest_of
+from rolltree.store.pending import Entry, Pending
 from rolltree.store.record import StoredRollout
-from rolltree.store.schema import connect, translated
+from rolltree.store.rows import Packed, next_id
 
 DELAY = 0.2  # seconds that a rollout waits for others to share a transaction with
+SLOWEST = 30.0  # seconds between two attempts at most, while they fail
 BATCH = 256  # rollouts that are not worth waiting for more
 MOST_WAITING = 65536
 _log = logging.getLogger(__name__)
-
-_PROMPT = "INSERT OR IGNORE INTO prompt (key, digest, length, tokens) VALUES (?, ?, ?, ?)"
-_NAME = "SELECT id FROM prompt WHERE digest = ? AND ifnull(key, x'') = ifnull(?, x'')"
-_ROLLOUT = (
-    "INSERT INTO rollout (prompt, version, sample, reward, length, tokens, logprobs, context)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
 
 
 class Writer:
     """Commits to one file; thread-safe, for the process that made it."""
 
-    def __init__(self, path: Path) -> None:
-        """Open, and make, the file; errors of `schema.connect`."""
-        self.path, self.dropped = path, 0
-        self._database = connect(path)
-        self._waiting: deque[StoredRollout] = deque()
-        self._put = self._done = 0  # rollouts handed over, and committed or dropped
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        """Open the file, or make it; errors of `schema.connect`, and StoreError where no thread can start."""
+        self.path, self.dropped, self.commits = path, 0, 0
+        self._database = Connection(path, make=make)
+        self._pending = Pending()
+        self._lost, self._why = 0, ""  # dropped, and not said by `flush` yet
+        self._overflown = 0  # dropped because too many waited
         self._error: StoreError | None = None
+        self._failures = 0  # attempts that failed, ever
+        self._streak = 0  # attempts that failed since the last commit
         self._hurry = self._closed = False
         self._changed = threading.Condition()
         self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="rolltree-store", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._database.close()
+            raise StoreError(f"{path}: {error}. Raise the limit of threads (ulimit -u)") from error
 
     def put(self, rollout: StoredRollout) -> None:
-        """Take a rollout to commit; microseconds.
+        """Take a checked rollout to commit; microseconds.
 
         Raises:
             InvalidInputError: the store is closed, or this is a fork of the process that opened it.
 
         """
+        self.check()
+        digest = digest_of(rollout.prompt_token_ids)
         with self._changed:
-            self._check_usable()
-            self._waiting.append(rollout)
-            self._put += 1
-            if len(self._waiting) == 1 or len(self._waiting) >= BATCH:
+            self.check()
+            self._pending.add(rollout, digest)
+            if len(self._pending) == 1 or self._pending.at_rest == BATCH:
                 self._changed.notify_all()
-            if len(self._waiting) > MOST_WAITING:
-                self._waiting.popleft()
-                self._done += 1
-                self.dropped += 1
+            if self._pending.at_rest > MOST_WAITING and (entry := self._pending.drop()) is not None:
+                self._overflow(entry)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether some rollout is not committed yet."""
-        return self._done < self._put
+    def waiting(self) -> list[Entry]:
+        """What may not be in the file yet, oldest first; look at `Entry.id` after reading the file."""
+        self.check()
+        with self._changed:
+            return self._pending.entries()
+
+    def waiting_of(self, digest: bytes | None, key: str | None) -> list[Entry]:
+        """The same of one prompt and key (None: any prompt of the key)."""
+        self.check()
+        with self._changed:
+            return self._pending.of(digest, key)
 
     def flush(self) -> None:
-        """Return when all that was put is committed; raise StoreError where that failed (it stays in memory)."""
+        """Return when all that was put is committed.
+
+        Raises:
+            InvalidInputError: the store is closed, or this is a fork of the process that opened it.
+            StoreError: something is not safe: it stays in memory; or was dropped since the last flush.
+
+        """
+        self.check()
         with self._changed:
-            self._check_usable()
-            target, self._error = self._put, None
-            while self._done < target and self._error is None and self._thread.is_alive():
-                self._hurry = True
-                self._changed.notify_all()
-                self._changed.wait(1.0)
-            if self._error is not None:
-                raise self._error
-            assert self._done >= target, "the store's thread died"
+            self.check()
+            waits = self._wait(self._pending.put, self._failures)
+            lost, self._lost = self._lost, 0
+            if waits and not lost:
+                raise self._error or StoreError(f"{self.path}: the store's thread ended. Make a new RolloutStore")
+            if lost:
+                more = f" {len(self._pending)} more wait in memory: {self._error}" if waits else ""
+                raise StoreError(f"{self.path}: {lost} rollouts were dropped and are lost: {self._why}.{more}")
+
+    def settle(self) -> None:
+        """Wait until what was put is committed, or an attempt failed; at once while attempts fail. Says nothing."""
+        self.check()
+        with self._changed:
+            if not self._streak:
+                self._wait(self._pending.put, self._failures)
 
     def close(self) -> None:
         """Commit what waits and end the thread; harmless when repeated, and in a forked child."""
@@ -93,85 +117,152 @@ class Writer:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
-        self._database.close()
+        if threading.current_thread() is not self._thread:  # which a garbage collection may run in
+            self._thread.join()
 
-    def _check_usable(self) -> None:
+    def check(self) -> None:
+        """Raise InvalidInputError when this cannot be used: closed, or in a forked child. Takes no lock."""
         if self._closed:
             raise InvalidInputError("store", str(self.path), "open", "It was closed: make a new RolloutStore.")
-        if os.getpid() != self._process:
-            fix = "Make a RolloutStore in each process."
-            raise InvalidInputError("store", str(self.path), "used in the process that opened it", fix)
+        self._database.check()
+
+    def _wait(self, target: int, failures: int) -> bool:
+        """Hurry until the first `target` are settled or one more attempt failed; whether some are still waiting."""
+        while self._pending.older_than(target) and self._failures == failures and self._thread.is_alive():
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait(1.0)
+        return self._pending.older_than(target)
 
     def _run(self) -> None:
         while batch := self._next():
             try:
-                with translated(self.path):
-                    _commit(self._database, batch)
-            except StoreError as error:
-                self._keep(batch, error)
-            except Exception as error:  # a rollout that cannot be written must not hold up the others for good
-                self._lose(len(batch), error)
+                lost = self._commit(batch)
+            except Exception as error:
+                self._fail(error if isinstance(error, StoreError) else StoreError(f"{self.path}: {error!r}"))
             else:
-                self._settle(len(batch))
+                self._settle(batch, lost)
+        self._database.close()
 
-    def _next(self) -> list[StoredRollout]:
+    def _next(self) -> list[Entry]:
         """Wait for rollouts, a little for more; empty when the store is closed and nothing is left to try."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not len(self._pending) and not self._closed:
                 self._changed.wait()
-            if not self._hurry and not self._closed and (len(self._waiting) < BATCH or self._error):
-                self._changed.wait_for(lambda: self._hurry or self._closed, DELAY)
+            if len(self._pending) < BATCH or self._streak:
+                pause = min(DELAY * 2.0 ** min(self._streak, 16), SLOWEST)
+                self._changed.wait_for(self._in_haste, pause)
             self._hurry = False  # who still waits in `flush` says so again
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), 16 * BATCH))]
+            return self._pending.first(16 * BATCH)
 
-    def _settle(self, count: int) -> None:
+    def _in_haste(self) -> bool:
+        return self._hurry or self._closed or (not self._streak and len(self._pending) >= BATCH)
+
+    def _commit(self, batch: Sequence[Entry]) -> list[tuple[Entry, Exception]]:
+        """Write a batch; returns which rollouts are at fault themselves. StoreError where nothing could be written."""
+        lost, good = list[tuple[Entry, Exception]](), list[Entry]()
+        for entry in batch:
+            try:
+                entry.packed = entry.packed or Packed.of(entry.rollout)
+                good.append(entry)
+            except Exception as error:
+                lost.append((entry, error))
+        try:
+            self._database.use(lambda database: _write(database, good), schema.BUSY_SECONDS)
+        except StoreError:
+            raise
+        except Exception:  # some row is at fault: each for itself
+            lost += self._database.use(lambda database: _write_each(database, good), schema.BUSY_SECONDS)
+        return lost
+
+    def _settle(self, batch: Sequence[Entry], lost: Sequence[tuple[Entry, Exception]]) -> None:
         with self._changed:
-            self._done += count
-            self._error = None
+            for entry in batch:
+                self._pending.remove(entry)
+            self._pending.landed()
+            for entry, error in lost:
+                self._lose(1, entry, error)
+            if self._streak:
+                _log.warning("%s: rollouts are committed again", self.path)
+            self._error, self._streak = None, 0
+            self.commits += 1
             self._changed.notify_all()
 
-    def _keep(self, batch: list[StoredRollout], error: StoreError) -> None:
-        """Put a failed batch back for the next attempt, or lose it when there will be none."""
-        if self._closed:
-            self._lose(len(batch), error)
-            return
+    def _fail(self, error: StoreError) -> None:
+        """Keep what waits for the next attempt, or lose it when there will be none."""
         with self._changed:
+            self._pending.landed()
+            self._failures += 1
+            self._streak += 1
             if self._error is None:
                 _log.warning("Rollouts wait in memory: %s", error)
             self._error = error
-            self._waiting.extendleft(reversed(batch))
+            if self._closed:
+                left = self._pending.entries()
+                for entry in left:
+                    self._pending.remove(entry)
+                if left:
+                    self._lose(len(left), left[0], error)
             self._changed.notify_all()
 
-    def _lose(self, count: int, error: Exception) -> None:
-        _log.error("%d rollouts are lost to the store %s: %s", count, self.path, error)
+    def _overflow(self, entry: Entry) -> None:
+        """Count what left because too many wait; said at the first, the second, the fourth..."""
+        self._overflown += 1
+        said = self._overflown & (self._overflown - 1) == 0
+        self._lose(1, entry, self._error or f"more than {MOST_WAITING} wait", said)
+
+    def _lose(self, count: int, first: Entry, why: object, said: bool = True) -> None:
         self.dropped += count
-        self._settle(count)
+        self._lost += count
+        self._why = str(why)
+        if said:
+            whole = f"{self.dropped} so far"
+            _log.error("%d rollouts lost to %s, %s; the first: %s. %s", count, self.path, whole, first.named(), why)
 
 
-def _commit(database: sqlite3.Connection, batch: Sequence[StoredRollout]) -> None:
-    """One transaction; compressed before the lock is taken."""
-    rows = [(_prompt_row(rollout), _rollout_row(rollout)) for rollout in batch]
+def _write(database: sqlite3.Connection, batch: Sequence[Entry]) -> None:
+    """One transaction: all or none."""
     database.execute("BEGIN IMMEDIATE")
     try:
-        for prompt, rollout in rows:
-            database.execute(_PROMPT, prompt)
-            number = database.execute(_NAME, (prompt[1], prompt[0])).fetchone()[0]
-            database.execute(_ROLLOUT, (number, *rollout))
+        for id, entry in enumerate(batch, next_id(database)):
+            _write_one(database, entry, id)
         database.execute("COMMIT")
     except BaseException:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
+        _undo(database, batch)
         raise
 
 
-def _prompt_row(rollout: StoredRollout) -> tuple[object, ...]:
-    prompt = rollout.prompt_token_ids
-    return rollout.key, digest_of(prompt), len(prompt), pack_tokens(prompt)
+def _write_each(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tuple[Entry, Exception]]:
+    """One transaction, without the rows at fault, which are returned."""
+    lost = list[tuple[Entry, Exception]]()
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        for entry in batch:
+            database.execute("SAVEPOINT one")
+            try:
+                _write_one(database, entry, next_id(database))
+            except Exception as error:
+                if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+                    raise  # the disk's fault
+                database.execute("ROLLBACK TO one")
+                entry.id = 0
+                lost.append((entry, error))
+            database.execute("RELEASE one")
+        database.execute("COMMIT")
+    except BaseException:
+        _undo(database, batch)
+        raise
+    return lost
 
 
-def _rollout_row(rollout: StoredRollout) -> tuple[object, ...]:
-    context = ",".join(f"{a}-{b}" for a, b in rollout.context) or None
-    logprobs = None if rollout.logprobs is None else pack_floats(rollout.logprobs)
-    tokens = pack_tokens(rollout.token_ids, rollout.prompt_token_ids)
-    return rollout.version, rollout.sample, rollout.reward, len(rollout.token_ids), tokens, logprobs, context
+def _write_one(database: sqlite3.Connection, entry: Entry, id: int) -> None:
+    assert entry.packed is not None
+    entry.packed.write(database, id)
+    entry.id = id
+
+
+def _undo(database: sqlite3.Connection, batch: Sequence[Entry]) -> None:
+    for entry in batch:  # before the lock is let go: from then on, another process may use these ids
+        entry.id = 0
+    if database.in_transaction:
+        database.execute("ROLLBACK")

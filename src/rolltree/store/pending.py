@@ -1,0 +1,111 @@
+"""What was handed over and is not in the file yet: in the order of `put`, and by prompt.
+
+Nothing leaves before it is committed or given up, so a write that fails changes no order. Not thread-safe: the writer
+holds its lock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import islice
+
+from rolltree.store.record import StoredRollout
+from rolltree.store.rows import Packed
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A rollout on its way."""
+
+    number: int
+    """Counts the puts, from 1."""
+    digest: bytes
+    """Of its prompt."""
+    rollout: StoredRollout
+    packed: Packed | None = None
+    id: int = 0
+    """Row that it was given in a transaction that may not be committed yet; 0 without one."""
+
+    def named(self) -> str:
+        """How a log calls it."""
+        rollout = self.rollout
+        key = f"prompt {self.digest.hex()}" if rollout.key is None else f"key {rollout.key[:80]!r}"
+        return f"{key}, version {rollout.version}, sample {rollout.sample}, {len(rollout.token_ids)} tokens"
+
+
+class Pending:
+    """A queue that can also be asked by prompt; all O(1) but `entries`."""
+
+    def __init__(self) -> None:
+        self.put = 0
+        """Rollouts that were ever handed over."""
+        self._all: OrderedDict[int, Entry] = OrderedDict()
+        self._named: dict[str | bytes, dict[int, Entry]] = {}
+        self._flying = self._flight = 0  # up to this number they are being written, and so many are
+        self._dropped = 0  # no entry at rest has a number below this while something is being written
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def at_rest(self) -> int:
+        """How many are not being written now."""
+        return len(self._all) - self._flight
+
+    def add(self, rollout: StoredRollout, digest: bytes) -> None:
+        """Take one more."""
+        self.put += 1
+        entry = self._all[self.put] = Entry(self.put, digest, rollout)
+        self._named.setdefault(_name(entry), {})[entry.number] = entry
+
+    def first(self, most: int) -> list[Entry]:
+        """The oldest, to be written now; they stay until `remove`."""
+        found = list(islice(self._all.values(), most))
+        self._flying, self._flight = found[-1].number if found else 0, len(found)
+        return found
+
+    def landed(self) -> None:
+        """Nothing is being written now."""
+        self._flying = self._flight = 0
+
+    def remove(self, entry: Entry) -> None:
+        """It is committed, or given up."""
+        if self._all.pop(entry.number, None) is not None and entry.number <= self._flying:
+            self._flight -= 1
+        group = self._named.get(_name(entry), {})
+        group.pop(entry.number, None)
+        if not group:
+            self._named.pop(_name(entry), None)
+
+    def drop(self) -> Entry | None:
+        """Give up the oldest that is not being written; None where there is none."""
+        number = max(self._flying + 1, self._dropped) if self._flying else next(iter(self._all), 1)
+        while number <= self.put and number not in self._all:
+            number += 1
+        self._dropped = number + 1
+        if (entry := self._all.get(number)) is not None:
+            self.remove(entry)
+        return entry
+
+    def older_than(self, number: int) -> bool:
+        """Whether one of the first `number` that were handed over is still here."""
+        return next(iter(self._all), number + 1) <= number
+
+    def entries(self) -> list[Entry]:
+        """All, oldest first."""
+        return list(self._all.values())
+
+    def of(self, digest: bytes | None, key: str | None) -> list[Entry]:
+        """Those of a prompt and key (None: any prompt of the key), oldest first."""
+        group = self._named.get(key if key is not None else digest or b"", {})
+        return [entry for entry in group.values() if digest is None or entry.digest == digest]
+
+
+def _name(entry: Entry) -> str | bytes:
+    return entry.digest if entry.rollout.key is None else entry.rollout.key
+
+
+def unwritten(waiting: list[Entry], newest: int) -> list[StoredRollout]:
+    """What of `waiting` a read of the file did not see, which was made afterwards and saw rows up to `newest`."""
+    return [entry.rollout for entry in waiting if not 0 < entry.id <= newest]
