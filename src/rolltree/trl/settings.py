@@ -7,13 +7,38 @@ dropped.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from rolltree.budget import CostModel
+from rolltree.cache import RolloutCache
+from rolltree.config import DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.sampling import SamplingParams
+from rolltree.store import RolloutStore
 
 UNSUPPORTED_FIX = "Leave it out, or train without rolltree's rollout_func."
+
+
+def check_arguments(
+    *, slots: object, seed: object, cost: object, draft: object, cache: object, store: object, run_dir: object
+) -> None:
+    """Raise InvalidInputError for an argument of `RolloutFunction` that would fail only when the training runs."""
+    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots < 2**31:
+        raise InvalidInputError("slots", slots, "an integer from 1 to 2**31 - 1")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise InvalidInputError("seed", seed, "None or an integer")
+    if not (cost is None or cost == "measure" or isinstance(cost, CostModel)):
+        raise InvalidInputError("cost", cost, '"measure", None or a CostModel')
+    kinds = {
+        "draft": (draft, DraftConfig), "cache": (cache, RolloutCache), "store": (store, RolloutStore),
+        "run_dir": (run_dir, (str, os.PathLike)),
+    }  # fmt: skip
+    for name, (value, kind) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            wanted = "a path" if name == "run_dir" else f"a {kind.__name__}"  # type: ignore[union-attr]
+            raise InvalidInputError(name, value, f"None or {wanted}")
 
 
 def check_trainer(trainer: Any) -> None:
