@@ -36,8 +36,6 @@ def oracle(**settings: object) -> Oracle:
         ([1] * 48, "max_length = 48"),
         ([1, 23], "token 23 is outside the model's vocabulary of 23"),
         ([-1, 3], "token -1"),
-        ([0.5], "integer token ids"),
-        (np.zeros((2, 2), np.int32), "integer token ids"),
     ],
 )
 def test_a_bad_prompt_fails_alone(prompt: object, words: str) -> None:

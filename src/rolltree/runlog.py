@@ -138,11 +138,8 @@ def _finite(values: Mapping[str, object] | None) -> dict[str, float | None]:
 
 def _number(value: object) -> float | None:
     try:
-        if isinstance(value, numbers.Integral):
-            value = int(value)
-        else:
-            value = float(value)  # type: ignore[arg-type]
-        return value if math.isfinite(value) else None
+        number = int(value) if isinstance(value, numbers.Integral) else float(value)  # type: ignore[arg-type]
+        return number if math.isfinite(number) else None
     except (TypeError, ValueError, OverflowError):
         return None
 

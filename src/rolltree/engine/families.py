@@ -62,7 +62,7 @@ class ModelShape:
     def longest(self, asked: int | None) -> int:
         """`engine.max_length` as it is used; raise InvalidInputError where the model is not right that far."""
         if self.stable is not None and (asked is None or asked > self.stable):
-            fix = f"Set engine.max_length to {self.stable} or less: up to there the factors stay."
+            fix = f"Set engine.max_length to {min(self.stable, self.context)} or less: up to there the factors stay."
             value = f"{self.name} with rotary factors that depend on the longest row of a batch (longrope, dynamic)"
             raise InvalidInputError("model", value, NEEDS, fix)
         if asked is None:

@@ -1,7 +1,8 @@
 """Checks a request before it gets near a row.
 
-What is no request at all (a prompt that is no flat list of integers) is the caller's mistake and raised before anything
-is queued; a prompt that this model cannot run (too long, of another vocabulary) is the request's error, not the batch's.
+What is no request at all (a prompt that is no flat list of integers) is the caller's mistake and raised before
+anything is queued; a prompt that this model cannot run (too long, of another vocabulary) is the request's error, not
+the batch's.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """At the first use of a model: do packed forwards over the slot cache say what the model's own forward says?
 
-A short text goes through the engine's paths (prefill in pieces, rows of different lengths side by side, single tokens, a
-tree), and the greedy token and the logits at every position are compared with one plain forward. So a family whose
-attention slot attention does not know cannot be silently wrong. Once for each model; draws no random numbers; the cache
-rows that were used are zeroed. Rounding does not count: a token differs only where the gap between both choices is
-clear, measured in standard deviations of the position's logits.
+A short text goes through the engine's paths (prefill in pieces, rows of different lengths side by side, single tokens,
+a tree), and the greedy token and the logits at every position are compared with one plain forward. So a family whose
+attention slot attention does not know cannot be silently wrong. Once for each model; draws no random numbers; the
+cache rows that were used are zeroed. Rounding does not count: a token differs only where the gap between both choices
+is clear, measured in standard deviations of the position's logits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ ROWS = 3
 EXACT = 0.005
 """Standard deviations that float32 logits may part: a thousand times the rounding of another batch shape."""
 ROUGH = 0.5
-"""The same for half precision (and float32 that is computed as such), of the gap between the two greedy tokens."""
+"""The same for half precision (and float32 that is computed as such), of the gap between the two greedy tokens; their
+root mean square may part by half of it."""
 ROUGH_SHARE = 1 / 8
 """Positions that may part further in half precision: a router of experts that tips over changes some altogether."""
 
@@ -119,11 +120,14 @@ def _parts(expected: Tensor, got: Tensor) -> bool:
     if bool(torch.isnan(expected).any() | torch.isposinf(expected).any()):
         return False
     kept = torch.isfinite(expected)  # -inf: ids that the model pads its vocabulary with
-    spread = float(expected[kept].std(correction=0)) if bool(kept.any()) else 0.0
+    if not bool(kept.any()):
+        return False
+    spread = float(expected[kept].std(correction=0))
     gap = expected.max() - expected[got.argmax()]
-    if exact:
-        gap = torch.maximum(gap, (got - expected)[kept].abs().amax())
-    return not bool(gap <= (EXACT if exact else ROUGH) * spread + 1e-6 * float(expected[kept].abs().amax()))
+    error = (got - expected)[kept]
+    apart = error.abs().amax() if exact else 2 * error.square().mean().sqrt()
+    allowed = (EXACT if exact else ROUGH) * spread + 1e-6 * float(expected[kept].abs().amax())
+    return not bool((gap <= allowed) & (apart <= allowed))  # NaN parts
 
 
 def _is_exact(logits: Tensor) -> bool:

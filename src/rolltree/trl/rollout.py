@@ -197,5 +197,6 @@ class RolloutFunction:
             self._metrics.write(record, trainer)
         with self._guard:  # TRL's own dictionary, which another version may have changed
             metrics = getattr(trainer, "_metrics", {}).get("train" if record.training else "eval")
-            for name, value in record.metrics().items() if metrics is not None else ():
-                metrics[name].append(value)
+            if metrics is not None:
+                for name, value in record.metrics().items():
+                    metrics[name].append(value)

@@ -31,14 +31,15 @@ def check_arguments(
         raise InvalidInputError("seed", seed, "None or an integer")
     if not (cost is None or cost == "measure" or isinstance(cost, CostModel)):
         raise InvalidInputError("cost", cost, '"measure", None or a CostModel')
-    kinds = {
-        "draft": (draft, DraftConfig), "cache": (cache, RolloutCache), "store": (store, RolloutStore),
+    kinds: dict[str, tuple[object, tuple[type, ...]]] = {
+        "draft": (draft, (DraftConfig,)),
+        "cache": (cache, (RolloutCache,)),
+        "store": (store, (RolloutStore,)),
         "run_dir": (run_dir, (str, os.PathLike)),
-    }  # fmt: skip
-    for name, (value, kind) in kinds.items():
-        if value is not None and not isinstance(value, kind):
-            wanted = "a path" if name == "run_dir" else f"a {kind.__name__}"  # type: ignore[union-attr]
-            raise InvalidInputError(name, value, f"None or {wanted}")
+    }
+    for name, (value, allowed) in kinds.items():
+        if value is not None and not isinstance(value, allowed):
+            raise InvalidInputError(name, value, "None or " + " or ".join(kind.__name__ for kind in allowed))
 
 
 def check_trainer(trainer: Any) -> None:
