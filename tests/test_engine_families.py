@@ -21,7 +21,8 @@ from tests.engine_tools import tiny_model
 
 torch.set_num_threads(1)
 SIZES = {
-    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4,
     "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0,
     "initializer_range": 0.06,
 }  # fmt: skip
@@ -77,7 +78,8 @@ def test_rotary_factors_that_are_constants_pass(rope: dict[str, Any], family: st
         ("DeepseekV3", LATENT, "DeepseekV3ForCausalLM .*latent attention"),
         ("Nemotron", {}, "NemotronForCausalLM .*family 'nemotron'"),
         ("Doge", {}, "DogeForCausalLM .*mask of its own"),
-        ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48}, r"Phi3ForCausalLM .*longrope.*max_length to 48"),
+        ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 48},
+         r"Phi3ForCausalLM .*longrope.*max_length to 48"),
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
          r"LlamaForCausalLM .*dynamic.*max_length to 128"),
     ],
