@@ -273,13 +273,15 @@ def test_what_is_no_request_is_named_before_anything_is_queued(bad: Any, words: 
     assert engine.load() == (0, 0)
 
 
+@pytest.mark.parametrize("linked", [True, False], ids=["the cache's store", "a store of the engine's own"])
 def test_a_request_that_is_not_remembered_leaves_no_trace(
-    model: Any, healthy: list[list[int]], store: RolloutStore
+    linked: bool, model: Any, healthy: list[list[int]], store: RolloutStore
 ) -> None:
     """Drafted for from what is there, and gone when it ends: neither tree, nor the shared one, nor the store has it."""
-    cache = RolloutCache(store=store)
+    cache = RolloutCache(store=store if linked else None)
     engine = Engine(model, CONFIG, TreeDrafter(cache), store=store)
     engine.generate(BATCH[:2])
+    store.flush()
     before = (cache.stats().rollouts, cache.stats().tokens, len(store))
     accepted = engine.stats.accepted
     results = engine.generate([Request(r.prompt_token_ids, r.sampling, remember=False) for r in BATCH])

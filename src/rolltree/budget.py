@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class CostModel:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= MOST_SECONDS:
+            if not _is_seconds(value):
                 raise InvalidInputError(f"cost.{name}", value, f"a number of seconds from 0 to {MOST_SECONDS:g}")
         if self.base + self.row + self.token + self.cell + self.floor <= 0:
             raise InvalidInputError("cost", asdict(self), "positive for a step of one token")
@@ -96,6 +97,11 @@ class CostModel:
             return cls(**json.loads(Path(path).read_text()))
         except (TypeError, ValueError, OSError, RecursionError) as error:  # of the file, its text, or its numbers
             raise InvalidInputError("cost.path", str(path), "a file written by CostModel.save", str(error)) from error
+
+
+def _is_seconds(value: object) -> bool:
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(0 <= number <= MOST_SECONDS)
 
 
 def _non_negative(design: np.ndarray, target: np.ndarray) -> list[float]:

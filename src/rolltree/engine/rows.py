@@ -125,7 +125,7 @@ class Rows:
         """The result of a row, which becomes a hole."""
         job = self.jobs[row]
         assert job is not None
-        self.cached[row] = job.prompt_bytes if error is None and self.ready[row] else None
+        self.cached[row] = job.prompt_bytes if error is None else None
         self.jobs[row], self.handle[row] = None, NO_HANDLE
         generated = slice(self.prompt[row], self.length[row])
         return Result(
