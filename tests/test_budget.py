@@ -86,7 +86,62 @@ def test_a_frozen_model_comes_back(tmp_path: Path) -> None:
         CostModel.load(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("bad", [{"base": -1, "token": 1}, {"base": float("nan"), "token": 1}, {"base": 0, "token": 0}])
-def test_bad_models(bad: dict[str, float]) -> None:
-    with pytest.raises(InvalidInputError, match="cost"):
-        CostModel(**bad)
+@pytest.mark.parametrize("name", ["base", "row", "token", "cell", "ragged", "floor"])
+@pytest.mark.parametrize("value", [-1, -1e-300, float("nan"), float("inf"), 1e13, 10**400, "1", None, True])
+def test_bad_models(name: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=f"cost\\.{name}"):
+        CostModel(**({"base": 1.0, "token": 1.0} | {name: value}))  # type: ignore[arg-type]
+
+
+def test_a_step_costs_something() -> None:
+    with pytest.raises(InvalidInputError, match="positive"):
+        CostModel(base=0, token=0)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [[], [(1, 0, 0, 1.0)], [(1, 0, 0)] * 3, [(1, 0, 0, 0.0)] * 2, [(1, 0, 0, float("nan"))] * 2, "ab",
+     [(1, float("inf"), 0, 1.0)] * 2, [(-1, 0, 0, 1.0)] * 2, [(1, 0, 0, 1.0), (1,)]],
+)  # fmt: skip
+def test_observations_that_are_none(table: object) -> None:
+    with pytest.raises(InvalidInputError, match=r"cost\.observations"):
+        CostModel.fit(table)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff\xfe", b"", b"[]", b"[1]", b'{"base": "x", "token": 1}', b'{"base": NaN, "token": 1}']
+)
+def test_files_that_hold_no_model(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cost.json").write_bytes(text)
+    with pytest.raises(InvalidInputError, match=r"cost\."):
+        CostModel.load(tmp_path / "cost.json")
+    with pytest.raises(InvalidInputError, match=r"cost\.path"):
+        CostModel.load(tmp_path / "missing.json")
+
+
+def test_break_even_is_nought_below_the_knee() -> None:
+    """There the first draft tokens are free, however unlikely they are; from the knee on each costs its share."""
+    cost = CostModel(base=0.0, token=1e-5, floor=1e-2)
+    assert [cost.break_even(rows) for rows in (1, 32, 999)] == [0.0, 0.0, 0.0]
+    assert cost.break_even(1000) == pytest.approx(1.0)
+    assert cost.break_even(4000) == pytest.approx(1.0)
+    half = CostModel(base=1e-2, token=1e-5, floor=1.5e-2)
+    assert half.break_even(499) == 0.0
+    assert half.break_even(1000) == pytest.approx(0.5)
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
+    st.floats(0, 2),
+    st.floats(0.001, 1),
+    st.floats(0, 8),
+)
+def test_what_is_below_break_even_is_never_taken(
+    rows_: int, factors: list[float], base: float, token: float, floor: float
+) -> None:
+    survival, lengths = rows(*[np.cumprod(factors).tolist()] * rows_)
+    cost = CostModel(base=base, token=token, floor=floor)
+    taken = allocate(survival, lengths, cost)
+    least = min((float(survival[b, n - 1]) for b, n in enumerate(taken) if n), default=1.0)
+    assert least >= cost.break_even(rows_) * (1 - 1e-5)

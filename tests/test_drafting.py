@@ -224,3 +224,28 @@ def test_rows_may_come_back_in_another_order_or_be_missing() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(InvalidInputError, match=r"draft\.shape = 'bush'"):
         DraftConfig(shape="bush")  # type: ignore[arg-type]
+
+
+def floor_of(d: TreeDrafter, weights: list[float] | None = None, rows: int = 4) -> float:
+    return d._floor(rows, None if weights is None else np.array(weights, np.float32))
+
+
+def test_the_draft_floor_is_the_higher_of_the_setting_and_what_can_pay() -> None:
+    d = drafter()
+    d.config = DraftConfig(min_survival=0.1)
+    assert floor_of(d) == 0.1
+    d.cost = CostModel(base=1.0, token=0.001)  # 4 rows: a token pays from 0.004 on
+    assert floor_of(d) == 0.1
+    d.cost = CostModel(base=1.0, token=1.0)  # from 0.8 on, of which half is drafted still
+    assert floor_of(d) == pytest.approx(0.4)
+    d.cost = CostModel(base=1.0, token=1.0, floor=100.0)  # nothing costs anything
+    assert floor_of(d) == 0.1
+
+
+def test_unlike_weights_lower_the_draft_floor() -> None:
+    """A token of the request that weighs most may pay where one of the average would not."""
+    d = drafter()
+    d.config = DraftConfig(min_survival=0.01)
+    d.cost = CostModel(base=1.0, token=1.0)
+    assert floor_of(d, [3.0] * 4) == floor_of(d) == pytest.approx(0.4)
+    assert floor_of(d, [4.0, 2.0, 1.0, 1.0]) == pytest.approx(0.2)

@@ -7,11 +7,14 @@ refuse them.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
-from rolltree.sampling import RULES, SamplingParams, noise, verification
+from rolltree.engine.config import Rule
+from rolltree.sampling import SamplingParams, noise, verification
 from tests import toy_policy
 from tests.toy_policy import CHAIN, TREE, ToyPolicy, first_two, p_values
 
@@ -28,8 +31,8 @@ SETTINGS = {
 TABLES = ("peaked", "ties", "flat", "wide")
 CASES = [("peaked", setting) for setting in SETTINGS]
 CASES += [("ties", "plain"), ("ties", "top_k"), ("ties", "top_p"), ("flat", "combined"), ("wide", "combined")]
-COUPLED, ONE_HOT, SAMPLED = RULES
-REJECTION = [(ONE_HOT, CHAIN), (ONE_HOT, TREE), (SAMPLED, CHAIN)]
+COUPLED, ONE_HOT = get_args(Rule)  # what the engine lets one choose
+REJECTION = [(ONE_HOT, CHAIN), (ONE_HOT, TREE)]
 WAYS = [(COUPLED, CHAIN), *REJECTION]  # coupled trees: the same output as chains, tested below
 TESTS = 2 * len(CASES) * len(WAYS)
 ALPHA = FAMILY / TESTS
@@ -108,11 +111,6 @@ def test_refuses_siblings_tried_against_p_not_renormalised(monkeypatch):
 def test_refuses_noise_keyed_without_position(shape, monkeypatch):
     monkeypatch.setattr(toy_policy, "row_keys", lambda seeds, positions: noise.row_keys(seeds, positions * 0))
     assert refused(COUPLED, shape)
-
-
-def test_refuses_drafts_drawn_with_the_residual_noise(monkeypatch):
-    monkeypatch.setattr(toy_policy, "DRAFT", noise.RESIDUAL)
-    assert refused(SAMPLED, CHAIN)
 
 
 @pytest.mark.parametrize(("rule", "shape"), WAYS)

@@ -12,7 +12,7 @@ from rolltree import CostModel
 from rolltree.budget import allocate
 from rolltree.errors import InvalidInputError
 from rolltree.step_cost import PRIOR, StepCostObserver
-from rolltree.step_cost.observer import BUCKETS
+from rolltree.step_cost.observer import BUCKETS, TERMS, _features
 
 CPU = CostModel(base=1.1e-3, row=3e-5, token=2.2e-5, cell=3e-6, ragged=1e-4)
 GPU = CostModel(base=6e-3, row=1e-6, token=2e-5, cell=0.0, ragged=0.0)
@@ -174,3 +174,11 @@ def test_saved_models_come_back(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(InvalidInputError, match=r"cost\.path"):
         StepCostObserver.load(tmp_path / "bad.json")
+
+
+@given(st.integers(1, 300), st.integers(0, 900), st.integers(0, 16))
+def test_the_fit_prices_a_step_as_the_model_does(rows: int, drafted: int, longest: int) -> None:
+    """One formula: what is fitted is the line of `CostModel.seconds`, floor and all."""
+    for cost in (CPU, GPU, ROOFLINE, PRIOR):
+        line = float(_features(rows, drafted, longest) @ np.array([getattr(cost, name) for name in TERMS]))
+        assert max(line, cost.floor) == pytest.approx(cost.seconds(rows, drafted, longest))

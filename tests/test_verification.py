@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolltree.errors import InvalidInputError
 from rolltree.sampling import (
     RowParams,
     SamplingParams,
@@ -19,7 +18,6 @@ from rolltree.sampling import (
     policy_log_probs,
     verify_coupled,
     verify_one_hot,
-    verify_sampled,
 )
 from rolltree.sampling.paths import accepted_path
 from tests.toy_policy import depths
@@ -177,37 +175,11 @@ def test_one_hot_chain_is_a_tree_without_forks():
     assert torch.equal(a.tokens[emitted], b.tokens[emitted])
 
 
-def test_a_perfect_drafter_is_always_accepted():
-    log_p, draft, _, lengths, seeds, positions = case()
-    log_q = log_p.roll(1, 1)  # node i was drawn from the policy after node i - 1
-    assert torch.equal(verify_sampled(log_p, log_q, draft, None, lengths, seeds, positions).accepted, lengths)
-
-
-def test_residual_never_gives_a_token_that_the_drafter_overrates():
-    log_p, draft, _, lengths, seeds, positions = case()
-    log_q = (log_p.roll(1, 1) * 0.3).log_softmax(-1)
-    path, accepted, tokens = verify_sampled(log_p, log_q, draft, None, lengths, seeds, positions)
-    cut = accepted < lengths
-    last = accepted[:, None]
-    final = tokens.gather(1, last)
-    p, q = at(log_p, last, final), at(log_q, (last + 1).clamp(max=len(SHAPE) - 1), final)
-    assert cut.any()
-    assert (p > q)[cut].all()
-    assert torch.equal(path, torch.arange(len(SHAPE)).expand(ROWS, -1))
-
-
-def test_trees_are_refused_by_the_sampled_draft_rule():
-    log_p, draft, parents, lengths, seeds, positions = case()
-    with pytest.raises(InvalidInputError, match=r"verification\.rule.*sampled_draft_rejection.*one_hot_rejection"):
-        verify_sampled(log_p, log_p, draft, parents, lengths, seeds, positions)
-
-
-@pytest.mark.parametrize("rule", [verify_one_hot, lambda p, *rest: verify_sampled(p, p.roll(1, 1), *rest)])
-def test_certain_policy_leaves_no_room(rule):
+def test_certain_policy_leaves_no_room():
     """Every row has one possible token: it is emitted, drafted or not, and never a filtered one."""
     log_p, draft, _, lengths, seeds, positions = case()
     certain = policy_log_probs(log_p.flatten(0, 1), RowParams.of([SamplingParams(temperature=0)])).view_as(log_p)
-    path, accepted, tokens = rule(certain, draft, None, lengths, seeds, positions)
+    path, accepted, tokens = verify_one_hot(certain, draft, None, lengths, seeds, positions)
     emitted = torch.arange(len(SHAPE)) <= accepted[:, None]
     assert (at(certain, path, tokens)[emitted] == 0).all()
 

@@ -63,6 +63,19 @@ def test_seconds_saved_is_the_difference_of_two_priced_runs() -> None:
     assert Account().step([now, now])["rolltree/seconds_saved"] == pytest.approx(expected), "replicas run side by side"
 
 
+@pytest.mark.parametrize(
+    "cost", [COST, CostModel(base=0.0, token=1e-5, floor=1e-2), CostModel(base=1, token=0.1, floor=4)]
+)
+def test_seconds_saved_knows_the_floor(cost: CostModel) -> None:
+    """Below its knee a step takes as long as it takes: fewer steps are what is saved."""
+    priced = {f"cost_{name}": value for name, value in asdict(cost).items()}
+    now = counters(100, 3200, 9600, 6400, 6400, **priced)
+    expected = 300 * cost.seconds(32) - 100 * cost.seconds(32, drafted=64, longest=2)
+    assert seconds_saved(now, {}) == pytest.approx(expected)
+    if cost.floor == 1e-2:
+        assert expected == pytest.approx(2.0)
+
+
 def test_drafts_that_are_rejected_cost_time() -> None:
     cost = {f"cost_{name}": value for name, value in asdict(COST).items()}
     saved = seconds_saved(counters(10, 80, 80, 320, 0, **cost), {})

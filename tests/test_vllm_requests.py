@@ -222,6 +222,37 @@ def test_finish_and_drop_restart_running_requests(engine: Engine) -> None:
     assert text_of(engine.step({"a": [8]})) == {0: [5, 6, 7, 8]}
 
 
+def test_drop_forgets_what_was_running(engine: Engine) -> None:
+    """After a failure nothing of a session is kept: it may lack tokens that were sampled."""
+    cache = engine.book.cache
+    engine.start("a", [1, 2])
+    engine.start("b", [3])
+    engine.step({"a": [5, 6, 7], "b": [8]})
+    engine.book.drop()
+    assert (cache.stats().sessions, cache.stats().rollouts) == (0, 0)
+    handle = cache.open([1, 2], read_only=True)
+    assert cache.forest.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 0
+    assert len(engine.book) == 0
+
+
+def test_a_stop_token_is_looked_for_while_a_request_has_it(engine: Engine) -> None:
+    """Counted by running requests: the last that ends takes it along, however it ends."""
+    book = engine.book
+    for id, stops in (("a", {8, 9}), ("b", {9}), ("c", {9}), ("d", {7})):
+        engine.start(id, [1, 2], stop_ids=frozenset(stops))
+    engine.step({"a": [5], "b": [5], "c": [5], "d": [5]})
+    assert sorted(book._stop_array) == [7, 8, 9]
+    book.finish(["a"])
+    assert sorted(book._stop_array) == [7, 9]
+    book.cut("b", [5])
+    assert sorted(book._stop_array) == [7, 9]
+    book.restart(["d"])
+    assert sorted(book._stop_array) == [9]
+    book.drop()
+    assert not book._stops
+    assert len(book._stop_array) == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_schedules_feed_every_token_once(seed: int) -> None:
     """Whatever the schedule, each request's session holds exactly its own text."""
@@ -232,7 +263,9 @@ def test_random_schedules_feed_every_token_once(seed: int) -> None:
     for step in range(120):
         if len(running) < 4 and rng.random() < 0.5:
             id = f"r{step}"
-            engine.start(id, [rng.randrange(20) for _ in range(rng.randint(1, 6))], max_tokens=rng.randint(1, 40))
+            stops = frozenset({20 + step % 3})  # never sampled
+            prompt = [rng.randrange(20) for _ in range(rng.randint(1, 6))]
+            engine.start(id, prompt, max_tokens=rng.randint(1, 40), stop_ids=stops)
             running.append(id)
         batch = rng.sample(running, rng.randint(0, len(running)))
         sampled = {id: [rng.randrange(20) for _ in range(rng.choice((0, 1, 1, 3)))] for id in batch}
@@ -249,4 +282,5 @@ def test_random_schedules_feed_every_token_once(seed: int) -> None:
         assert text == engine.text[id][len(facts.prompt) :][: facts.max_tokens][: len(text)]
     engine.book.finish(engine.book.running)
     assert engine.book.cache.stats().sessions == 0
+    assert not engine.book._stops
     engine.book.cache.check()

@@ -15,17 +15,14 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from rolltree.sampling import (
-    DRAFT,
     RowParams,
     SamplingParams,
     Verified,
-    gumbel,
     policy_log_probs,
     row_keys,
     sample,
     verify_coupled,
     verify_one_hot,
-    verify_sampled,
 )
 
 Shape = tuple[int, ...]
@@ -73,11 +70,6 @@ class ToyPolicy:
         return policy_log_probs(self.table, self.rows)
 
     @cached_property
-    def log_q(self) -> Tensor:
-        """A drafter that is too sure, wrong a little everywhere, and proposes what the policy never takes."""
-        return torch.log_softmax(self.table.clamp(min=-2) * 1.5 + torch.arange(self.vocab).sin() * 0.3, dim=-1)
-
-    @cached_property
     def order(self) -> Tensor:
         return self.table.argsort(dim=-1, descending=True, stable=True)
 
@@ -99,14 +91,6 @@ class ToyPolicy:
             nodes.append(self.order[nodes[parent], rank])
         return torch.stack(nodes, dim=1)
 
-    def draft_sampled(self, last: Tensor, shape: Shape, seeds: np.ndarray, position: int) -> Tensor:
-        """Drafts [N, Q] drawn from `log_q`."""
-        nodes = [last]
-        for depth in range(len(shape) - 1):
-            keys = row_keys(seeds, np.full(len(seeds), position + depth), DRAFT)
-            nodes.append((self.log_q[nodes[-1]] + gumbel(keys, self.vocab)).argmax(dim=-1))
-        return torch.stack(nodes, dim=1)
-
 
 def depths(shape: Shape) -> np.ndarray:
     found = [0]
@@ -122,13 +106,8 @@ def step(policy: ToyPolicy, rule: str, shape: Shape, last: Tensor, seeds: np.nda
     number = seeds.astype(np.int64)
     lengths = torch.from_numpy(np.where(number % 8 == 0, 0, 1 + number % (len(shape) - 1)))
     positions = np.broadcast_to(position + depths(shape), (count, len(shape)))
-    if rule == "sampled_draft_rejection":
-        draft = policy.draft_sampled(last, shape, seeds, position)
-        return verify_sampled(
-            policy.log_p[draft], policy.log_q[draft.roll(1, 1)], draft, parents, lengths, seeds, positions
-        )
     draft = policy.draft(last, shape)
-    if rule == "one_hot_rejection":
+    if rule == "one-hot":
         return verify_one_hot(policy.log_p[draft], draft, parents, lengths, seeds, positions)
     keys = row_keys(np.repeat(seeds, len(shape)), positions.ravel())
     target = sample(policy.table[draft.flatten()], policy.rows, keys).tokens.view_as(draft)

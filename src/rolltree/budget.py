@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from rolltree import _native
 from rolltree.errors import InvalidInputError
 from rolltree.types import Float32Array, Int32Array
 from rolltree.writing import to_json, write_text
+
+MOST_SECONDS = 1e12
+"""Far beyond any step; sums over a batch stay finite below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,31 +48,39 @@ class CostModel:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not (np.isfinite(value) and value >= 0):
-                raise InvalidInputError(f"cost.{name}", value, "a finite number of seconds, 0 or more")
+            if not _is_seconds(value):
+                raise InvalidInputError(f"cost.{name}", value, f"a number of seconds from 0 to {MOST_SECONDS:g}")
         if self.base + self.row + self.token + self.cell + self.floor <= 0:
             raise InvalidInputError("cost", asdict(self), "positive for a step of one token")
 
-    def seconds(self, rows: int, drafted: int = 0, longest: int = 0) -> float:
-        """Seconds of a step; see the class."""
+    def seconds(self, rows: float, drafted: float = 0, longest: float = 0) -> float:
+        """Seconds of a step; see the class. Means over steps may be given as well."""
+        return max(self.floor, self._line(rows, drafted, longest))
+
+    def _line(self, rows: float, drafted: float, longest: float) -> float:
         per_row = self.row + self.token + self.cell * (1 + longest)
-        return max(self.floor, self.base + per_row * rows + self.token * drafted + (self.ragged if drafted else 0.0))
+        return self.base + per_row * rows + self.token * drafted + (self.ragged if drafted else 0.0)
 
     def break_even(self, rows: int) -> float:
         """Survival below which no draft token pays in a batch of `rows` requests, whatever else is drafted.
 
         A token that costs `token` seconds must bring at least the rate of the step without drafts; drafting only raises
-        that rate, and the other terms only raise the cost.
+        that rate, and the other terms only raise the cost. 0 below the floor, where the first tokens are free.
         """
-        plain = self.base + (self.row + self.token + self.cell) * rows
+        plain = self._line(rows, 0, 0)
         return self.token * rows / plain if plain >= self.floor and plain > 0 else 0.0
 
     @classmethod
     def fit(cls, observations: Sequence[tuple[int, int, int, float]]) -> CostModel:
         """Least squares, non-negative, of relative errors over (rows, drafted, longest, seconds)."""
-        table = np.array(observations, dtype=np.float64)
-        if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] != 4 or not (table[:, 3] > 0).all():
-            raise InvalidInputError("cost.observations", observations, "two or more (rows, drafted, longest, seconds)")
+        allowed = "two or more (rows, drafted, longest, seconds), of finite numbers"
+        try:
+            table = np.array(observations, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError("cost.observations", observations, allowed) from error
+        shaped = table.ndim == 2 and table.shape[0] >= 2 and table.shape[1] == 4
+        if not (shaped and np.isfinite(table).all() and (table >= 0).all() and (table[:, 3] > 0).all()):
+            raise InvalidInputError("cost.observations", observations, allowed)
         rows, drafted, longest, seconds = table.T
         terms = [np.ones_like(rows), rows, rows + drafted, rows * (1 + longest), drafted > 0]
         design = np.stack(terms, axis=1) / seconds[:, None]
@@ -83,8 +96,13 @@ class CostModel:
         """Read a file written by `save`."""
         try:
             return cls(**json.loads(Path(path).read_text()))
-        except (TypeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (TypeError, ValueError, OSError, RecursionError) as error:  # of the file, its text, or its numbers
             raise InvalidInputError("cost.path", str(path), "a file written by CostModel.save", str(error)) from error
+
+
+def _is_seconds(value: object) -> bool:
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(0 <= number <= MOST_SECONDS)
 
 
 def _non_negative(design: np.ndarray, target: np.ndarray) -> list[float]:

@@ -70,7 +70,7 @@ def slot_attention(
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """Write K/V of packed tokens and attend: [1, heads, N, head_dim] in, [1, N, heads, head_dim] out."""
-    plan = _checked(rolltree_plan, extra)
+    plan = _checked(rolltree_plan, attention_mask, extra)
     layer: int = module.layer_idx  # type: ignore[assignment]
     plan.cache.write(layer, plan.write, key, value)
     packed = query[0].transpose(0, 1)
@@ -101,9 +101,11 @@ def _attend(plan: AttentionPlan, part: Rectangle, layer: int, packed: Tensor, sc
     return (out if part.cells is None else out.index_select(0, part.cells)).to(packed.dtype)
 
 
-def _checked(plan: AttentionPlan | None, extra: dict[str, Any]) -> AttentionPlan:
+def _checked(plan: AttentionPlan | None, mask: Tensor | None, extra: dict[str, Any]) -> AttentionPlan:
     if plan is None:
         raise InvalidInputError("model", "attention call without a plan", "a family that hands keyword arguments on")
+    if mask is not None and mask.numel() != 1:  # the runner's mask has one element, and is ignored
+        raise InvalidInputError("model", "attention with a mask of its own", "a family with plain causal attention")
     for name in _UNSUPPORTED:
         if extra.get(name) is not None:
             raise InvalidInputError("model", f"attention with {name}", "a family with plain causal attention")

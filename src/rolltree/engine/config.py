@@ -8,6 +8,13 @@ from typing import Literal, get_args
 from rolltree.errors import InvalidInputError
 
 Rule = Literal["coupled", "one-hot"]
+_LIMITS = {
+    "slots": (1, 2**31 - 1),
+    "max_length": (2, 2**31 - 1),
+    "max_draft": (0, 1024),
+    "prefill_tokens": (1, 2**31 - 1),
+    "sample_elements": (1, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +47,21 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError naming the first field that is out of range."""
-        for name, low in (("slots", 1), ("max_draft", 0), ("prefill_tokens", 1), ("sample_elements", 1)):
-            if getattr(self, name) < low:
-                raise InvalidInputError(f"engine.{name}", getattr(self, name), f"at least {low}")
-        if self.max_length is not None and self.max_length < 2:
-            raise InvalidInputError("engine.max_length", self.max_length, "None or at least 2")
+        for name, (low, high) in _LIMITS.items():
+            self._check_integer(name, low, high)
+        for name in ("compile", "learn_cost"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"engine.{name}", getattr(self, name), "True or False")
         if self.rule not in get_args(Rule):
             raise InvalidInputError("engine.rule", self.rule, f"one of {get_args(Rule)}")
-        if self.tie_margin is not None and not 0 <= self.tie_margin < 1:
-            raise InvalidInputError("engine.tie_margin", self.tie_margin, "None or in [0, 1)")
+        margin = self.tie_margin
+        if margin is not None and not (type(margin) in (int, float) and 0 <= margin < 1):
+            raise InvalidInputError("engine.tie_margin", margin, "None or a number in [0, 1)")
+
+    def _check_integer(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if value is None and name == "max_length":
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            allowed = f"an integer from {low} to {high}" + (", or None" if name == "max_length" else "")
+            raise InvalidInputError(f"engine.{name}", value, allowed)

@@ -2,7 +2,8 @@
 rollout.
 
 Checks every draft (vocabulary, parents, limits) and keeps the longest valid part of each row. An exception is
-logged once and counted; the rows go on undrafted.
+logged once and counted; the rows go on undrafted. Invariant: a session that stays open has been told every token of its
+request. One that missed some, because the drafter failed, is closed unkept, and its request has none from then on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from rolltree.engine.rows import NO_HANDLE, Job, Rows
 from rolltree.engine.stats import EngineStats
+from rolltree.errors import SessionClosedError
 from rolltree.types import DraftBatch, Drafter, Int32Array, Int64Array
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class DraftSource:
         self.drafter = drafter if max_draft else None
         self.vocab, self.max_draft, self.coupled, self.stats = vocab, max_draft, coupled, stats
         self._logged = False
+        self._open: set[int] = set()
 
     def open(self, job: Job) -> int:
         """Handle for a new request, NO_HANDLE without a drafter."""
@@ -58,7 +61,10 @@ class DraftSource:
         handle = self._guarded(
             lambda: drafter.open(job.prompt, key=job.key, seed=job.seed, coupled=self.coupled, **ahead)
         )
-        return NO_HANDLE if handle is None else int(handle)
+        if handle is None:
+            return NO_HANDLE
+        self._open.add(int(handle))
+        return int(handle)
 
     def draft(self, rows: Rows) -> Drafts:
         """Drafts of all running rows; a row never drafts past its end."""
@@ -74,7 +80,7 @@ class DraftSource:
         return checked if len(active) == n else _spread(checked, active, n)
 
     def advance(self, rows: Rows, tokens: Int32Array, counts: Int64Array) -> None:
-        """Commit `tokens` [E], of which row `b` emitted `counts[b]`."""
+        """Commit `tokens` [E], of which row `b` emitted `counts[b]`; where that fails, these rows' sessions end."""
         drafter, n = self.drafter, rows.count
         if drafter is None:
             return
@@ -83,14 +89,35 @@ class DraftSource:
             return
         kept = tokens if mine.all() else tokens[np.repeat(mine, counts)]
         offsets = np.concatenate(([0], np.cumsum(counts[mine]))).astype(np.int32)
-        handles = rows.handle[:n][mine]
-        self._guarded(lambda: drafter.advance(handles, np.ascontiguousarray(kept, np.int32), offsets))
+        handles, packed = rows.handle[:n][mine], np.ascontiguousarray(kept, np.int32)
+        if not self._told(lambda: drafter.advance(handles, packed, offsets)):
+            rows.handle[:n][mine] = NO_HANDLE
+            for handle in handles.tolist():
+                self._forget(drafter, handle)
 
     def close(self, handle: int, *, keep: bool) -> None:
-        """End a request's handle."""
+        """End a request's handle; one that cannot be kept is forgotten."""
         drafter = self.drafter
-        if drafter is not None and handle != NO_HANDLE:
-            self._guarded(lambda: drafter.close(handle, keep=keep))
+        if drafter is None or handle == NO_HANDLE:
+            return
+        if not self._told(lambda: drafter.close(handle, keep=keep)):
+            self._forget(drafter, handle)
+        self._open.discard(handle)
+
+    def abandon(self) -> None:
+        """Forget every open session: what they were told may not be what was emitted."""
+        for handle in list(self._open):
+            assert self.drafter is not None
+            self._forget(self.drafter, handle)
+
+    def _forget(self, drafter: Drafter, handle: int) -> None:
+        try:
+            drafter.close(handle, keep=False)
+        except SessionClosedError:
+            pass  # the failed call got that far
+        except Exception:
+            self._count_error()
+        self._open.discard(handle)
 
     def _checked(self, batch: DraftBatch, limits: Int32Array) -> Drafts:
         width = batch.tokens.shape[1]
@@ -111,11 +138,24 @@ class DraftSource:
         try:
             return call()
         except Exception:  # a plugin's bug must not end the rollouts of others
-            self.stats.drafter_errors += 1
-            if not self._logged:
-                _log.exception("The drafter failed; this step goes on without drafts. Logged once, counted always.")
-                self._logged = True
+            self._count_error()
             return None
+
+    def _told(self, call: Callable[[], None]) -> bool:
+        """Whether the call went well."""
+
+        def whole() -> bool:
+            call()
+            return True
+
+        return self._guarded(whole) is not None
+
+    def _count_error(self) -> None:
+        """Called while an exception is handled."""
+        self.stats.drafter_errors += 1
+        if not self._logged:
+            _log.exception("The drafter failed; this step goes on without drafts. Logged once, counted always.")
+            self._logged = True
 
 
 def _spread(drafts: Drafts, active: Int64Array, rows: int) -> Drafts:

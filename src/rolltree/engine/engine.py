@@ -8,7 +8,6 @@ Invariant: with the coupled rule a rollout is a function of (weights, prompt, sa
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,18 +19,21 @@ from rolltree.engine.admission import close_holes, prefill, seat
 from rolltree.engine.config import EngineConfig
 from rolltree.engine.drafts import Drafts, DraftSource
 from rolltree.engine.emit import Emission, emit
-from rolltree.engine.families import DEFAULT_LENGTH, ModelShape
-from rolltree.engine.intake import checked_prompt
+from rolltree.engine.families import ModelShape
+from rolltree.engine.intake import Integers, runnable, well_formed
 from rolltree.engine.learner import CostLearner
+from rolltree.engine.queue import Queue
 from rolltree.engine.recorder import Recorder
-from rolltree.engine.request import FinishReason, Request, Result, unstarted
-from rolltree.engine.rows import Job, OnFinish, Rows
+from rolltree.engine.repair import repair
+from rolltree.engine.request import FinishReason, Request, Result
+from rolltree.engine.rows import OnFinish, Rows
 from rolltree.engine.runner import Runner, is_out_of_memory
+from rolltree.engine.selfcheck import check_model
 from rolltree.engine.slots import SlotCache
 from rolltree.engine.stats import EngineStats
 from rolltree.engine.step import Outcome, Step
 from rolltree.engine.verify import Verifier
-from rolltree.errors import InvalidInputError, RequestError
+from rolltree.errors import RequestError
 from rolltree.sampling import RowParams
 from rolltree.store import RolloutStore
 from rolltree.types import Drafter, Int64Array
@@ -49,12 +51,18 @@ class Engine:
         self, model: PreTrainedModel, config: EngineConfig = DEFAULTS, drafter: Drafter | None = None, *,
         store: RolloutStore | None = None,
     ) -> None:  # fmt: skip
-        """Allocate the cache; raise InvalidInputError for a model family that cannot work, CapacityError for
-        its size. Every finished rollout goes to `store`, with its log-probabilities.
+        """Allocate the cache. Every finished rollout goes to `store`, with its log-probabilities.
+
+        At the first use of a model its own forward is compared with the engine's on a short text.
+
+        Raises:
+            InvalidInputError: a model family that cannot work, or that does not compute the same here.
+            CapacityError: no memory for a cache of this size.
+
         """
         shape = ModelShape.of(model)
         self.config, self.shape, self.stats = config, shape, EngineStats()
-        self.max_length = _max_length(config, shape)
+        self.max_length = shape.longest(config.max_length)
         self._cache = SlotCache(
             layers=shape.layers,
             slots=config.slots,
@@ -65,6 +73,7 @@ class Engine:
             device=shape.device,
         )
         self._runner = Runner(model, self._cache, shape)
+        check_model(self._runner, shape, self.max_length)
         margin = FLOAT32_TIE_MARGIN if shape.dtype == torch.float32 else 0.0
         self._verifier = Verifier(
             rule=config.rule,
@@ -80,14 +89,12 @@ class Engine:
             coupled=config.rule == "coupled",
             stats=self.stats,
         )
-        self.recorder = Recorder(store, drafter)
+        self.recorder = Recorder(store, drafter, self.stats)
         self.learner = CostLearner(drafter) if config.learn_cost else None
         """Observes step times when `config.learn_cost`; None otherwise."""
         self._rows = Rows(config.slots, self.max_length)
-        self._waiting: deque[Job] = deque()
-        self._finished: list[Result] = []
+        self._queue = Queue()
         self._params: RowParams | None = None
-        self._next_id = 0
 
     def generate(
         self, requests: Sequence[Request], progress: Progress | None = None, *,
@@ -98,56 +105,66 @@ class Engine:
 
         A request that fails has its `error` set; the others go on. Leaving by an exception aborts what is
         unfinished.
+
+        Raises:
+            InvalidInputError: one of `requests` is no request; its place is named, and none was queued.
+
         """
+        prompts = [well_formed(request, f"requests[{i}]") for i, request in enumerate(requests)]
         results: dict[int, Result] = {}
-        ids: list[int] = []
+        others: list[Result] = []
+        wanted: dict[int, None] = {}  # in order
         with self._runner.active():
             try:
-                ids = [self.submit(request) for request in requests]
-                wanted = set(ids)
-                others: list[Result] = []
-                while len(results) < len(ids):
+                for request, prompt in zip(requests, prompts, strict=True):
+                    wanted[self._enqueue(request, prompt, None)] = None
+                while len(results) < len(wanted):
                     if before_step is not None:
                         before_step()
                     done = self.step()
                     results |= {result.id: result for result in done if result.id in wanted}
                     others += [result for result in done if result.id not in wanted]
                     if done and progress is not None:
-                        progress(len(results), len(ids))
+                        progress(len(results), len(wanted))
             except BaseException:
-                for id in ids:
+                for id in wanted:
                     self.abort(id)
-                self._finished = [result for result in self._finished if result.id not in wanted]
+                self._queue.forget(wanted)
                 raise
-        self._finished = others + self._finished
-        return [results[id] for id in ids]
+            finally:
+                self._queue.put_back(others)
+        return [results[id] for id in wanted]
 
     def submit(self, request: Request, on_finish: OnFinish | None = None) -> int:
         """Queue a request and return its id; one that cannot run comes back from the next `step` with its
         error. With `on_finish` it is run-ahead: its result goes there, `step` never returns it, no store holds it.
+
+        Raises:
+            InvalidInputError: this is no request; nothing was queued.
+
         """
-        id, self._next_id = self._next_id, self._next_id + 1
+        return self._enqueue(request, well_formed(request), on_finish)
+
+    def _enqueue(self, request: Request, prompt: Integers, on_finish: OnFinish | None) -> int:
+        id = self._queue.new_id()
         try:
-            prompt = checked_prompt(request, vocab=self.shape.vocab, max_length=self.max_length)
+            tokens = runnable(prompt, vocab=self.shape.vocab, max_length=self.max_length)
         except RequestError as error:
-            self._deliver(unstarted(id, request, "error", error), on_finish)
             self.stats.finished += 1
             self.stats.failed += 1
+            self._queue.refuse(id, request, error, on_finish)
         else:
             if not any(self._rows.jobs):
                 self._rows.forget_cached()
-            self._waiting.append(Job(id, request, prompt, on_finish))
+            self._queue.add(id, request, tokens, on_finish)
         return id
 
     def abort(self, id: int, *, keep: bool = False) -> bool:
         """End a request; its Result, with what it has, comes from the next `step`. False if it is not
         running. `keep`: what it has stays in the drafter's memory.
         """
-        for job in self._waiting:
-            if job.id == id:
-                self._waiting.remove(job)
-                self._deliver(unstarted(id, job.request, "abort"), job.on_finish)
-                return True
+        if self._queue.withdraw(id):
+            return True
         for row, running in enumerate(self._rows.jobs):
             if running is not None and running.id == id:
                 self._finish(row, "abort", keep=keep)
@@ -157,13 +174,12 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """Requests submitted that `step` has not returned, of those that it will return."""
-        jobs = [*self._waiting, *(job for job in self._rows.jobs if job is not None)]
-        return sum(job.on_finish is None for job in jobs) + len(self._finished)
+        return self._queue.to_return
 
     def load(self) -> tuple[int, int]:
         """Requests that run and that wait, those with `on_finish` left out."""
         running = sum(job is not None and job.on_finish is None for job in self._rows.jobs)
-        return running, sum(job.on_finish is None for job in self._waiting)
+        return running, sum(job.on_finish is None for job in self._queue.waiting)
 
     def progress(self) -> list[tuple[int, int]]:
         """(id, generated tokens) of the requests that run."""
@@ -173,19 +189,42 @@ class Engine:
     @property
     def next_id(self) -> int:
         """What the next `submit` returns."""
-        return self._next_id
+        return self._queue.next_id
 
     def step(self) -> list[Result]:
-        """Advance every running request by one verify step; returns the requests that ended."""
+        """Advance every running request by one verify step; returns the requests that ended.
+
+        Leaving by an exception (of the model, or an interrupt) aborts every request, because rows and sessions may be
+        half updated; the drafter forgets them, the next call returns them, and the engine can be used on.
+        """
         with self._runner.active():
-            step = self._schedule()
-            ran = self._run(step)
-            if ran is not None:
-                self._postprocess(*ran)
-                if self.learner is not None:
-                    self.learner.observe(ran[0].layout.counts, self.stats)
-        done, self._finished = self._finished, []
-        return done
+            try:
+                self._advance()
+            except BaseException:
+                self._abandon()
+                raise
+        return self._queue.fetch()
+
+    def _advance(self) -> None:
+        step = self._schedule()
+        ran = self._run(step)
+        if ran is not None:
+            self._postprocess(*ran)
+            if self.learner is not None:
+                self.learner.observe(ran[0].layout.counts, self.stats)
+
+    def _abandon(self) -> None:
+        """Abort everything: keep what the rows have for the results, trust nothing else of them."""
+        self._source.abandon()
+        for row in self._rows.live():
+            job = self._rows.jobs[row]
+            assert job is not None
+            self._queue.deliver(self._rows.take(row, "abort", None), job.on_finish)
+        self._queue.abandon()
+        for row in range(self._rows.count):
+            self._cache.clear_row(row)  # a forward that was cut short may have left what is not finite
+        self._rows.reset()
+        self._params = None
 
     def _schedule(self) -> Step | None:
         """Fill free rows, then draft for all."""
@@ -205,7 +244,7 @@ class Engine:
     def _admit(self) -> list[int]:
         """Rows that were given to waiting requests, their prompts in the cache."""
         rows, before = self._rows, self._rows.count
-        new = seat(self._waiting, rows, self._cache)
+        new = seat(self._queue.waiting, rows, self._cache)
         if new or rows.count != before:
             self._params = None
         if not new or self._prefill(new, self.config.prefill_tokens):
@@ -273,41 +312,14 @@ class Engine:
         with self.stats.timed("update"):
             rows = self._rows
             emission = emit(rows, outcome)
-            self._repair(step, outcome, emission)
+            repair(self._cache, step, outcome, emission)
             rows.append(emission)
-            self._count(step, emission)
+            rows.drafted[: rows.count] += step.layout.counts - 1
+            self.stats.count(step.layout, emission.counts)
         with self.stats.timed("draft"):
             self._source.advance(rows, emission.tokens, emission.counts)
         with self.stats.timed("update"):
             self._retire(emission)
-
-    def _repair(self, step: Step, outcome: Outcome, emission: Emission) -> None:
-        """Put accepted tree paths where a chain would be, and zero what a failed forward wrote."""
-        length = self._cache.length
-        if step.trees is not None:
-            node = outcome.path[emission.row, emission.order]
-            moved = node != emission.order
-            base = emission.row[moved] * length + step.start[emission.row[moved]]
-            if len(base):
-                self._cache.move(self._places(base + node[moved]), self._places(base + emission.order[moved]))
-        if len(outcome.bad_nodes):
-            row = step.layout.row_of[outcome.bad_nodes]
-            self._cache.clear(self._places(row * length + step.start[row] + step.layout.node[outcome.bad_nodes]))
-
-    def _places(self, places: Int64Array) -> Tensor:
-        return torch.from_numpy(places).to(self.shape.device)
-
-    def _count(self, step: Step, emission: Emission) -> None:
-        stats, layout = self.stats, step.layout
-        rows, verified = len(layout.counts), len(layout.row_of)
-        stats.steps += 1
-        stats.row_steps += rows
-        stats.tokens += len(emission.tokens)
-        stats.drafted += verified - rows
-        stats.verified += verified
-        stats.padded += layout.padded
-        stats.accepted += int(np.maximum(emission.counts - 1, 0).sum())
-        self._rows.drafted[:rows] += layout.counts - 1
 
     def _retire(self, emission: Emission) -> None:
         rows = self._rows
@@ -324,26 +336,11 @@ class Engine:
         """End the request in `row`, which becomes a hole."""
         job, done = self._rows.jobs[row], reason in ("stop", "length")
         assert job is not None
-        if done and job.on_finish is None:
+        remember = job.request.remember
+        if done and remember and job.on_finish is None:
             self.recorder.finish(self._rows, row)
-        self._source.close(int(self._rows.handle[row]), keep=done or keep)
-        self._deliver(self._rows.take(row, reason, error), job.on_finish)
+        self._source.close(int(self._rows.handle[row]), keep=remember and (done or keep))
+        self._queue.deliver(self._rows.take(row, reason, error), job.on_finish)
         self._params = None
         self.stats.finished += 1
         self.stats.failed += error is not None
-
-    def _deliver(self, result: Result, on_finish: OnFinish | None) -> None:
-        if on_finish is None:
-            self._finished.append(result)
-        else:
-            on_finish(result)
-
-
-def _max_length(config: EngineConfig, shape: ModelShape) -> int:
-    if config.max_length is None:
-        return min(shape.context, DEFAULT_LENGTH)
-    if config.max_length > shape.context:
-        raise InvalidInputError(
-            "engine.max_length", config.max_length, f"at most the model's context of {shape.context}"
-        )
-    return config.max_length

@@ -1,23 +1,47 @@
-"""Checks a request before it gets near a row: what is wrong with a prompt is the request's error, not the
-batch's.
+"""Checks a request before it gets near a row.
+
+What is no request at all (a prompt that is no flat list of integers) is the caller's mistake and raised before
+anything is queued; a prompt that this model cannot run (too long, of another vocabulary) is the request's error, not
+the batch's.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from rolltree.engine.request import Request
-from rolltree.errors import RequestError
+from rolltree.errors import InvalidInputError, RequestError
+from rolltree.sampling import SamplingParams
 from rolltree.types import Int32Array
 
+Integers = npt.NDArray[np.integer]
 
-def checked_prompt(request: Request, *, vocab: int, max_length: int) -> Int32Array:
-    """The prompt as an array; raise RequestError if the engine cannot run it."""
-    prompt = np.asarray(request.prompt_token_ids)
+
+def well_formed(request: Request, name: str = "request") -> Integers:
+    """Return the prompt as an array; raise InvalidInputError, which calls the request `name`, if there is none."""
+    if not isinstance(request, Request):
+        raise InvalidInputError(name, request, "a rolltree.Request", "Wrap the prompt: Request(token_ids).")
+    if not isinstance(request.sampling, SamplingParams):
+        raise InvalidInputError(f"{name}.sampling", request.sampling, "a rolltree.SamplingParams")
+    if request.key is not None and not isinstance(request.key, str):
+        raise InvalidInputError(f"{name}.key", request.key, "None or a string")
+    return _token_array(request.prompt_token_ids, f"{name}.prompt_token_ids")
+
+
+def _token_array(ids: object, name: str) -> Integers:
+    allowed, fix = "a flat list of integer token ids", "Tokenise the prompt first, one list for each request."
+    try:
+        prompt = np.asarray(ids)
+    except Exception as error:  # numpy asks the object, which may raise anything
+        raise InvalidInputError(name, ids, allowed, fix) from error
     if prompt.ndim != 1 or not (len(prompt) == 0 or np.issubdtype(prompt.dtype, np.integer)):
-        raise RequestError(
-            f"prompt of type {prompt.dtype} and shape {prompt.shape}: must be a list of integer token ids"
-        )
+        raise InvalidInputError(name, ids, allowed, fix)
+    return prompt
+
+
+def runnable(prompt: Integers, *, vocab: int, max_length: int) -> Int32Array:
+    """The prompt as the engine takes it; raise RequestError if it cannot run it."""
     if len(prompt) == 0:
         raise RequestError("empty prompt: a request needs at least one token (most models have a start token)")
     if len(prompt) >= max_length:

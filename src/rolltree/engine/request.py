@@ -22,6 +22,8 @@ class Request:
     """Sampling policy, limits and seed; without a seed one is drawn when the request is submitted."""
     key: str | None = None
     """Name of the prompt for the drafter; None lets it key by the prompt's tokens."""
+    remember: bool = True
+    """False: drafted for like others, but forgotten when it ends, by the drafter and by every store (evaluation)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

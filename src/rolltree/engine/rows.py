@@ -66,13 +66,14 @@ class Rows:
         """Start `job` in `row`."""
         n = len(job.prompt)
         self.ready[row] = self.cached[row] == job.prompt_bytes
-        self.jobs[row], self.cached[row] = job, None
+        self.cached[row] = None
         self.tokens[row, :n] = job.prompt
         self.length[row] = self.prompt[row] = n
         self.end[row] = min(n + job.sampling.max_tokens, self.max_length)
         self.seed[row] = job.seed
         self.handle[row], self.steps[row], self.drafted[row] = NO_HANDLE, 0, 0
         self._set_stop(row, job.sampling.stop_token_ids)
+        self.jobs[row] = job  # last: an interrupt leaves the row whole, or a hole
 
     def _set_stop(self, row: int, ids: tuple[int, ...]) -> None:
         if len(ids) > self.stop.shape[1]:
@@ -83,17 +84,29 @@ class Rows:
     def move(self, source: int, target: int) -> None:
         """Copy a row over another one."""
         n = self.length[source]
-        self.jobs[target], self.jobs[source] = self.jobs[source], None
         self.cached[target] = self.cached[source] = None
         self.tokens[target, :n] = self.tokens[source, :n]
         self.logprobs[target, :n] = self.logprobs[source, :n]
         state = (self.length, self.prompt, self.end, self.seed, self.ready, self.handle, self.steps, self.drafted)
         for array in (*state, self.stop):
             array[target] = array[source]
+        self.jobs[target], self.jobs[source] = self.jobs[source], None  # last, as in `place`
 
     def holes(self) -> list[int]:
         """Rows below `count` without a request, ascending."""
         return [r for r in range(self.count) if self.jobs[r] is None]
+
+    def live(self) -> list[int]:
+        """Rows with a request, ascending."""
+        return [r for r, job in enumerate(self.jobs) if job is not None]
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self.count = 0
+        self.jobs = [None] * len(self.jobs)
+        self.forget_cached()
+        self.ready[:] = False
+        self.handle[:] = NO_HANDLE
 
     def append(self, emission: Emission) -> None:
         """Write what the rows emitted and advance their lengths."""

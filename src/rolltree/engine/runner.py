@@ -41,7 +41,7 @@ class Runner:
         if self._plain_attention is not None:
             yield
             return
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]  # a frozen part may not be
         with attention_of(self.model, NAME) as before, torch.inference_mode():
             self._plain_attention = before
             if training:
@@ -50,8 +50,8 @@ class Runner:
                 yield
             finally:
                 self._plain_attention = None
-                if training:
-                    self.model.train()
+                for module in training:
+                    module.training = True
 
     def logits(self, layout: Layout, tokens: Int64Array, start: Int64Array, trees: Trees | None) -> Tensor:
         """Logits [N, V] of packed `tokens` [N] of cache rows 0..B-1, whose first `start` [B] columns are
@@ -75,6 +75,14 @@ class Runner:
         ids = torch.from_numpy(prefix.astype(np.int64)).to(self.cache.data.device)[None]
         with attention_of(self.model, self._plain_attention):
             logits: Tensor = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0]
+        return logits
+
+    def reference_logits(self, text: Int32Array) -> Tensor:
+        """Logits [T, V] after each token of `text` [T] by the model's own forward."""
+        assert self._plain_attention is not None
+        ids = torch.from_numpy(text.astype(np.int64)).to(self.cache.data.device)[None]
+        with attention_of(self.model, self._plain_attention):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         return logits
 
     def _call(self, module: torch.nn.Module, plan: ForwardInput):  # type: ignore[no-untyped-def]

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from rolltree.engine.layout import Layout
+from rolltree.types import Int64Array
+
 PHASES = ("prefill", "draft", "forward", "sample", "update")
 
 
@@ -44,6 +49,8 @@ class EngineStats:
     """Draft nodes ignored: outside the vocabulary, malformed, or more than asked for."""
     drafter_errors: int = 0
     """Exceptions raised by the drafter; the step went on without drafts."""
+    store_errors: int = 0
+    """Rollouts that the engine's store did not take; the step went on."""
     out_of_memory: int = 0
     """Forwards that ran out of memory and were retried smaller."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -57,6 +64,17 @@ class EngineStats:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - start
+
+    def count(self, layout: Layout, emitted: Int64Array) -> None:
+        """Add a verify step of this layout, whose row b emitted `emitted[b]` tokens."""
+        rows, verified = len(layout.counts), len(layout.row_of)
+        self.steps += 1
+        self.row_steps += rows
+        self.tokens += int(emitted.sum())
+        self.drafted += verified - rows
+        self.verified += verified
+        self.padded += layout.padded
+        self.accepted += int(np.maximum(emitted - 1, 0).sum())
 
     def reset(self) -> None:
         """Set every sum to zero."""

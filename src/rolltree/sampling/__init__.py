@@ -2,18 +2,16 @@
 
 from rolltree.sampling.filters import log_probs, policy_log_probs
 from rolltree.sampling.fused import sample_compiled
-from rolltree.sampling.noise import ACCEPT, COUPLED, DRAFT, RESIDUAL, gumbel, row_keys, sibling_seed, uniform
+from rolltree.sampling.noise import ACCEPT, COUPLED, RESIDUAL, gumbel, row_keys, sibling_seed, uniform
 from rolltree.sampling.params import SamplingParams
 from rolltree.sampling.rows import RowParams
-from rolltree.sampling.sampler import Samples, sample, sample_coupled
-from rolltree.sampling.verification import RULES, Verified, at, verify_coupled, verify_one_hot, verify_sampled
+from rolltree.sampling.sampler import Samples, sample
+from rolltree.sampling.verification import Verified, at, verify_coupled, verify_one_hot
 
 __all__ = [
     "ACCEPT",
     "COUPLED",
-    "DRAFT",
     "RESIDUAL",
-    "RULES",
     "RowParams",
     "Samples",
     "SamplingParams",
@@ -25,10 +23,8 @@ __all__ = [
     "row_keys",
     "sample",
     "sample_compiled",
-    "sample_coupled",
     "sibling_seed",
     "uniform",
     "verify_coupled",
     "verify_one_hot",
-    "verify_sampled",
 ]

@@ -34,8 +34,6 @@ ACCEPT = 0xA5F1_52D3_96B1_07C5
 """Domain of the uniforms that accept or reject a draft."""
 RESIDUAL = 0x3C79_AC49_2BA7_B653
 """Domain of the noise that samples after a rejection."""
-DRAFT = 0x1D8E_4E27_C47D_124F
-"""Domain of a drafter that samples its drafts (rule 3)."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _LARGEST_UNIFORM = 1 - 2**-24  # the float32 below 1: rounding must not make a uniform 1

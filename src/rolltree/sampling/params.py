@@ -6,7 +6,6 @@ batch of these. Invariant: an instance that exists is valid.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,9 @@ from dataclasses import dataclass, replace
 from rolltree.errors import InvalidInputError
 
 MIN_TEMPERATURE = 1e-5  # below this logits / temperature leaves float32's useful range; 0 says greedy exactly
+MAX_TEMPERATURE = 1e38  # float32 ends there; far below it every token is as likely as any other
 SEED_LIMIT = 1 << 64
+INT32_LIMIT = 1 << 31  # token ids and counts are int32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class SamplingParams:
     """Unsigned 64-bit seed; None draws one from the operating system when the request is submitted."""
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, self._temperature_ok, "0 or finite and >= 1e-05")
+        _check_number("temperature", self.temperature, self._temperature_ok, "0, or from 1e-05 to 1e+38")
         _check_integer("top_k", self.top_k, 0, "0 keeps all tokens.")
         _check_number("top_p", self.top_p, lambda x: 0 < x <= 1, "in (0, 1]", "1 keeps all tokens.")
         _check_number("min_p", self.min_p, lambda x: 0 <= x <= 1, "in [0, 1]", "0 keeps all tokens.")
@@ -48,12 +49,12 @@ class SamplingParams:
 
     @staticmethod
     def _temperature_ok(value: float) -> bool:
-        return value == 0 or (value >= MIN_TEMPERATURE and math.isfinite(value))
+        return value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE
 
     def _check_stop_token_ids(self) -> None:
         ids = self.stop_token_ids
-        if not isinstance(ids, tuple) or not all(_is_integer(t) and t >= 0 for t in ids):
-            raise InvalidInputError("sampling.stop_token_ids", ids, "a tuple of integers >= 0")
+        if not isinstance(ids, tuple) or not all(_is_integer(t) and 0 <= t < INT32_LIMIT for t in ids):
+            raise InvalidInputError("sampling.stop_token_ids", ids, "a tuple of token ids from 0 to 2**31 - 1")
 
     @property
     def greedy(self) -> bool:
@@ -70,11 +71,11 @@ def _is_integer(value: object) -> bool:
 
 
 def _check_integer(name: str, value: object, minimum: int, fix: str = "") -> None:
-    if not (isinstance(value, int) and _is_integer(value) and value >= minimum):
-        raise InvalidInputError(f"sampling.{name}", value, f"an integer >= {minimum}", fix)
+    if not (isinstance(value, int) and _is_integer(value) and minimum <= value < INT32_LIMIT):
+        raise InvalidInputError(f"sampling.{name}", value, f"an integer from {minimum} to 2**31 - 1", fix)
 
 
 def _check_number(name: str, value: object, ok: Callable[[float], bool], allowed: str, fix: str = "") -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and ok(float(value))):  # type: ignore[arg-type]
+    if not (is_number and ok(value)):  # type: ignore[arg-type]
         raise InvalidInputError(f"sampling.{name}", value, allowed, fix)

@@ -39,17 +39,12 @@ def sample(logits: Tensor, params: RowParams, keys: UInt64Array) -> Samples:
     return Samples(tokens, log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), margins)
 
 
-def sample_coupled(log_p: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [N], margins float32 [N] of argmax(log_p + noise), both [N, V]; ties go to the lowest id.
-
-    The margin is inf where one token alone has a chance. It tells how much the log-probabilities may move
-    before the token changes; it does not see a token that is about to pass a top-k, top-p or min-p cut.
-    """
-    return _best_two(log_p + noise)
-
-
 def _best_two(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Argmax and gap to the runner-up of scores [N, V], which are overwritten."""
+    """Argmax (of ties the lowest id) and gap to the runner-up of scores [N, V], which are overwritten.
+
+    The gap is inf where one token alone has a chance. It tells how much the scores may move before the token changes;
+    it does not see a token that is about to pass a top-k, top-p or min-p cut.
+    """
     best, tokens = torch.max(scores, dim=-1, keepdim=True)
     second = scores.scatter_(-1, tokens, NEG_INF).amax(dim=-1)
     return tokens.squeeze(-1), best.squeeze(-1) - second

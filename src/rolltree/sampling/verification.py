@@ -3,7 +3,7 @@
 A row is a tree of Q nodes, padded: node 0 is the last committed token, nodes 1..lengths[b] are the drafts,
 parents before children; `parents=None`: every row is a chain (node i hangs on i - 1). `log_p[b, i]` [V] is
 the policy after node i, `positions[b, i]` the index among the generated tokens of the token drawn after it.
-Every rule emits exact samples of the policy. Rules 2 and 3 read one index a row on the host, rule 1 none.
+Both rules emit exact samples of the policy. Rule 2 reads one index a row on the host, rule 1 none.
 
 1. Coupled (default). The target draws at every node with noise keyed by (seed, position); a draft stays iff
    it is that token. The output is a function of (policy, seed) alone, whatever was drafted.
@@ -11,10 +11,7 @@ Every rule emits exact samples of the policy. Rules 2 and 3 read one index a row
 2. One-hot rejection. Accept draft x with probability p(x); else take x out of p, renormalise, try the next
    sibling; when none is left, sample what remains of p.
    2211.17192 and 2302.01318 with q a point mass; siblings as in 2305.09781, algorithm 2.
-3. Sampled-draft rejection. x was drawn from q (noise of domain DRAFT): accept with probability
-   min(1, p(x) / q(x)), else sample (p - q)+. Chains only: siblings would need one residual each.
-   2211.17192, algorithm 1.
-In rules 2 and 3 uniforms (domain ACCEPT) and residual noise (domain RESIDUAL) are independent of every draft.
+   Uniforms (domain ACCEPT) and residual noise (domain RESIDUAL) are independent of every draft.
 """
 
 from __future__ import annotations
@@ -24,13 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rolltree.errors import InvalidInputError
 from rolltree.sampling.filters import NEG_INF
 from rolltree.sampling.noise import ACCEPT, RESIDUAL, UInt64Array, gumbel, row_keys, uniform
 from rolltree.sampling.paths import accepted_path, drafted, padded_parents
 from rolltree.types import Int64Array
-
-RULES = ("coupled", "one_hot_rejection", "sampled_draft_rejection")
 
 
 class Verified(NamedTuple):
@@ -67,27 +61,6 @@ def verify_one_hot(
     p_last = _row(log_p, last)
     removed = torch.zeros_like(p).masked_fill(nodes & (above == last), NEG_INF)
     rest = p_last + torch.zeros_like(p_last).scatter_reduce_(1, draft, removed, "amin")
-    return _finish(path, count, draft, _draw(rest, p_last, seeds, positions, last))
-
-
-def verify_sampled(
-    log_p: Tensor, log_q: Tensor, draft: Tensor, parents: Tensor | None, lengths: Tensor, seeds: UInt64Array,
-    positions: Int64Array,
-) -> Verified:  # fmt: skip
-    """Rule 3. As rule 2; `log_q[b, i]` [V] is the distribution that node i >= 1 was drawn from."""
-    if parents is not None:
-        fix = "Draft chains, or choose a rule that takes trees."
-        raise InvalidInputError("verification.rule", RULES[2], f"{RULES[0]} or {RULES[1]} for trees", fix)
-    nodes = drafted(lengths, draft.shape[1])
-    above, draft = padded_parents(None, nodes), draft.where(nodes, 0)
-    node = torch.arange(draft.shape[1], device=draft.device)
-    ratio = (at(log_p, above, draft) - at(log_q, node, draft)).exp()
-    u = uniform(row_keys(seeds[:, None], positions - 1, ACCEPT), draft)
-    path, count = accepted_path(u < ratio, None, lengths)
-    last = count[:, None]
-    p_last, q_next = _row(log_p, last), _row(log_q, (last + 1).clamp(max=draft.shape[1] - 1))
-    residual = (p_last.exp() - q_next.exp()).clamp_(min=0).log_()
-    rest = residual.where(last < lengths[:, None], p_last)
     return _finish(path, count, draft, _draw(rest, p_last, seeds, positions, last))
 
 

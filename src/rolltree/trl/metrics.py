@@ -1,6 +1,7 @@
 """Writes what each generation call did into a run's folder, for `rolltree report`. Reads the trainer, never changes it.
 
 The reward comes from the trainer's own log lines, through a callback: it is there for the steps that the trainer logs.
+Nothing here ends a training: what cannot be read or written is left out, with one warning (`SideChannel`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 
 from rolltree.drafting import TreeDrafter
 from rolltree.metrics import SOURCES, DraftStats
-from rolltree.runlog import RunLog
+from rolltree.runlog import RunLog, SideChannel
 from rolltree.trl.history import RolloutRecord
 
 
@@ -24,15 +25,19 @@ class MetricsFile:
         self._folder, self._drafter = folder, drafter
         self._log: RunLog | None = None
         self._before = DraftStats()
+        self._guard = SideChannel(f"the metrics in {folder}")
 
     def write(self, record: RolloutRecord, trainer: Any) -> None:
         """Add a line for a generation call."""
-        if trainer.accelerator.process_index:
-            return
+        if not trainer.accelerator.process_index:
+            with self._guard:
+                self._write(record, trainer)
+
+    def _write(self, record: RolloutRecord, trainer: Any) -> None:
         if self._log is None:
             self._log = RunLog(self._folder, _about(trainer))
             if hasattr(trainer, "add_callback"):
-                trainer.add_callback(_RewardLine(self._log))
+                trainer.add_callback(_RewardLine(self._log, self._guard))
         sums = {name: value for name, value in asdict(record).items() if name not in ("step", "training")}
         mode = "train" if record.training else "eval"
         self._log.write(record.step, sums | self._sources(), gauges=self._gauges(), mode=mode)
@@ -55,13 +60,14 @@ class MetricsFile:
 class _RewardLine(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Hears of the mean reward where the trainer logs it."""
 
-    def __init__(self, log: RunLog) -> None:
-        self._log = log
+    def __init__(self, log: RunLog, guard: SideChannel) -> None:
+        self._log, self._guard = log, guard
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """A log line after an optimizer step: its rollouts were those of the step before."""
-        if logs and "reward" in logs:
-            self._log.write(max(state.global_step - 1, 0), gauges={"reward": float(logs["reward"])})
+        with self._guard:
+            if logs and "reward" in logs:  # None where no reward function had one
+                self._log.write(max(state.global_step - 1, 0), gauges={"reward": logs["reward"]})
 
 
 def _about(trainer: Any) -> dict[str, object]:

@@ -22,12 +22,14 @@ from rolltree.config import CacheConfig, DraftConfig
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request
 from rolltree.engine.cost import measure_cost
+from rolltree.engine.families import usable_positions
 from rolltree.errors import InvalidInputError
+from rolltree.runlog import SideChannel
 from rolltree.store import RolloutStore
 from rolltree.trl.generation import generate
 from rolltree.trl.history import RolloutRecord
 from rolltree.trl.metrics import MetricsFile
-from rolltree.trl.settings import check_trainer, prompt_token_ids, request_seed, sampling_params
+from rolltree.trl.settings import check_arguments, check_trainer, prompt_token_ids, request_seed, sampling_params
 from rolltree.types import Drafter
 
 STEP_DECAY = 0.97  # a version is one optimizer step here: an epoch of 8 keeps 0.78; 0.9 kept 0.43 and drafted worse
@@ -56,6 +58,7 @@ class RolloutFunction:
         run_dir: str | PathLike[str] | None = None,
         drafter: Drafter | None = None,
         compile: bool = False,
+        remember_evaluation: bool = False,
     ) -> None:
         """
         Args:
@@ -71,7 +74,14 @@ class RolloutFunction:
             run_dir: Folder for the metrics of each call, from which `rolltree report` makes a page.
             drafter: Drafts in the place of rolltree's own, to compare with; it keeps its own memory and budget.
             compile: The engine's sampler; see EngineConfig.
+            remember_evaluation: False drafts for the completions of the trainer's evaluation, and forgets each when it
+                ends: no tree and no store holds it. True treats them like those of training.
+
+        Raises:
+            InvalidInputError: an argument is of the wrong kind, or two of them contradict each other.
+
         """
+        check_arguments(slots=slots, seed=seed, cost=cost, draft=draft, cache=cache, store=store, run_dir=run_dir)
         if drafter is not None and (cache is not None or not speculate):
             raise InvalidInputError("drafter", drafter, "None with a cache or speculate=False", "Drop one of the two.")
         if cache is not None and not speculate:
@@ -85,8 +95,9 @@ class RolloutFunction:
         self.drafter = TreeDrafter(cache, self.draft) if ours else None
         self._other, self._compile = drafter, compile
         self.cost, self.slots, self.seed = cost, slots, seed
-        self.store = store
+        self.store, self.remember_evaluation = store, remember_evaluation
         self._loaded = False
+        self._guard = SideChannel("rolltree's figures in the trainer's log")
         self._metrics = None if run_dir is None else MetricsFile(run_dir, self.drafter)
         self.history: list[RolloutRecord] = []
         """One record per call, oldest first."""
@@ -141,9 +152,11 @@ class RolloutFunction:
         training, step = trainer.model.training, trainer.state.global_step
         process = trainer.accelerator.process_index
         call = self._count_call(training, step)
+        remember = training or self.remember_evaluation
         return [
             Request(
                 prompt_token_ids=ids,
+                remember=remember,
                 sampling=sampling_params(trainer, request_seed(run_seed, training, step, call, process, sample)),
             )
             for sample, ids in enumerate(prompt_ids)
@@ -161,7 +174,7 @@ class RolloutFunction:
         if self._engine is not None and self._engine[0] is model and self._engine[1].max_length >= needed:
             return self._engine[1]
         self._engine = None  # frees the old cache before the new one is allocated
-        length = min(-(-needed // LENGTH_GRAIN) * LENGTH_GRAIN, _context_length(model))
+        length = min(-(-needed // LENGTH_GRAIN) * LENGTH_GRAIN, usable_positions(model.config.get_text_config()))
         config = EngineConfig(
             slots=self.slots, max_length=length, max_draft=self.draft.max_draft, compile=self._compile
         )
@@ -182,12 +195,8 @@ class RolloutFunction:
         self.history.append(record)
         if self._metrics is not None:
             self._metrics.write(record, trainer)
-        metrics = getattr(trainer, "_metrics", {}).get("train" if record.training else "eval")
-        if metrics is not None:
-            for name, value in record.metrics().items():
-                metrics[name].append(value)
-
-
-def _context_length(model: Any) -> int:
-    """Longest sequence of the model; a large number where its config does not say."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+        with self._guard:  # TRL's own dictionary, which another version may have changed
+            metrics = getattr(trainer, "_metrics", {}).get("train" if record.training else "eval")
+            if metrics is not None:
+                for name, value in record.metrics().items():
+                    metrics[name].append(value)

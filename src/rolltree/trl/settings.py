@@ -7,13 +7,39 @@ dropped.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from rolltree.budget import CostModel
+from rolltree.cache import RolloutCache
+from rolltree.config import DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.sampling import SamplingParams
+from rolltree.store import RolloutStore
 
 UNSUPPORTED_FIX = "Leave it out, or train without rolltree's rollout_func."
+
+
+def check_arguments(
+    *, slots: object, seed: object, cost: object, draft: object, cache: object, store: object, run_dir: object
+) -> None:
+    """Raise InvalidInputError for an argument of `RolloutFunction` that would fail only when the training runs."""
+    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots < 2**31:
+        raise InvalidInputError("slots", slots, "an integer from 1 to 2**31 - 1")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise InvalidInputError("seed", seed, "None or an integer")
+    if not (cost is None or cost == "measure" or isinstance(cost, CostModel)):
+        raise InvalidInputError("cost", cost, '"measure", None or a CostModel')
+    kinds: dict[str, tuple[object, tuple[type, ...]]] = {
+        "draft": (draft, (DraftConfig,)),
+        "cache": (cache, (RolloutCache,)),
+        "store": (store, (RolloutStore,)),
+        "run_dir": (run_dir, (str, os.PathLike)),
+    }
+    for name, (value, allowed) in kinds.items():
+        if value is not None and not isinstance(value, allowed):
+            raise InvalidInputError(name, value, "None or " + " or ".join(kind.__name__ for kind in allowed))
 
 
 def check_trainer(trainer: Any) -> None:

@@ -99,10 +99,8 @@ def seconds_saved(now: Counters, then: Counters) -> float | None:
         return 0.0
     cost = CostModel(**{name.removeprefix("cost_"): now[name] for name in COST})
     mean_rows = rows / steps
-    plain = tokens / mean_rows * (cost.base + (cost.row + cost.token + cost.cell) * mean_rows)
-    mean_draft = drafted / rows
-    used = steps * (cost.base + (cost.row + cost.token + cost.cell * (1 + mean_draft)) * mean_rows)
-    used += cost.token * drafted + (cost.ragged * steps if drafted else 0.0)
+    plain = tokens / mean_rows * cost.seconds(mean_rows)
+    used = steps * cost.seconds(mean_rows, drafted / steps, drafted / rows)
     return float(plain - used)
 
 

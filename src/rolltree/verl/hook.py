@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import open_dict
 
-from rolltree.runlog import RunLog
+from rolltree.runlog import RunLog, SideChannel
 from rolltree.verl.account import Account, split
 from rolltree.verl.ahead import Ahead
 from rolltree.verl.lines import fill_in, runs_ahead
@@ -62,6 +62,7 @@ class Sampler:
         self._ahead: Ahead | None = None
         self._account = Account()
         self._servers: Servers | None = None
+        self._metrics = SideChannel("rolltree's numbers of a step")
         self._run_log = RunLog(options.run_log) if options.run_log else None
         if options.poll_seconds is not None:
             wrapped.poll_interval = options.poll_seconds
@@ -77,7 +78,9 @@ class Sampler:
         batch, metrics = self._wrapped.sample(global_steps, partition_id, batch_size)
         seconds = time.monotonic() - started
         ahead = {} if self._ahead is None else self._ahead.end()
-        return batch, {**metrics, **self._numbers(global_steps, seconds, ahead)}
+        with self._metrics:
+            metrics = {**metrics, **self._numbers(global_steps, seconds, ahead)}
+        return batch, metrics
 
     def _make_ahead(self) -> Ahead | None:
         config = self._options.run_ahead_config
