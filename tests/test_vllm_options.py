@@ -114,6 +114,8 @@ def test_flat_values_are_read_where_they_mean_one_thing(name: str, values: list[
         ({"rolltree_draft": 2}, r"rolltree_draft = 2"),
         ({"rolltree_draft": "yes"}, r"rolltree_draft = 'yes'"),
         ({"rolltree_key": 1.5}, r"rolltree_key = 1\.5: must be a non-empty text"),
+        ({"rolltree_key": "a\ud800"}, r"rolltree_key = 'a\\ud800': must be a non-empty text of valid Unicode"),
+        ({"rolltree": {"session": "\udfff"}}, r"rolltree\.session = .*valid Unicode"),
         ({"rolltree_key": True}, r"rolltree_key = True"),
         ({"rolltree_key": ["k"]}, r"rolltree_key = \['k'\]"),
         ({"rolltree.kind": "rollout"}, r"rolltree\.kind.*Did you mean 'rolltree_kind'"),

@@ -75,6 +75,13 @@ def test_without_any_vllm_nothing_is_raised(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(hooks.FAILED) == sorted(NAMES)
 
 
+def test_a_rolltree_that_cannot_be_loaded_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken installation of ours is not the host's business."""
+    monkeypatch.delattr("rolltree.vllm.hooks")
+    monkeypatch.setitem(sys.modules, "rolltree.vllm.hooks", None)
+    plugin.register()
+
+
 def test_those_who_did_not_ask_load_nothing() -> None:
     """Neither numpy nor the core nor anything of vLLM's workers; and a broken numpy is nobody's business."""
     program = (

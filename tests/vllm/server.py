@@ -17,7 +17,8 @@ from typing import Any
 from rolltree.demo.assets import model_folder
 from tests.vllm.engines import METHODS, OPTIONS
 
-READY = "Application startup complete"
+READY = "Uvicorn running on"
+"""Its socket listens from here on."""
 SECONDS = 600
 """A server that says nothing for so long hangs."""
 
@@ -78,6 +79,7 @@ def server(*arguments: str, **environment: str) -> Iterator[Server]:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_folder())),
         *("--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--seed", "0"),
+        *("--chat-template", "{{ messages[0]['content'] }}"),
         *("--speculative-config", json.dumps(METHODS["rolltree"])),
         *("--additional-config", json.dumps({"rolltree": OPTIONS}), *arguments),
     ]

@@ -29,6 +29,7 @@ class Hook:
 
 
 FOR_ALL = (
+    Hook("add_worker_call", "WorkerBase", "Control cannot reach the workers"),
     Hook("check_requests", "SamplingParams.verify", "bad options of requests are only logged"),
     Hook(
         "check_engines", "InputProcessor.__init__", "bad options of the engine are found late, counters are not shown"
@@ -40,7 +41,6 @@ FOR_ALL = (
 FOR_DRAFTING = (
     Hook("hook_runner", "GPUModelRunner._update_states(scheduler_output)", "no drafts can be made", needed=True),
     Hook("check_requests_state", "the fields of a request and a schedule", "no drafts can be made", needed=True),
-    Hook("add_worker_call", "WorkerBase", "Control cannot reach the workers"),
 )
 """Installed where an engine is to draft with rolltree; they load what only workers need."""
 FAILED: dict[str, str] = {}

@@ -7,16 +7,18 @@ nothing but a CPU sampler that is wrong for everybody's speculation.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 
 def register() -> None:
-    """Install what every process needs; a second call changes nothing. Never raises."""
-    from rolltree.vllm import hooks
+    """Install what every process needs; a second call changes nothing. Never raises: vLLM would end with it."""
+    with contextlib.suppress(Exception):  # an engine that asks for rolltree meets the same fault, loudly
+        from rolltree.vllm import hooks
 
-    hooks.install(hooks.FOR_ALL)
+        hooks.install(hooks.FOR_ALL)
 
 
 def check_request(extra_args: Mapping[str, Any]) -> None:

@@ -185,7 +185,10 @@ def _boolean(value: object) -> object:
 
 
 def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+    """Half a surrogate pair is valid JSON, but cannot be sent on to the engine's process."""
+    if not isinstance(value, str) or value == "":
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _is_version(value: object) -> bool:
@@ -197,8 +200,8 @@ def _is_boolean(value: object) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "key": (_is_name, "a non-empty text"),
-    "session": (_is_name, "a non-empty text"),
+    "key": (_is_name, "a non-empty text of valid Unicode"),
+    "session": (_is_name, "a non-empty text of valid Unicode"),
     "version": (_is_version, "a whole number from 0 to 2147483647"),
     "kind": (lambda value: isinstance(value, str) and value in KINDS, f"one of {', '.join(KINDS)}"),
     "draft": (_is_boolean, "true or false"),
