@@ -45,6 +45,7 @@ def fake_proposer(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Proposer:
     monkeypatch.setattr(hooks, "FOR_ALL", ())
     monkeypatch.setattr(hooks, "FOR_DRAFTING", ())
     monkeypatch.setattr(compat, "is_output_rank", lambda: True)
+    monkeypatch.setattr(compat, "schedules_alone", lambda config: False)
     monkeypatch.setattr(compat, "tokenizer", lambda config: FakeTokenizer())
     monkeypatch.setattr(compat, "free_bytes", lambda share: 0)
     return Proposer(fake_config(**settings))

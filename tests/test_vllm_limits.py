@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from rolltree.errors import InvalidInputError
 from rolltree.verl.options import VerlOptions
-from rolltree.vllm.limits import BYTES_PER_LOGIT, MAX_DRAFT, StepLimits, check_width, shorten
+from rolltree.vllm.limits import BYTES_PER_LOGIT, MAX_DRAFT, StepLimits, check_width, known_only, shorten
 
 
 def test_the_likeliest_drafts_stay() -> None:
@@ -41,6 +41,14 @@ def test_a_cut_is_the_best_there_is(raw: np.ndarray, lengths: np.ndarray, total:
     taken = sum(survival[row, : cut[row]].sum() for row in range(5))
     drafted = np.sort(np.concatenate([survival[row, : lengths[row]] for row in range(5)]))[::-1]
     assert taken == pytest.approx(drafted[:total].sum())
+
+
+def test_no_token_is_outside_the_vocabulary() -> None:
+    """Cut before the first that is; what stands behind a draft's end does not matter."""
+    tokens = np.array([[1, 2, 3], [9, 1, 1], [1, 10, 1], [1, -1, 1], [1, 2, 99]], np.int32)
+    lengths = np.array([3, 3, 3, 3, 2], np.int32)
+    assert known_only(tokens, lengths, 10).tolist() == [3, 3, 1, 1, 2]
+    assert known_only(tokens, np.zeros(5, np.int32), 10).tolist() == [0] * 5
 
 
 def test_limits_of_memory_and_tokens() -> None:

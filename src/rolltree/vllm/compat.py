@@ -21,9 +21,13 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rolltree.vllm import plugin
+
+if TYPE_CHECKING:  # loads numpy, which those who did not ask for rolltree do not need
+    from rolltree.types import Int64Array
+    from rolltree.vllm.agreement import Agreement
 
 PROPOSER = "rolltree.vllm.Proposer"
 _MARK = "_rolltree_wrapped"
@@ -186,7 +190,7 @@ def uses_rolltree(vllm_config: Any) -> bool:
 
 
 def is_output_rank() -> bool:
-    """Return whether the scheduler takes its drafts from this worker."""
+    """Return whether a scheduler that is the only one takes its drafts from this worker."""
     from vllm.distributed.parallel_state import get_tp_group
 
     return bool(get_tp_group().rank_in_group == 0)
@@ -237,6 +241,37 @@ def _free_memory() -> int:
             return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
     except OSError:  # not Linux
         return 0
+
+
+def schedules_alone(vllm_config: Any) -> bool:
+    """Return whether each rank has a scheduler of its own, so that it verifies what its own worker drafted.
+
+    True for `external_launcher` and whatever else runs one worker in the process that schedules. The other executors
+    (`mp`, `ray`) have one scheduler, which takes the drafts of the output rank.
+    """
+    if vllm_config.parallel_config.tensor_parallel_size == 1:
+        return False
+    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    return issubclass(Executor.get_class(vllm_config), UniProcExecutor)
+
+
+def agreement() -> Agreement:
+    """Return agreement of this rank with those that share its forward passes, over vLLM's own group for the CPU."""
+    import torch
+    from vllm.distributed.parallel_state import get_tp_group
+
+    from rolltree.vllm.agreement import Agreement
+
+    group = get_tp_group()
+
+    def gather(mine: Int64Array) -> Int64Array:
+        everyone = [torch.empty(len(mine), dtype=torch.int64) for _ in group.ranks]
+        torch.distributed.all_gather(everyone, torch.from_numpy(mine), group=group.cpu_group)
+        return torch.stack(everyone).numpy()
+
+    return Agreement(gather, leads=group.rank_in_group == 0)
 
 
 def tokenizer(model_config: Any) -> Any:

@@ -41,6 +41,14 @@ class Figures:
         now = {f"cache_{f.name}": getattr(held, f.name) for f in fields(held) if f.name not in CACHE_SUMS}
         return with_ratios(self._sums(drafter, book) | now)
 
+    def cheap(self, drafter: Any, book: Any) -> dict[str, float]:
+        """Return those figures that cost no look at the trees, for every step."""
+        stats, kinds, cache = drafter.stats, book.tokens_by_kind, drafter.cache
+        sums = {name: getattr(stats, name) for name in ("steps", "row_steps", "tokens", "drafted", "accepted")}
+        sums |= {"tokens_validation": kinds["validation"], "tokens_run_ahead": kinds["run-ahead"]}
+        held = {"cache_prompts": cache.prompts, "cache_bytes": cache.bytes, "sessions": len(book)}
+        return {name: self.total(name, value) for name, value in sums.items()} | held
+
     def total(self, name: str, now: float) -> float:
         """Return one sum since the start, of which `now` is the present drafter's part."""
         return self._before.get(name, 0) + now

@@ -98,3 +98,23 @@ def shorten(survival: Float32Array, lengths: Int32Array, total: int) -> Int32Arr
     falling = np.minimum.accumulate(survival, axis=1)[rows, columns]  # so that no row keeps a gap
     best = np.lexsort((rows, columns, -falling))[:total]
     return np.bincount(rows[best], minlength=len(lengths)).astype(np.int32)
+
+
+def known_only(tokens: Int32Array, lengths: Int32Array, vocab: int) -> Int32Array:
+    """Cut drafts before the first token that a vocabulary of `vocab` words does not have: it would end the engine.
+
+    Args:
+        tokens: int32 [B, K]; entries past `lengths` are ignored.
+        lengths: int32 [B].
+        vocab: words that the model knows.
+
+    Returns:
+        int32 [B], at most `lengths`.
+
+    """
+    tokens = tokens[:, : int(lengths.max(initial=0))]
+    if not tokens.size or (tokens.max() < vocab and tokens.min() >= 0):
+        return lengths
+    good = (tokens >= 0) & (tokens < vocab)
+    before: Int32Array = np.logical_and.accumulate(good, axis=1).sum(axis=1, dtype=np.int32)
+    return np.minimum(lengths, before)

@@ -25,13 +25,15 @@ from rolltree.drafting import TreeDrafter
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
 from rolltree.vllm import checks, compat, control, hooks
+from rolltree.vllm.agreement import Agreement, State, Verdict
 from rolltree.vllm.facts import facts_of, read_options, true_output
 from rolltree.vllm.figures import Figures
-from rolltree.vllm.limits import shorten
+from rolltree.vllm.limits import known_only, shorten
 from rolltree.vllm.load import load_rollouts
 from rolltree.vllm.metrics import FOLDER, Board
 from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
 from rolltree.vllm.room import StepRoom
+from rolltree.vllm.steptimes import StepTimes
 from rolltree.vllm.stops import StopStrings
 from rolltree.vllm.watch import Watch, pays
 
@@ -54,6 +56,7 @@ class Proposer:
         self.vocab = int(vllm_config.model_config.get_vocab_size())
         self._max_length = int(vllm_config.model_config.max_model_len)
         self.observer = StepCostObserver() if self.options.cost == "observed" else None
+        self._cost = self._learned = self.observer.model if self.observer else self.options.frozen_cost()
         self._figures = Figures()
         self._watch = Watch()
         self._room = StepRoom(vllm_config, vocab=self.vocab, logits_bytes=self.options.logits_bytes)
@@ -62,17 +65,18 @@ class Proposer:
         self._board = Board(os.environ.get(FOLDER) if self.options.metrics else None)
         self.paused = False
         self.draft_seconds = 0.0
-        self.errors = self.invalid_options = 0
-        self._failed_in_a_row = 0
+        self.errors = self.invalid_options = self._failed_in_a_row = 0
         self._runner: Any = None
         self._drafts_here: bool | None = None
-        self._step: tuple[float, int, int, int] | None = None
+        self._schedules_alone = compat.schedules_alone(vllm_config)
+        self._agreement: Agreement | None = None
+        self._failed_now = False
+        self._times = StepTimes(self.observer) if self.observer else None
         self._log.info("%s", self._banner())
 
     def _make(self) -> None:
         options = self.options
-        cost = self.observer.model if self.observer else options.frozen_cost()
-        self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(self.width), cost=cost)
+        self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(self.width), cost=self._cost)
         self.book = RequestBook(
             self.drafter.cache, max_draft=self.width, max_length=self._max_length, sessions=options.sessions
         )
@@ -146,6 +150,8 @@ class Proposer:
         except Exception:
             self._failed()
             drafts = [[] for _ in sampled_token_ids]
+        if self._agreement is not None and not self._agreed(self._agreement, sampled_token_ids, drafts):
+            drafts = [[] for _ in sampled_token_ids]
         self.draft_seconds += time.perf_counter() - began
         self._show()
         return drafts
@@ -156,31 +162,19 @@ class Proposer:
             return
         self._observe(schedule)
         self._room.begin_step(schedule)
-        self._finish(runner, schedule.finished_req_ids)
+        ended = schedule.finished_req_ids  # a set: its order differs between ranks, and the trees' must not
+        self._finish(runner, [id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(new.req_id for new in schedule.scheduled_new_reqs if new.req_id in self.book)
 
     def _show(self) -> None:
         """Put the counters where the front end reads them."""
-        stats, kinds, cache, total = (
-            self.drafter.stats,
-            self.book.tokens_by_kind,
-            self.drafter.cache,
-            self._figures.total,
-        )
-        sums = {name: getattr(stats, name) for name in ("steps", "row_steps", "tokens", "drafted", "accepted")}
-        sums |= {"tokens_validation": kinds["validation"], "tokens_run_ahead": kinds["run-ahead"]}
-        self._board.write(
-            {name: total(name, value) for name, value in sums.items()}
-            | {
-                "errors": self.errors,
-                "invalid_options": self.invalid_options,
-                "draft_seconds": self.draft_seconds,
-                "cache_prompts": cache.prompts,
-                "cache_bytes": cache.bytes,
-                "sessions": len(self.book),
-                "paused": self.paused,
-            }
-        )
+        own = {
+            "errors": self.errors,
+            "invalid_options": self.invalid_options,
+            "draft_seconds": self.draft_seconds,
+            "paused": self.paused,
+        }
+        self._board.write(self._figures.cheap(self.drafter, self.book) | own)
 
     def _finish(self, runner: Any, ids: Iterable[str]) -> None:
         """End requests; the runner forgets them only after this."""
@@ -189,21 +183,43 @@ class Proposer:
 
     def _is_drafting_rank(self) -> bool:
         if self._drafts_here is None:
-            self._drafts_here = compat.is_output_rank()
+            self._agreement = compat.agreement() if self._schedules_alone else None
+            self._drafts_here = self._schedules_alone or compat.is_output_rank()
         return self._drafts_here
 
+    def _agreed(self, agreement: Agreement, sampled: list[list[int]], drafts: list[list[int]]) -> bool:
+        """Return whether all ranks made these drafts; if not, none verifies any. Raises only when ranks are lost."""
+        state = State.FAILED if self._failed_now else State.PAUSED if self.paused else State.DRAFTED
+        verdict = agreement.compare(state, sampled, drafts, self._learned)
+        self.errors += verdict.state == State.FAILED and state != State.FAILED
+        self._failed_now = False
+        if self.observer is not None:
+            self.drafter.cost = self._cost = verdict.cost
+        if not verdict.drafts_stand:
+            try:
+                self._withdraw(verdict)
+            except Exception:  # the others hear of it in the next step
+                self._failed()
+        return verdict.drafts_stand
+
+    def _withdraw(self, verdict: Verdict) -> None:
+        """Stay like the other ranks, one of which did not draft, or not the same."""
+        self.drafter.draft(np.zeros(0, np.int64), np.zeros(0, np.int32))  # so that none is judged as rejected
+        if verdict.state == State.FAILED:
+            self._log.warning("rolltree failed on a rank: all ranks start anew, with empty trees.")
+            self.forget()
+        if verdict.parted and not self.paused:
+            self.paused = True
+            self.errors += 1
+            self._log.error("%s", verdict.complaint)
+
     def _observe(self, schedule: Any) -> None:
-        """Note how long the step before took, from schedule to schedule, if it and this one were decoding steps."""
-        now = time.perf_counter()
-        if self._step is not None and self.observer is not None and schedule.scheduled_cached_reqs.req_ids:
-            began, rows, drafted, longest = self._step
-            self.observer.observe(rows, drafted, longest, now - began)
-            self.drafter.cost = self.observer.model
-        drafts = schedule.scheduled_spec_decode_tokens
-        rows = len(schedule.num_scheduled_tokens)
-        drafted = sum(map(len, drafts.values()))
-        is_decoding = rows > 0 and schedule.total_num_scheduled_tokens == rows + drafted
-        self._step = (now, rows, drafted, max(map(len, drafts.values()), default=0)) if is_decoding else None
+        """Learn from the step before; only the leader does where ranks schedule alone, because clocks differ."""
+        if self._times is None or (self._agreement is not None and not self._agreement.leads):
+            return
+        self._learned = self._times.take(schedule, time.perf_counter())
+        if self._agreement is None:
+            self.drafter.cost = self._cost = self._learned
 
     def _propose(self, sampled: list[list[int]], lengths: np.ndarray, tokens: np.ndarray) -> list[list[int]]:
         if self._runner is None:
@@ -224,16 +240,11 @@ class Proposer:
 
     def _place(self, drafts: list[list[int]], batch: DraftBatch, work: Work, room: int) -> None:
         """Fill in the drafts: cut to what the step can take, and before a token that the model does not have."""
-        lengths = np.minimum(batch.lengths, work.limits)
-        width = int(lengths.max(initial=0))
-        if not width:
-            return
-        tokens = batch.tokens[:, :width]
-        if tokens.max() >= self.vocab or tokens.min() < 0:
-            good = (tokens >= 0) & (tokens < self.vocab)
-            lengths = np.minimum(lengths, np.logical_and.accumulate(good, axis=1).sum(axis=1))
-        lengths = shorten(batch.survival, lengths, room)
+        lengths = shorten(
+            batch.survival, known_only(batch.tokens, np.minimum(batch.lengths, work.limits), self.vocab), room
+        )
         batch.lengths[:] = lengths  # what the drafter counts as verified
+        tokens = batch.tokens[:, : int(lengths.max(initial=0))]
         for row, length, text in zip(work.rows.tolist(), lengths.tolist(), tokens.tolist(), strict=True):
             if length:
                 drafts[row] = text[:length]
@@ -257,6 +268,7 @@ class Proposer:
     def _failed(self) -> None:
         """Go on without drafts; call inside an `except`."""
         self.errors += 1
+        self._failed_now = True
         self._failed_in_a_row += 1
         if self.errors == 1:
             self._log.exception("rolltree failed; this step has no drafts. Logged once, counted always.")
