@@ -17,8 +17,8 @@ from typing import Any
 from rolltree.demo.assets import model_folder
 from tests.vllm.engines import METHODS, OPTIONS
 
-READY = "Uvicorn running on"
-"""Its socket listens from here on."""
+READY = "Application startup complete"
+"""The next thing that it does is to listen."""
 SECONDS = 600
 """A server that says nothing for so long hangs."""
 
@@ -34,6 +34,14 @@ class Server:
     def connect(self) -> http.client.HTTPConnection:
         """Open a connection."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+
+    def listens(self) -> bool:
+        """Return whether a connection is taken."""
+        try:
+            self.connect().connect()
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def ask(self, path: str, body: object = None, *, method: str | None = None) -> tuple[int, str]:
         """Send a request; return status and text of the answer."""
@@ -96,6 +104,8 @@ def server(*arguments: str, **environment: str) -> Iterator[Server]:
                 break
         else:
             raise AssertionError("the server ended:\n" + "".join(running.lines))
+        while not running.listens():
+            assert process.poll() is None, "the server ended"
         threading.Thread(target=running.lines.extend, args=(process.stdout,), daemon=True).start()
         yield running
     finally:

@@ -11,16 +11,28 @@ import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.vllm import AsyncControl, Control, compat, compat_cpu, plugin
-from tests.vllm.engines import METHODS, OPTIONS, accepted, engine, generate, prompts, proposer, random_model
+from tests.vllm.engines import (
+    METHODS,
+    OPTIONS,
+    accepted,
+    assert_same,
+    engine,
+    generate,
+    prompts,
+    proposer,
+    random_model,
+    tell,
+)
 
 
 def test_preemption_changes_nothing() -> None:
     """A KV cache for six of sixteen requests: they are preempted and resumed, and the text is the same."""
     inputs = prompts(16)
     with engine("none", max_num_seqs=16) as llm:
-        right = generate(llm, inputs)
+        right = tell(llm, inputs)
     with engine(max_num_seqs=16, block_size=32, num_gpu_blocks_override=24, enable_prefix_caching=False) as llm:
-        assert [generate(llm, inputs) for _ in range(2)] == [right] * 2
+        for _ in range(2):
+            assert_same(right, generate(llm, inputs))
         preempted = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
         assert preempted["vllm:num_preemptions"] > 0
         Control(llm).commit()
@@ -35,9 +47,10 @@ def test_chunked_prefill_and_prefix_cache() -> None:
     head = inputs[0]["prompt_token_ids"]
     long = [{"prompt_token_ids": [*head * 6, *item["prompt_token_ids"]]} for item in inputs]
     with engine("none", max_num_seqs=8) as llm:
-        right = generate(llm, long, max_tokens=50)
+        right = tell(llm, long, max_tokens=50)
     with engine(max_num_seqs=8, max_num_batched_tokens=48) as llm:
-        assert [generate(llm, long, max_tokens=50) for _ in range(2)] == [right] * 2
+        for _ in range(2):
+            assert_same(right, generate(llm, long, max_tokens=50))
         assert accepted(llm) > 300
         assert Control(llm).stats()["errors"] == 0
 
