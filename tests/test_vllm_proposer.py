@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rolltree.errors import InvalidInputError
-from rolltree.vllm import compat, control
+from rolltree.vllm import compat, control, watch
 from rolltree.vllm.proposer import GIVE_UP_AFTER, Proposer
 from tests.fake_vllm import LENGTH, VOCAB, WIDTH, FakeEngine, fake_config, fake_proposer, next_token
 
@@ -206,6 +206,18 @@ def test_clear_while_requests_run(engine: FakeEngine, proposer: Proposer) -> Non
     assert before["tokens_per_step"] == before["tokens"] / before["row_steps"]
 
 
+def test_replicas_are_added_up_and_ratios_taken_last(engine: FakeEngine, proposer: Proposer) -> None:
+    """Two replicas with the same figures have twice the sums and the same ratios."""
+    for n in range(2):
+        engine.add(str(n), [1, 2, 3])
+        engine.run()
+    one = proposer.stats()
+    two = control._sum([one, one])
+    ratios = {"tokens_per_step", "drafted_per_step", "acceptance_rate"}
+    assert one["drafted_per_step"] > 0
+    assert two == {name: value if name in ratios else 2 * value for name, value in one.items()}
+
+
 def test_paused_it_learns_and_drafts_nothing(engine: FakeEngine, proposer: Proposer) -> None:
     """Pause: no drafts, text is remembered. Resume: drafts from it."""
     control.run(proposer, "pause")
@@ -219,6 +231,24 @@ def test_paused_it_learns_and_drafts_nothing(engine: FakeEngine, proposer: Propo
     while engine.busy:
         drafts += engine.step()
     assert any(drafts)
+
+
+def test_it_is_said_once_that_drafting_stopped(
+    engine: FakeEngine, proposer: Proposer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After it had worked: one warning in the log, with the reason."""
+    monkeypatch.setattr(watch, "WINDOW", 8)
+    for n in range(3):
+        engine.add(f"a{n}", [1, 2, 3], max_tokens=60)
+        engine.run()
+    assert not caplog.messages
+    control.run(proposer, "pause")
+    for n in range(3):
+        engine.add(f"b{n}", [1, 2, 3], max_tokens=60)
+        engine.run()
+    (line,) = caplog.messages
+    assert "worked and has stopped" in line
+    assert "control.resume()" in line
 
 
 def test_no_row_waits_because_of_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
