@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,21 @@ def assert_same(right: Sequence[Told], texts: Sequence[Sequence[int]]) -> None:
         assert told.margins[place] < TIE, (place, told.tokens, list(text))
         ties += 1
     assert ties <= max(1, len(right) // 16)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What rolltree logs in this process meanwhile, whatever level and handlers vLLM has set."""
+    log, lines = logging.getLogger("vllm.rolltree"), list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
 
 
 def accepted(llm: Any) -> int:

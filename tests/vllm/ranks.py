@@ -58,10 +58,15 @@ def learned_and_frozen(llm: Any, folder: Path) -> dict[str, Any]:
     control, seen = Control(llm), {}
     for name, cost in (("learned", "observed"), ("frozen", str(folder / "cost.json"))):
         llm.collective_rpc(start_anew, args=(cost,))
-        texts = [greedy(llm), greedy(llm)]
+        texts = [greedy(llm)]
+        cold = control.stats()["accepted"]
+        texts.append(greedy(llm))
+        stats = control.stats()
         control.clear()  # what was learned stays, and is the same on all ranks
         texts.append(greedy(llm))
-        seen[name] = {"texts": texts, "stats": control.stats(), "costs": llm.collective_rpc(cost_of)}
+        stats["errors"] += control.stats()["errors"]
+        costs = llm.collective_rpc(cost_of)
+        seen[name] = {"texts": texts, "cold": cold, "warm": stats["accepted"] - cold, "stats": stats, "costs": costs}
     return seen
 
 

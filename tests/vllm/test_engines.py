@@ -68,8 +68,8 @@ def test_the_budget_switches_drafting_off(tmp_path: Path) -> None:
         generate(llm, prompts(8))
         generate(llm, prompts(8))
         observer = proposer(llm).observer
-        assert observer.observations > 0
-        assert observer.freeze().seconds(8) > 0  # whatever the machine's speed
+        assert observer.observations > 0  # whatever the machine's speed
+        assert observer.freeze() != observer.prior
 
 
 def test_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.vllm import compat, hooks, plugin
-from tests.vllm.engines import METHODS, engine, generate, prompts
+from tests.vllm.engines import METHODS, engine, generate, logged, prompts
 
 
 def broken(*_: Any) -> None:
@@ -68,21 +67,17 @@ def no_kernel_fix(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("change", [gone, another_signature, another_class, another_field, no_kernel_fix])
-def test_a_missing_hook_stops_the_start_of_who_asked(
-    change: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_hook_stops_the_start_of_who_asked(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With version, hook and fix, before the model is loaded; nothing says that it is on."""
-    log = logging.getLogger("vllm.rolltree")
-    monkeypatch.setattr(log, "level", logging.INFO)
-    monkeypatch.setattr(log, "handlers", [caplog.handler])
     plugin.register()
     reason = change(monkeypatch)
     with (
+        logged() as lines,
         pytest.raises(InvalidInputError, match=rf"vllm = '\d.*{reason}.*Use vllm 0\.28 or 0\.32, or start without"),
         engine(),
     ):
         pass
-    assert "is ON" not in caplog.text
+    assert not lines
 
 
 def test_a_worker_refuses_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +99,7 @@ def test_a_width_beyond_vllms_stops_the_start() -> None:
     assert compat.longest_draft() == MAX_SPEC_LEN
     wide = {**(METHODS["rolltree"] or {}), "num_speculative_tokens": MAX_SPEC_LEN + 1}
     with (
+        logged() as lines,
         pytest.raises(InvalidInputError, match="num_speculative_tokens = 129: must be 1 to 128"),
         engine(speculative_config=wide),
     ):

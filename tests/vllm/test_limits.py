@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from rolltree.vllm.limits import BYTES_PER_LOGIT
-from tests.vllm.engines import OPTIONS, accepted, engine, generate, prompts, proposer
+from tests.vllm.engines import OPTIONS, accepted, engine, generate, logged, prompts, proposer
 
 ROWS = 8
 
@@ -46,7 +45,7 @@ def test_no_request_waits_because_of_drafts(monkeypatch: pytest.MonkeyPatch) -> 
         assert waited
 
 
-def test_the_logits_of_a_step_stay_within_what_was_given(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_logits_of_a_step_stay_within_what_was_given() -> None:
     """`logits_bytes` for 20 positions bounds rows and drafts together; the start names the limits."""
     verified: list[int] = []
 
@@ -54,11 +53,8 @@ def test_the_logits_of_a_step_stay_within_what_was_given(caplog: pytest.LogCaptu
         drafts = output.scheduled_spec_decode_tokens.values()
         verified.append(len(output.num_scheduled_tokens) + sum(map(len, drafts)))
 
-    log = logging.getLogger("vllm.rolltree")
-    log.addHandler(caplog.handler)
-    log.setLevel(logging.INFO)
     vocab = 0
-    try:
+    with logged() as lines:
         for given in (0, 20):
             options = OPTIONS | {"logits_bytes": given * vocab * BYTES_PER_LOGIT}
             with engine(max_num_seqs=ROWS, additional_config={"rolltree": options}) as llm:
@@ -69,9 +65,7 @@ def test_the_logits_of_a_step_stay_within_what_was_given(caplog: pytest.LogCaptu
                     generate(llm, prompts(ROWS), max_tokens=60)
                 assert accepted(llm) > 100
                 assert (max(verified) <= 20) == bool(given)
-    finally:
-        log.removeHandler(caplog.handler)
-        log.setLevel(logging.NOTSET)
-    assert caplog.text.count("is ON") == 2
-    assert f"{20 * vocab * BYTES_PER_LOGIT / 2**20:.4g} MiB for logits" in caplog.text
-    assert f"logits of 20 positions for {ROWS} requests" in caplog.text
+    text = "\n".join(lines)
+    assert text.count("is ON") == 2
+    assert f"{20 * vocab * BYTES_PER_LOGIT / 2**20:.4g} MiB for logits" in text
+    assert f"logits of 20 positions for {ROWS} requests" in text
