@@ -21,6 +21,14 @@ def fixture_web() -> Iterator[Server]:
         yield running
 
 
+BODIES: dict[str, dict[str, Any]] = {
+    "completions": {"prompt": "1", "max_tokens": 4},
+    "chat/completions": {"messages": [{"role": "user", "content": "1"}], "max_tokens": 4},
+    "responses": {"input": "1", "max_output_tokens": 4},
+}
+"""What each endpoint is asked."""
+
+
 def ids(number: int) -> list[int]:
     """A prompt of the demo's task."""
     return prompts(number + 1)[number]["prompt_token_ids"]
@@ -70,14 +78,12 @@ def test_flat_names_work(web: Server) -> None:
         ({"rolltree": '{"key": "k"}'}, "Over HTTP, set rolltree_key, rolltree_session"),
     ],
 )
-@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+@pytest.mark.parametrize("path", BODIES)
 def test_bad_values_are_answered_with_the_sentence(
     web: Server, xargs: dict[str, Any], sentence: str, path: str
 ) -> None:
     """Status 400, and the message names the option, the value and what is allowed."""
-    message = {"messages": [{"role": "user", "content": "1"}]} if "chat" in path else {"prompt": ids(0)}
-    body = {"model": "demo", "max_tokens": 4, "vllm_xargs": xargs} | message
-    status, text = web.ask(f"/v1/{path}", body)
+    status, text = web.ask(f"/v1/{path}", {"model": "demo", "vllm_xargs": xargs} | BODIES[path])
     error = json.loads(text)["error"]
     assert (status, error["code"]) == (400, 400), text
     assert sentence in error["message"]
