@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rolltree.vllm import compat
 from tests.vllm.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,3 +130,19 @@ def test_workers_of_one_scheduler_keep_the_text(
     assert ordinary[cost]["cold"] > 50
     assert ordinary[cost]["warm"] > 200
     assert ordinary[cost]["stats"]["errors"] == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "ranks", "alone"),
+    [
+        ("mp", 2, False),
+        ("external_launcher", 2, True),
+        ("external_launcher", 1, False),
+        ("vllm.v1.executor.uniproc_executor.ExecutorWithExternalLauncher", 2, True),
+        ("vllm.v1.executor.multiproc_executor.MultiprocExecutor", 2, False),
+    ],
+)
+def test_who_schedules_alone_is_told_by_the_executor(backend: str, ranks: int, alone: bool) -> None:
+    """By what it is, not by its name: a class of the user's own is looked at, too."""
+    parallel = SimpleNamespace(tensor_parallel_size=ranks, distributed_executor_backend=backend)
+    assert compat.schedules_alone(SimpleNamespace(parallel_config=parallel)) == alone
