@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
-from rolltree.vllm.options import EngineOptions, RequestOptions
+from rolltree.vllm.options import EngineOptions
+from rolltree.vllm.request_options import RequestOptions, with_options
 
 
 def test_dictionary_overrides_environment_overrides_default() -> None:
@@ -26,6 +32,7 @@ def test_dictionary_overrides_environment_overrides_default() -> None:
         ({"rolltree": {"windw": 4}}, {}, r"additional_config\.rolltree\.windw.*Did you mean 'window'"),
         ({"rolltree": {"window": "4"}}, {}, r"additional_config\.rolltree\.window = '4': must be a whole number"),
         ({"rolltree": {"window": -1}}, {}, r"window = -1"),
+        ({"rolltree": {"logits_bytes": -1}}, {}, r"logits_bytes = -1: must be a number of bytes"),
         ({"rolltree": {"min_survival": 2.0}}, {}, r"min_survival = 2"),
         ({"rolltree": 4}, {}, r"additional_config\.rolltree = 4: must be a dictionary"),
         ({}, {"ROLLTREE_VLLM_WINDO": "4"}, r"environment\.ROLLTREE_VLLM_WINDO"),
@@ -57,20 +64,135 @@ def test_request_options() -> None:
     assert RequestOptions(kind="validation", remember=True).remembered
 
 
+VALUES = {"key": "k", "session": "s", "version": 3, "kind": "validation", "draft": False, "remember": True}
+
+
+def test_both_spellings_know_every_field() -> None:
+    """What is nested has a flat name, with the same meaning, and nothing is left out."""
+    assert VALUES.keys() == {field.name for field in fields(RequestOptions)}
+    flat = {f"rolltree_{name}": value for name, value in VALUES.items()}
+    assert RequestOptions.read(flat) == RequestOptions.read({"rolltree": VALUES}) == RequestOptions(**VALUES)
+    half = {f"rolltree_{name}": VALUES[name] for name in ("key", "kind", "draft")}
+    rest = {name: VALUES[name] for name in ("session", "version", "remember")}
+    assert RequestOptions.read(half | {"rolltree": rest}) == RequestOptions(**VALUES)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "read"),
+    [
+        ("draft", ["false", "False", "0", 0, 0.0, False], False),
+        ("remember", ["true", "TRUE", "1", 1, 1.0, True], True),
+        ("version", ["12", 12, 12.0], 12),
+        ("key", ["7", 7], "7"),
+        ("key", [None], None),
+        ("kind", [None], "rollout"),
+    ],
+)
+def test_flat_values_are_read_where_they_mean_one_thing(name: str, values: list[object], read: object) -> None:
+    """HTTP carries texts and numbers only; null is as if it were not there."""
+    for value in values:
+        assert getattr(RequestOptions.read({f"rolltree_{name}": value}), name) == read
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ky": "k"}, r"extra_args\.rolltree\.ky.*Did you mean 'key'"),
-        ({"key": ""}, r"extra_args\.rolltree\.key = ''"),
-        ({"key": 7}, r"extra_args\.rolltree\.key = 7"),
-        ({"version": -1}, r"version = -1"),
-        ({"version": True}, r"version = True"),
-        ({"kind": "test"}, r"kind = 'test': must be one of rollout, validation, run-ahead"),
-        ({"draft": 1}, r"draft = 1: must be true or false"),
-        ("k", r"extra_args\.rolltree = 'k': must be a dictionary"),
+        ({"rolltree": {"ky": "k"}}, r"extra_args\.rolltree\.ky.*Did you mean 'key'"),
+        ({"rolltree": {"key": ""}}, r"extra_args\.rolltree\.key = ''"),
+        ({"rolltree": {"key": 7}}, r"extra_args\.rolltree\.key = 7"),
+        ({"rolltree": {"version": -1}}, r"version = -1"),
+        ({"rolltree": {"version": True}}, r"version = True"),
+        ({"rolltree": {"kind": "test"}}, r"kind = 'test': must be one of rollout, validation, run-ahead"),
+        ({"rolltree": {"draft": 1}}, r"draft = 1: must be true or false"),
+        ({"rolltree": {"remember": 1}}, r"remember = 1: must be true or false"),
+        ({"rolltree": "k"}, r"extra_args\.rolltree = 'k': must be a dictionary.*rolltree_key"),
+        ({"rolltree_kind": "test"}, r"extra_args\.rolltree_kind = 'test': must be one of rollout"),
+        ({"rolltree_version": "1e3"}, r"rolltree_version = '1e3': must be a whole number"),
+        ({"rolltree_version": "-0"}, r"rolltree_version = '-0'"),
+        ({"rolltree_version": "\u0663"}, r"rolltree_version = '\u0663'"),
+        ({"rolltree_version": 1.5}, r"rolltree_version = 1\.5"),
+        ({"rolltree_draft": 2}, r"rolltree_draft = 2"),
+        ({"rolltree_draft": "yes"}, r"rolltree_draft = 'yes'"),
+        ({"rolltree_key": 1.5}, r"rolltree_key = 1\.5: must be a non-empty text"),
+        ({"rolltree_key": "a\ud800"}, r"rolltree_key = 'a\\ud800': must be a non-empty text of valid Unicode"),
+        ({"rolltree": {"session": "\udfff"}}, r"rolltree\.session = .*valid Unicode"),
+        ({"rolltree_key": True}, r"rolltree_key = True"),
+        ({"rolltree_key": ["k"]}, r"rolltree_key = \['k'\]"),
+        ({"rolltree.kind": "rollout"}, r"rolltree\.kind.*Did you mean 'rolltree_kind'"),
+        ({"Rolltree_Kind": "rollout"}, r"Rolltree_Kind.*known are rolltree_key"),
+        ({"rolltree_ky": "k"}, r"Did you mean 'rolltree_key'"),
+        ({"rolltree_key": "a", "rolltree": {"key": "b"}}, r"rolltree_key = 'a': must be left out: .*rolltree\.key is"),
+        ({"rolltree_key": 10**5000}, r"rolltree_key = <int>"),
+        ({"rolltree_kind": "k" * 10**6}, r"rolltree_kind = 'k{199}\.\.\.: must"),
     ],
 )
-def test_bad_request_options_are_named(given: object, message: str) -> None:
+def test_bad_request_options_are_named(given: dict[str, object], message: str) -> None:
     """The error names the option, the value and what is allowed."""
     with pytest.raises(InvalidInputError, match=message):
-        RequestOptions.read({"rolltree": given})
+        RequestOptions.read(given)
+
+
+class Hostile:
+    """A value that fails where it can."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.builds(Hostile),
+    st.just(5000).map(lambda digits: 10**digits),
+    st.sampled_from(["true", "1", "rollout", np.zeros(2), np.int64(3), RequestOptions]),
+)  # fmt: skip
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+)
+FIELDS = st.sampled_from(list(VALUES)) | st.text(max_size=6) | st.integers()
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["rolltree", *(f"rolltree_{name}" for name in VALUES), "rolltree.key", "other"])
+    | st.text(max_size=4).map("rolltree".__add__)
+    | st.integers(),
+    ANYTHING | st.dictionaries(FIELDS, ANYTHING, max_size=3),
+    max_size=4,
+)
+
+
+@settings(max_examples=500, derandomize=True, deadline=None)
+@given(ARGUMENTS)
+def test_nothing_but_a_sentence_leaves_read(arguments: dict[Any, Any]) -> None:
+    """Whatever a request holds: options, or an error with a text of bounded length."""
+    try:
+        options = RequestOptions.read(arguments)
+    except InvalidInputError as error:
+        said: str | None = str(error)
+    else:
+        said = None
+    if said is not None:
+        assert len(said) < 1000
+    else:
+        own = {name for name in arguments if isinstance(name, str) and name.lower().startswith("rolltree")}
+        assert own <= {"rolltree", *(f"rolltree_{name}" for name in VALUES)}
+        assert isinstance(options.draft, bool)
+        assert RequestOptions.read(with_options(arguments)) == options
+
+
+@given(ANYTHING)
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_other_containers_are_left_alone(arguments: Any) -> None:
+    """`extra_args` that is no mapping, or holds none of our names, asks for nothing."""
+    if not isinstance(arguments, dict):
+        assert RequestOptions.read(arguments) == RequestOptions()
+
+
+def test_options_are_added_in_either_spelling() -> None:
+    """Run-ahead marks a request that has flat options of its own."""
+    marked = with_options({"rolltree_key": "k", "rolltree_kind": "rollout", "other": 1}, kind="run-ahead")
+    assert marked == {"other": 1, "rolltree": {"key": "k", "kind": "run-ahead"}}
+    assert RequestOptions.read(with_options({"rolltree": {"key": "k"}}, version=2)) == RequestOptions(
+        key="k", version=2
+    )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rolltree.cache import RolloutCache
-from rolltree.vllm.options import RequestOptions
+from rolltree.vllm.request_options import RequestOptions
 from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
 
 WIDTH = 64
@@ -204,7 +204,7 @@ def test_cut_keeps_only_what_counts(engine: Engine) -> None:
     """The engine ran on behind a stop string: the rest is forgotten."""
     engine.start("a", [1, 2])
     engine.step({"a": [5, 6, 7, 8]})
-    engine.book.cut("a", [5, 6])
+    engine.book.end("a", [5, 6])
     cache = engine.book.cache
     handle = cache.open([1, 2])
     assert cache.forest.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ METHODS: dict[str, dict[str, object] | None] = {
     "suffix": {"method": "suffix", "num_speculative_tokens": WIDTH},
     "rolltree": {"method": "custom_class", "model": "rolltree.vllm.Proposer", "num_speculative_tokens": WIDTH},
 }
+TIE = 1e-3
+"""Difference of log-probabilities below which two tokens are equally likely; float32 sums differ by less than 1e-4."""
 OPTIONS = {"cost": "off"}
 """Every draft is verified: what the tests see does not depend on how fast the machine is."""
 
@@ -77,6 +81,60 @@ def generate(llm: Any, inputs: Sequence[Any], **sampling: Any) -> list[list[int]
     settings = {"temperature": 0.0, "max_tokens": 160} | sampling
     outputs = llm.generate(list(inputs), SamplingParams(**settings), use_tqdm=False)
     return [list(sample.token_ids) for output in outputs for sample in output.outputs]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A greedy text and, at each token, how far its log-probability was above that of the runner-up."""
+
+    tokens: list[int]
+    margins: list[float]
+
+
+def tell(llm: Any, inputs: Sequence[Any], **sampling: Any) -> list[Told]:
+    """Greedy texts of an engine, with their margins."""
+    from vllm import SamplingParams
+
+    settings = {"temperature": 0.0, "max_tokens": 160, "logprobs": 2} | sampling
+    samples = [output.outputs[0] for output in llm.generate(list(inputs), SamplingParams(**settings), use_tqdm=False)]
+    return [Told(list(sample.token_ids), [_margin(place) for place in sample.logprobs]) for sample in samples]
+
+
+def _margin(place: Any) -> float:
+    first, second = sorted((value.logprob for value in place.values()), reverse=True)[:2]
+    return float(first - second)
+
+
+def assert_same(right: Sequence[Told], texts: Sequence[Sequence[int]]) -> None:
+    """Texts are equal token for token, but behind a place where two tokens were as good as equally likely.
+
+    There, another shape of the batch may round to the other one: which places these are depends on the processor.
+    """
+    ties = 0
+    for told, text in zip(right, texts, strict=True):
+        pairs = zip(told.tokens, text, strict=False)
+        place = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
+        if place is None:
+            assert len(told.tokens) == len(text)
+            continue
+        assert told.margins[place] < TIE, (place, told.tokens, list(text))
+        ties += 1
+    assert ties <= max(1, len(right) // 16)
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """What rolltree logs in this process meanwhile, whatever level and handlers vLLM has set."""
+    log, lines = logging.getLogger("vllm.rolltree"), list[str]()
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
 
 
 def accepted(llm: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.runahead import RunAheadConfig
+from rolltree.vllm.limits import check_width
 
 WHERE = "trainer.v1.sampler.sampler_kwargs"
 
@@ -37,7 +38,7 @@ class VerlOptions:
 
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or bool(self.key_column), "a column's name")
-        _check("max_draft", self.max_draft, type(self.max_draft) is int and 1 <= self.max_draft <= 128, "1 to 128")
+        check_width(f"{WHERE}.max_draft", self.max_draft)
         _check("rpc_seconds", self.rpc_seconds, 0 < self.rpc_seconds <= 3600, "a number above 0, at most 3600")
         poll = self.poll_seconds
         _check("poll_seconds", poll, poll is None or 0.001 <= poll <= 60, "a number from 0.001 to 60")

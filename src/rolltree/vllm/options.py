@@ -1,11 +1,10 @@
-"""What a user may set, for the engine and for one request: frozen, checked, unknown names refused by name.
+"""What a user may set for an engine: frozen, checked, unknown names refused by name (a request: `request_options`).
 
 Reads dictionaries and environment variables; knows nothing of vLLM.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -14,11 +13,9 @@ from typing import Any, TypeVar
 from rolltree.budget import CostModel
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
+from rolltree.vllm.request_options import REQUEST_KEY, refuse_unknown
 
 ENVIRONMENT_PREFIX = "ROLLTREE_VLLM_"
-REQUEST_KEY = "rolltree"
-"""Where a request carries its options: `SamplingParams(extra_args={"rolltree": {...}})`."""
-KINDS = ("rollout", "validation", "run-ahead")
 
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
@@ -49,6 +46,9 @@ class EngineOptions:
     path is a file written by `CostModel.save` (frozen: drafts do not depend on time)."""
     sessions: int = 4096
     """Conversations whose first prompt is remembered, so that later turns find its tree."""
+    logits_bytes: int = 0
+    """Bytes that the logits of one step may take with all their copies, which bounds the drafts of a step; 0: what
+    vLLM's own profile run covers, or half of the memory that is free then, whichever is more."""
     metrics: bool = True
     """Show rolltree's counters beside vLLM's."""
     load: str = ""
@@ -57,6 +57,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         _config(CacheConfig, self)
         _config(DraftConfig, self)
+        _check("logits_bytes", self.logits_bytes, 0 <= self.logits_bytes < 2**63, "a number of bytes, 0 or more")
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 
     @classmethod
@@ -71,7 +72,7 @@ class EngineOptions:
         if not isinstance(given, Mapping):
             raise InvalidInputError("additional_config.rolltree", given, "a dictionary")
         types = {field.name: type(field.default) for field in fields(cls)}
-        _refuse_unknown("additional_config.rolltree", given, types)
+        refuse_unknown("additional_config.rolltree", given, types)
         values = _from_environment(environment, types)
         for name, value in given.items():
             values[name] = _typed(f"additional_config.rolltree.{name}", value, types[name])
@@ -97,59 +98,6 @@ class EngineOptions:
             raise InvalidInputError("additional_config.rolltree.cost", self.cost, allowed, str(error)) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestOptions:
-    """`SamplingParams(extra_args={"rolltree": {...}})`."""
-
-    key: str | None = None
-    """The user's id of the prompt or conversation; requests with the same key share a tree. None: the prompt."""
-    session: str | None = None
-    """Id of a conversation: later turns, whose prompts extend the first one, use the tree of the first prompt."""
-    version: int | None = None
-    """Version of the policy that generates; a higher one than before announces an update."""
-    kind: str = "rollout"
-    """`rollout`, `validation` or `run-ahead`: counted apart. Text of validations is drafted for, not remembered."""
-    draft: bool = True
-    """False: this request is not drafted for."""
-    remember: bool | None = None
-    """Whether its text enters the tree. None: unless it is a validation."""
-
-    def __post_init__(self) -> None:
-        where = f"extra_args.{REQUEST_KEY}"
-        for name in ("key", "session"):
-            value = getattr(self, name)
-            _check(
-                f"{where}.{name}", value, value is None or (isinstance(value, str) and value != ""), "a non-empty text"
-            )
-        version = self.version
-        is_version = version is None or (type(version) is int and 0 <= version < 2**31)
-        _check(f"{where}.version", version, is_version, "a whole number from 0 to 2147483647")
-        _check(f"{where}.kind", self.kind, self.kind in KINDS, f"one of {', '.join(KINDS)}")
-        _check(f"{where}.draft", self.draft, isinstance(self.draft, bool), "true or false")
-        _check(f"{where}.remember", self.remember, self.remember in (None, True, False), "true or false")
-
-    @classmethod
-    def read(cls, extra_args: Mapping[str, Any] | None) -> RequestOptions:
-        """Read a request's `extra_args`, which may hold keys of others.
-
-        Raises:
-            InvalidInputError: an unknown name, or a value outside what is allowed.
-
-        """
-        given = (extra_args or {}).get(REQUEST_KEY)
-        if given is None:
-            return DEFAULT
-        if not isinstance(given, Mapping):
-            raise InvalidInputError(f"extra_args.{REQUEST_KEY}", given, "a dictionary")
-        _refuse_unknown(f"extra_args.{REQUEST_KEY}", given, {field.name: field.type for field in fields(cls)})
-        return cls(**given)
-
-    @property
-    def remembered(self) -> bool:
-        """Whether the text of this request enters the tree."""
-        return self.kind != "validation" if self.remember is None else self.remember
-
-
 def _config(kind: Callable[..., T], options: EngineOptions) -> T:
     names = {field.name for field in fields(kind)} & {field.name for field in fields(EngineOptions)}  # type: ignore[arg-type]
     return kind(**{name: getattr(options, name) for name in names})
@@ -160,18 +108,10 @@ def _check(name: str, value: object, is_good: bool, allowed: str) -> None:
         raise InvalidInputError(name, value, allowed)
 
 
-def _refuse_unknown(where: str, given: Mapping[str, Any], known: Mapping[str, object]) -> None:
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            fix = f"Did you mean {near[0]!r}?" if near else ""
-            raise InvalidInputError(f"{where}.{name}", given[name], f"left out: known are {', '.join(known)}", fix)
-
-
 def _from_environment(environment: Mapping[str, str], types: Mapping[str, type]) -> dict[str, Any]:
     mine = {name: value for name, value in environment.items() if name.startswith(ENVIRONMENT_PREFIX)}
     known = {f"{ENVIRONMENT_PREFIX}{name.upper()}": name for name in types}
-    _refuse_unknown("environment", mine, known)
+    refuse_unknown("environment", mine, known)
     return {known[name]: _parsed(name, text, types[known[name]]) for name, text in mine.items()}
 
 
@@ -191,6 +131,3 @@ def _typed(name: str, value: object, wanted: type) -> object:
         allowed = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[wanted]
         raise InvalidInputError(name, value, allowed)
     return value
-
-
-DEFAULT = RequestOptions()

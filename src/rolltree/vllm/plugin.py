@@ -1,57 +1,53 @@
 """The `vllm.general_plugins` entry point: runs in the front end, the engine core and every worker, before models load.
 
-Only installs what `compat` lists; without rolltree in an engine's `speculative_config` it changes nothing but a CPU
-sampler that is wrong for everybody's speculation.
+Runs for everybody who has rolltree installed, so it raises nothing and loads nothing of rolltree that is heavy: what
+needs numpy, the core or a model runner is imported when an engine or a request asks for it. Without one it changes
+nothing but a CPU sampler that is wrong for everybody's speculation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from rolltree.errors import InvalidInputError
-from rolltree.vllm import compat, metrics
-from rolltree.vllm.load import existing
-from rolltree.vllm.options import EngineOptions, RequestOptions
-
 
 def register() -> None:
-    """Install everything; a second call changes nothing."""
-    compat.hook_runner()
-    compat.add_worker_call()
-    compat.check_requests(check_request)
-    compat.check_engines(prepare_engine)
-    compat.refuse_v2_runner(refuse_v2_runner)
-    compat.fix_cpu_expand()
+    """Install what every process needs; a second call changes nothing. Never raises: vLLM would end with it."""
+    with contextlib.suppress(Exception):  # an engine that asks for rolltree meets the same fault, loudly
+        from rolltree.vllm import hooks
+
+        hooks.install(hooks.FOR_ALL)
 
 
 def check_request(extra_args: Mapping[str, Any]) -> None:
-    """Raise InvalidInputError for a request whose options are not ours."""
-    RequestOptions.read(extra_args)
+    """Raise what vLLM answers with status 400 for a request whose options for rolltree are wrong."""
+    if not isinstance(extra_args, Mapping) or not any(str(name).lower().startswith("rolltree") for name in extra_args):
+        return
+    from rolltree.errors import InvalidInputError
+    from rolltree.vllm import compat
+    from rolltree.vllm.request_options import RequestOptions
+
+    try:
+        RequestOptions.read(extra_args)
+    except InvalidInputError as error:
+        raise compat.refusal(error) from None
 
 
 def prepare_engine(vllm_config: Any) -> None:
-    """In the front end, before an engine starts: check its options, show its counters."""
-    check_engine(vllm_config)
-    if EngineOptions.read(vllm_config.additional_config, os.environ).metrics:
+    """In the front end, before an engine that is to draft starts: check its options, show its counters."""
+    from rolltree.vllm import metrics
+    from rolltree.vllm.checks import check_engine
+
+    if check_engine(vllm_config).metrics:
         metrics.publish()
-
-
-def check_engine(vllm_config: Any) -> None:
-    """Raise InvalidInputError for engine options that are unknown or do not go together."""
-    options = EngineOptions.read(vllm_config.additional_config, os.environ)
-    options.frozen_cost()
-    if options.load:
-        existing(options.load)
-    stages = vllm_config.parallel_config.pipeline_parallel_size
-    if stages > 1:
-        fix = "Use tensor_parallel_size, or data parallel replicas."
-        raise InvalidInputError("pipeline_parallel_size", stages, "1 with rolltree.vllm.Proposer", fix)
 
 
 def refuse_v2_runner() -> None:
     """Raise the sentence that says what to set."""
+    from rolltree.errors import InvalidInputError
+
     raise InvalidInputError(
         "VLLM_USE_V2_MODEL_RUNNER",
         os.environ.get("VLLM_USE_V2_MODEL_RUNNER"),

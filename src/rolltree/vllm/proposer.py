@@ -5,15 +5,16 @@ worker's own thread, between sampling and the next schedule.
 
 Invariants: never raises into the engine (an error costs the step its drafts, is logged once and counted always); no
 draft is longer than `num_speculative_tokens` or leaves room for less than one token before `max_model_len`; no id is
-outside the vocabulary. The class has no attribute `model`: level-2 sleep would look for weights in it.
+outside the vocabulary; the drafts of a step fit into its memory and its token budget. The class has no attribute
+`model`: level-2 sleep would look for weights in it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import fields
 from importlib import metadata
 from typing import Any
 
@@ -21,17 +22,20 @@ import numpy as np
 
 from rolltree.cache import RolloutCache
 from rolltree.drafting import TreeDrafter
-from rolltree.errors import InvalidInputError
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
-from rolltree.vllm import compat, control, plugin
+from rolltree.vllm import checks, compat, control, hooks
 from rolltree.vllm.agreement import Agreement, State, Verdict
+from rolltree.vllm.facts import facts_of, read_options, true_output
+from rolltree.vllm.figures import Figures
+from rolltree.vllm.limits import known_only, shorten
 from rolltree.vllm.load import load_rollouts
 from rolltree.vllm.metrics import FOLDER, Board
-from rolltree.vllm.options import EngineOptions, RequestOptions
 from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
+from rolltree.vllm.room import StepRoom
 from rolltree.vllm.steptimes import StepTimes
 from rolltree.vllm.stops import StopStrings
+from rolltree.vllm.watch import Watch, pays
 
 GIVE_UP_AFTER = 16
 """Failed steps in a row after which drafting is paused: the fault will not go away by itself."""
@@ -46,18 +50,17 @@ class Proposer:
     """
 
     def __init__(self, vllm_config: Any) -> None:
-        from vllm.logger import init_logger
-
-        self._log = init_logger("vllm.rolltree")
-        plugin.register()
-        plugin.check_engine(vllm_config)
-        self.options = EngineOptions.read(vllm_config.additional_config, os.environ)
+        self._log = logging.getLogger("vllm.rolltree")  # below vLLM's own logger, so shown as its lines are
+        self.options = checks.check_engine(vllm_config)
         self.width = int(vllm_config.speculative_config.num_speculative_tokens)
         self.vocab = int(vllm_config.model_config.get_vocab_size())
         self._max_length = int(vllm_config.model_config.max_model_len)
         self.observer = StepCostObserver() if self.options.cost == "observed" else None
         self._cost = self._learned = self.observer.model if self.observer else self.options.frozen_cost()
-        self.forget()
+        self._figures = Figures()
+        self._watch = Watch()
+        self._room = StepRoom(vllm_config, vocab=self.vocab, logits_bytes=self.options.logits_bytes)
+        self._make()
         self._stops = StopStrings(lambda: compat.tokenizer(vllm_config.model_config))
         self._board = Board(os.environ.get(FOLDER) if self.options.metrics else None)
         self.paused = False
@@ -71,13 +74,22 @@ class Proposer:
         self._times = StepTimes(self.observer) if self.observer else None
         self._log.info("%s", self._banner())
 
-    def forget(self) -> None:
-        """Start with empty trees; requests that are running start anew in them."""
+    def _make(self) -> None:
         options = self.options
         self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(self.width), cost=self._cost)
         self.book = RequestBook(
             self.drafter.cache, max_draft=self.width, max_length=self._max_length, sessions=options.sessions
         )
+
+    def forget(self) -> None:
+        """Start with empty trees; requests that are running start anew in them, sums go on."""
+        self._figures.take_over(self.drafter, self.book)
+        self._make()
+
+    def resume(self) -> None:
+        """Draft again, also where failures had paused it: they are counted anew."""
+        self.paused = False
+        self._failed_in_a_row = 0
 
     def commit(self) -> None:
         """Close every session, keeping its text; vLLM tells of finished requests only with the next step."""
@@ -86,13 +98,8 @@ class Proposer:
 
     def stats(self) -> dict[str, float]:
         """Return sums since the start, and their ratios, under flat names."""
-        sums: dict[str, float] = self.drafter.snapshot().snapshot()
-        for kind, tokens in self.book.tokens_by_kind.items():
-            sums[f"tokens_{kind.replace('-', '_')}"] = tokens
-            sums[f"row_steps_{kind.replace('-', '_')}"] = self.book.row_steps_by_kind[kind]
-        held = self.drafter.cache.stats()
-        held_sums = {f"cache_{field.name}": getattr(held, field.name) for field in fields(held)}
-        return sums | held_sums | {"errors": self.errors, "invalid_options": self.invalid_options}
+        own = {"errors": self.errors, "invalid_options": self.invalid_options}
+        return self._figures.stats(self.drafter, self.book) | own
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """vLLM asks every proposer to load its weights; here it is the rollouts to start from."""
@@ -118,7 +125,8 @@ class Proposer:
         sampled_token_ids: list[list[int]],
         num_tokens_no_spec: np.ndarray,
         token_ids_cpu: np.ndarray,
-        slot_mappings: Any = None,
+        *_: Any,
+        **__: Any,
     ) -> list[list[int]]:
         """Take in what this step sampled and draft what comes next.
 
@@ -126,13 +134,14 @@ class Proposer:
             sampled_token_ids: tokens of each row in this step, none while its prompt is being read.
             num_tokens_no_spec: length of each row, prompt and output.
             token_ids_cpu: text of each row, shape [rows, max_model_len].
-            slot_mappings: not used.
+            _: whatever else this vLLM hands to a proposer.
+            __: likewise.
 
         Returns:
             Draft tokens of each row.
 
         """
-        if not self._drafts_here:
+        if self._runner is not None and not self._drafts_here:
             return [[] for _ in sampled_token_ids]
         began = time.perf_counter()
         try:
@@ -152,42 +161,25 @@ class Proposer:
         if not self._is_drafting_rank():
             return
         self._observe(schedule)
+        self._room.begin_step(schedule)
         ended = schedule.finished_req_ids  # a set: its order differs between ranks, and the trees' must not
         self._finish(runner, [id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(new.req_id for new in schedule.scheduled_new_reqs if new.req_id in self.book)
 
     def _show(self) -> None:
         """Put the counters where the front end reads them."""
-        stats, kinds, cache = self.drafter.stats, self.book.tokens_by_kind, self.drafter.cache
-        self._board.write(
-            {
-                "steps": stats.steps,
-                "row_steps": stats.row_steps,
-                "tokens": stats.tokens,
-                "drafted": stats.drafted,
-                "accepted": stats.accepted,
-                "tokens_validation": kinds["validation"],
-                "tokens_run_ahead": kinds["run-ahead"],
-                "errors": self.errors,
-                "invalid_options": self.invalid_options,
-                "draft_seconds": self.draft_seconds,
-                "cache_prompts": cache.prompts,
-                "cache_bytes": cache.bytes,
-                "sessions": len(self.book),
-                "paused": self.paused,
-            }
-        )
+        own = {
+            "errors": self.errors,
+            "invalid_options": self.invalid_options,
+            "draft_seconds": self.draft_seconds,
+            "paused": self.paused,
+        }
+        self._board.write(self._figures.cheap(self.drafter, self.book) | own)
 
     def _finish(self, runner: Any, ids: Iterable[str]) -> None:
         """End requests; the runner forgets them only after this."""
         for id in ids:
-            request = runner.requests.get(id)
-            stops = getattr(getattr(request, "sampling_params", None), "stop", None)
-            end = self._stops.end(request.output_token_ids, stops) if stops else None
-            if end is None:
-                self.book.finish([id])
-            else:
-                self.book.cut(id, request.output_token_ids[:end])
+            self.book.end(id, true_output(runner.requests.get(id), self._stops))
 
     def _is_drafting_rank(self) -> bool:
         if self._drafts_here is None:
@@ -230,53 +222,48 @@ class Proposer:
             self.drafter.cost = self._cost = self._learned
 
     def _propose(self, sampled: list[list[int]], lengths: np.ndarray, tokens: np.ndarray) -> list[list[int]]:
+        if self._runner is None:
+            raise compat.HookMissing(
+                "this vLLM runs another model runner than the one that shows rolltree its schedules"
+            )
         ids = self._runner.input_batch.req_ids
         work = self.book.step(Batch(ids[: len(sampled)], sampled, lengths, tokens), self._facts)
         drafts: list[list[int]] = [[] for _ in sampled]
         if not len(work.rows):
             return drafts
         self.drafter.advance(work.handles, work.tokens, work.offsets)
-        if not self.paused:
-            batch = self.drafter.draft(work.handles, work.limits)
-            self._place(drafts, batch, work)
+        room = 0 if self.paused else self._room.drafts(len(self._runner.requests), ids, sampled, lengths)
+        if room:
+            self._place(drafts, self.drafter.draft(work.handles, work.limits), work, room)
+        self._look(len(work.rows), len(work.tokens), sum(map(len, drafts)))
         return drafts
 
-    def _place(self, drafts: list[list[int]], batch: DraftBatch, work: Work) -> None:
-        """Fill in the drafts, each cut before a token that the model does not have."""
-        lengths = np.minimum(batch.lengths, work.limits)
-        width = int(lengths.max(initial=0))
-        if not width:
-            return
-        tokens = batch.tokens[:, :width]
-        if tokens.max() >= self.vocab or tokens.min() < 0:
-            good = (tokens >= 0) & (tokens < self.vocab)
-            lengths = np.minimum(lengths, np.logical_and.accumulate(good, axis=1).sum(axis=1))
+    def _place(self, drafts: list[list[int]], batch: DraftBatch, work: Work, room: int) -> None:
+        """Fill in the drafts: cut to what the step can take, and before a token that the model does not have."""
+        lengths = shorten(
+            batch.survival, known_only(batch.tokens, np.minimum(batch.lengths, work.limits), self.vocab), room
+        )
+        batch.lengths[:] = lengths  # what the drafter counts as verified
+        tokens = batch.tokens[:, : int(lengths.max(initial=0))]
         for row, length, text in zip(work.rows.tolist(), lengths.tolist(), tokens.tolist(), strict=True):
             if length:
                 drafts[row] = text[:length]
 
-    def _facts(self, id: str) -> Facts:
-        request = self._runner.requests[id]
-        sampling = request.sampling_params
-        prompt = None if request.prompt_embeds is not None else request.prompt_token_ids
-        # None is the eos of a request that ignores it.
-        stops = {*(getattr(sampling, "stop_token_ids", None) or ()), getattr(sampling, "eos_token_id", None)} - {None}
-        return Facts(
-            prompt=prompt,
-            options=self._request_options(sampling),
-            max_tokens=getattr(sampling, "max_tokens", None),
-            stop_ids=frozenset(stops),
-            min_tokens=getattr(sampling, "min_tokens", 0),
-        )
+    def _look(self, rows: int, tokens: int, drafted: int) -> None:
+        """Say it once when drafting brings nothing any more."""
+        if self._watch.add(rows, tokens, drafted):
+            pay = pays(self.drafter.cost, self._watch.mean_rows, self.width)
+            if line := self._watch.judge(paused=self.paused, pays=pay):
+                self._log.warning("rolltree: %s", line)
 
-    def _request_options(self, sampling: Any) -> RequestOptions:
-        """Read the request's options; the front end has refused bad ones, unless the plugin does not run there."""
-        try:
-            return RequestOptions.read(getattr(sampling, "extra_args", None))
-        except InvalidInputError as error:
+    def _facts(self, id: str) -> Facts:
+        """Read a request; the front end has refused bad options, unless the plugin does not run there."""
+        request = self._runner.requests[id]
+        options, error = read_options(request.sampling_params)
+        if error is not None:
             self.invalid_options += 1
             self._log.warning("A request is not drafted for: %s", error)
-            return RequestOptions(draft=False, remember=False)
+        return facts_of(request, options)
 
     def _failed(self) -> None:
         """Go on without drafts; call inside an `except`."""
@@ -286,7 +273,7 @@ class Proposer:
         if self.errors == 1:
             self._log.exception("rolltree failed; this step has no drafts. Logged once, counted always.")
         self.book.drop()
-        if self._failed_in_a_row == GIVE_UP_AFTER:
+        if self._failed_in_a_row >= GIVE_UP_AFTER and not self.paused:
             self.paused = True
             self._log.error("rolltree failed %d steps in a row and drafts no more; see the error above.", GIVE_UP_AFTER)
 
@@ -296,5 +283,7 @@ class Proposer:
             f"rolltree {metadata.version('rolltree')} is ON: up to {self.width} draft tokens a request and step, "
             f"from earlier and running rollouts (window {options.window}, all prompts {options.shared_window}, "
             f"{options.capacity_bytes / 2**30:.3g} GiB), budget: {options.cost}, "
-            f"keyed by the whole prompt unless a request names its key."
+            f"keyed by the whole prompt unless a request names its key. A step's drafts are bounded by "
+            f"{self._room}, a request by {self._max_length} tokens."
+            + (f" Less works than should: {missing}." if (missing := hooks.shortcomings()) else "")
         )

@@ -9,6 +9,7 @@ preempted or re-ordered is caught up from the token array; one whose text was ta
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ import numpy.typing as npt
 from rolltree.cache import RolloutCache
 from rolltree.tokens import as_tokens
 from rolltree.types import Int32Array, Int64Array
-from rolltree.vllm.options import KINDS
-from rolltree.vllm.slots import NO_HANDLE, Facts, Roots, Slots
+from rolltree.vllm.request_options import KINDS
+from rolltree.vllm.slots import NO_HANDLE, Facts, Roots, Slots, media_key
 
 __all__ = ["Batch", "Facts", "RequestBook", "Work"]
 
@@ -76,6 +77,7 @@ class RequestBook:
         self._slots = Slots()
         self._ids: list[str] | None = None
         self._row_slots: Int64Array = np.zeros(0, np.int64)
+        self._orphans: list[int] = []  # sessions that could not be closed
         self._stops: dict[int, int] = {}  # stop token -> running requests that it ends
         self._stop_array: Int64Array = np.zeros(0, np.int64)
 
@@ -89,6 +91,11 @@ class RequestBook:
     def running(self) -> list[str]:
         """Ids of all requests that have a session."""
         return list(self._slot_of)
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Tokens that end any of the running requests."""
+        return frozenset(self._stops)
 
     def step(self, batch: Batch, facts_of: Callable[[str], Facts]) -> Work:
         """Take in what a step sampled, opening requests that are new; `facts_of` is asked once for each of these."""
@@ -116,18 +123,25 @@ class RequestBook:
                 self._release(slot)
                 self._ids = None
 
-    def cut(self, id: str, output: Sequence[int]) -> None:
-        """End a request of which only `output` counts: the engine ran on before it saw the end."""
+    def end(self, id: str, output: Sequence[int] | None) -> None:
+        """End a request that generated `output`, of which a step may be missing or too much; None: what is known."""
         slot = self._slot_of.get(id, NO_SLOT)
-        if slot == NO_SLOT or self._slots.handle[slot] == NO_HANDLE:
-            return self.finish([id])
-        facts = self._slots.facts[slot]
+        if output is not None and slot != NO_SLOT and self._slots.handle[slot] != NO_HANDLE:
+            self._correct(id, slot, output)
+        self.finish([id])
+
+    def _correct(self, id: str, slot: int, output: Sequence[int]) -> None:
+        """Make a session's text that of `output`: the engine ran on behind the end, or did not ask in the last step."""
+        facts, begin = self._slots.facts[slot], int(self._slots.prompt[slot])
         assert facts is not None
-        if len(output) < self._slots.known[slot] - self._slots.prompt[slot]:
+        known, until = int(self._slots.known[slot]) - begin, min(len(output), int(self._slots.end[slot]) - begin)
+        if until < known:
             self.cache.close(int(self._slots.handle[slot]), keep=False)
             self._slots.handle[slot] = handle = self._open(id, facts)
-            self.cache.extend(handle, output)
-        return self.finish([id])
+            self.cache.extend(handle, output[:until])
+        elif until > known:
+            ends = (n + 1 for n in range(known, until) if output[n] in facts.stop_ids and n + 1 >= facts.min_tokens)
+            self.cache.extend(int(self._slots.handle[slot]), output[known : next(ends, until)])
 
     def restart(self, ids: Iterable[str]) -> None:
         """The text of these requests changed (a streamed prompt grew): each continues in a new session."""
@@ -141,10 +155,12 @@ class RequestBook:
     def drop(self) -> None:
         """After a failure: forget all running requests, whose sessions may be inconsistent. They start anew."""
         for slot in self._slot_of.values():
-            try:
+            with contextlib.suppress(Exception):  # tried once more below
                 self._release(slot, keep=False)
-            except Exception:  # what cannot be closed is lost; the engine goes on
-                self._slots.free(slot)
+        orphans, self._orphans = self._orphans, []
+        for handle in orphans:
+            with contextlib.suppress(Exception):  # what cannot be closed is lost; the engine goes on
+                self.cache.close(handle, keep=False)
         self._slot_of.clear()
         self._ids = None
 
@@ -176,26 +192,26 @@ class RequestBook:
         options, prompt = facts.options, as_tokens(facts.prompt)
         if options.version is not None and options.version > self.cache.version:
             self.cache.set_version(options.version)
-        root = prompt
-        if options.key is None:
-            name = f"session:{options.session}" if options.session is not None else f"request:{id}"
-            root = self._roots.find(name, prompt)
-            if options.session is not None:
-                self._roots.remember(name, root)
+        key = options.key
+        root = prompt if key is not None else self._roots.root(id, facts, prompt)
+        if key is None:
+            key = media_key(root, facts.media)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
-        handle = self.cache.open(root, key=options.key, version=options.version, read_only=read_only, run_ahead=ahead)
+        handle = self.cache.open(root, key=key, version=options.version, read_only=read_only, run_ahead=ahead)
         if len(root) < len(prompt):
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle
 
     def _release(self, slot: int, *, keep: bool = True) -> None:
         facts, handle = self._slots.facts[slot], int(self._slots.handle[slot])
+        self._slots.free(slot)  # first: a close that fails must not keep the slot
         if facts is not None:
             self._count_stops(facts.stop_ids, -1)
         if handle != NO_HANDLE:
+            self._orphans.append(handle)
             self.cache.close(handle, keep=keep)
-        self._slots.free(slot)
+            self._orphans.pop()
 
     def _restart_rewound(
         self, ids: list[str], before: Int64Array, emitted: Int64Array, facts_of: Callable[[str], Facts]

@@ -5,6 +5,7 @@ Plain data; which request has which slot is decided in `requests`.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rolltree.types import Int32Array
-from rolltree.vllm.options import DEFAULT, KINDS, RequestOptions
+from rolltree.vllm.request_options import DEFAULT, KINDS, RequestOptions
 
 NO_HANDLE = -1
 
@@ -30,6 +31,26 @@ class Facts:
     """Tokens that end it."""
     min_tokens: int = 0
     """Generated tokens before which none of `stop_ids` counts."""
+    media: tuple[tuple[int, str], ...] = ()
+    """Images and the like in the prompt: place of the first token that stands for each, and the hash of its content."""
+
+
+def media_key(root: Int32Array, media: Sequence[tuple[int, str]]) -> str | None:
+    """Name the tree of a prompt that holds images; None where there are none.
+
+    The same tokens stand for every image, so the tokens alone would give different prompts one tree.
+
+    Args:
+        root: the prompt's tokens, or those of the conversation's first turn.
+        media: see `Facts`; what comes behind `root` belongs to later turns.
+
+    """
+    inside = [f"{place}:{content}" for place, content in media if place < len(root)]
+    if not inside:
+        return None
+    digest = hashlib.blake2b(root.tobytes(), digest_size=16)
+    digest.update("\0".join(inside).encode(errors="surrogatepass"))
+    return f"media:{digest.hexdigest()}"
 
 
 class Slots:
@@ -83,6 +104,15 @@ class Roots:
         self._prompts.move_to_end(name)
         while len(self._prompts) > self.capacity:
             self._prompts.popitem(last=False)
+
+    def root(self, id: str, facts: Facts, prompt: Int32Array) -> Int32Array:
+        """Return what a request's tree begins with: its prompt, or that of its conversation's first turn."""
+        session = facts.options.session
+        name = f"request:{id}" if session is None else f"session:{session}"
+        root = self.find(name, prompt)
+        if session is not None:
+            self.remember(name, root)
+        return root
 
     def find(self, name: str, prompt: Int32Array) -> Int32Array:
         """Return the first prompt of the conversation when `prompt` extends it, else `prompt`."""

