@@ -29,7 +29,7 @@ from rolltree.errors import InvalidInputError, SessionClosedError
 from rolltree.metrics import CacheStats
 from rolltree.store import RolloutStore, StoredRollout
 from rolltree.store.journal import Journal
-from rolltree.tokens import as_key, as_tokens
+from rolltree.tokens import as_key, as_tokens, as_version
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
 _FULL = 0.95
@@ -110,9 +110,10 @@ class RolloutCache:
         """Announce a policy update; text of older versions counts less from now on.
 
         Raises:
-            InvalidInputError: a version below the current one.
+            InvalidInputError: not a whole number, or a version below the current one.
 
         """
+        version = as_version(version)
         with self._lock:
             if version < self._version:
                 raise InvalidInputError("version", version, f"{self._version} or more", "Versions only grow.")
@@ -144,13 +145,14 @@ class RolloutCache:
             A handle, never re-used.
 
         Raises:
-            InvalidInputError: bad token ids.
+            InvalidInputError: bad token ids, key or version.
 
         """
         tokens, key = as_tokens(prompt, "prompt"), as_key(key)
+        wanted = None if version is None else as_version(version)
         with self._lock:
             entry, start = self._find(tokens, key)
-            number = self._version if version is None else version
+            number = self._version if wanted is None else wanted
             self._totals.opened += 1
             self._totals.hits += self._forest.stats(entry.tree)["kept"] > 0
             handle = self._forest.open(

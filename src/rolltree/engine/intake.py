@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rolltree.engine.request import Request
 from rolltree.errors import InvalidInputError, RequestError
 from rolltree.sampling import SamplingParams
+from rolltree.tokens import as_key
 from rolltree.types import Int32Array
 
 Integers = npt.NDArray[np.integer]
@@ -24,8 +25,7 @@ def well_formed(request: Request, name: str = "request") -> Integers:
         raise InvalidInputError(name, request, "a rolltree.Request", "Wrap the prompt: Request(token_ids).")
     if not isinstance(request.sampling, SamplingParams):
         raise InvalidInputError(f"{name}.sampling", request.sampling, "a rolltree.SamplingParams")
-    if request.key is not None and not isinstance(request.key, str):
-        raise InvalidInputError(f"{name}.key", request.key, "None or a string")
+    as_key(request.key, f"{name}.key")
     return _token_array(request.prompt_token_ids, f"{name}.prompt_token_ids")
 
 

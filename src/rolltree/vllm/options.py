@@ -31,6 +31,8 @@ class EngineOptions:
     """Finished rollouts kept for each prompt."""
     shared_window: int = _CACHE.shared_window
     """Finished rollouts of any prompt in the tree that all prompts share; 0 leaves it out."""
+    shared_fraction: float = _CACHE.shared_fraction
+    """Part of `capacity_bytes` for the tree that all prompts share."""
     depth: int = _CACHE.depth
     """Longest indexed substring, tokens."""
     decay: float = _CACHE.decay
