@@ -82,6 +82,6 @@ def test_subjects_index_the_same_text() -> None:
 
 
 def test_draft_reports_every_shape() -> None:
-    cases = run_draft({"m": markov(2, 2, 60)}, live=(1, 4), threads=(1, 2), steps=5)["cases"]
+    cases = run_draft({"m": markov(2, 2, 60)}, live=(1, 4), threads=(1, 2), steps=5, long=())["cases"]
     assert [(c["live_requests"], c["threads"]) for c in cases] == [(1, 1)] * 3 + [(4, 1), (4, 2)] * 3
     assert all(c["microseconds_per_request"] > 0 for c in cases)

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-import rolltree.cache as cache_module
+import rolltree.prompts as prompts_module
 from rolltree import CacheConfig, RolloutCache
 from rolltree._native import Forest
 from rolltree.errors import InvalidInputError, SessionClosedError
@@ -22,7 +22,7 @@ def count(cache: RolloutCache, session: int, text: list[int]) -> float:
 
 
 def bytes_of_trees(cache: RolloutCache) -> int:
-    return sum(cache.forest.stats(entry.tree)["bytes"] for entry in cache._entries.values())
+    return sum(cache.forest.stats(entry.tree)["bytes"] for entry in cache._prompts)
 
 
 def test_sessions_of_one_prompt_share_a_tree() -> None:
@@ -74,7 +74,7 @@ def test_a_user_key_joins_turns_and_prompts() -> None:
 
 
 def test_a_hash_collision_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module, "_digest", lambda prompt: "same")
+    monkeypatch.setattr(prompts_module, "_digest", lambda prompt: "same")
     cache = RolloutCache()
     a, b, c = cache.open([1]), cache.open([2]), cache.open([1])
     assert tree_of(cache, a) == tree_of(cache, c) != tree_of(cache, b)
@@ -98,8 +98,8 @@ def test_eviction_is_lru_and_spares_live_prompts() -> None:
     assert stats.bytes <= 150_000
     assert stats.evicted_prompts > 0
     assert count(cache, live, [500, 501]) == 1
-    kept = [e.key for e in cache._entries.values()]
-    assert kept[-1] == cache_module._digest(np.array([39], np.int32))
+    kept = [e.key for e in cache._prompts]
+    assert kept[-1] == prompts_module._digest(np.array([39], np.int32))
     cache.check()
 
 

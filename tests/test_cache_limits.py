@@ -47,7 +47,7 @@ def test_the_shared_trees_part_is_set_and_counted() -> None:
         assert within(large)
     assert small.stats().prompts > large.stats().prompts
     assert small.forest.shared_stats()["bytes"] < large.forest.shared_stats()["bytes"]
-    trees = sum(large.forest.stats(entry.tree)["bytes"] for entry in large._entries.values())
+    trees = sum(large.forest.stats(entry.tree)["bytes"] for entry in large._prompts)
     large.forest.finish()
     assert large.bytes == trees + large.forest.shared_stats()["bytes"]
 

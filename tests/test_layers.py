@@ -44,6 +44,7 @@ ROWS = (
     row("errors types _native"),
     row("tokens config machine metrics writing"),
     row("budget store runlog"),
+    row("prompts"),
     row("cache"),
     row("step_cost lengths runahead"),
     row("drafting"),

@@ -1,8 +1,8 @@
-"""The only owner of trees: prompt key -> tree, the shared tree, sessions, policy versions, byte cap and eviction.
+"""The only owner of trees and of their text: sessions, policy versions, the shared tree, the byte cap.
 
-Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collision is detected) or the user's id.
-Thread-safe. Does not decide what is worth drafting (see `drafting`). With a store, closing a kept session commits its
-rollout there, and a prompt that is not held (evicted, or from before a restart) is rebuilt from there when opened.
+Which tree belongs to which prompt is in `prompts`. Thread-safe. Does not decide what is worth drafting (see
+`drafting`). With a store, closing a kept session commits its rollout there, and a prompt that is not held (evicted, or
+from before a restart) is rebuilt from there when opened.
 
 Invariants. Trees and store hold the same text: append, settle and journal go through here alone, and a session that
 missed a token through an exception is never kept, whatever `close` is told. After every call the prompts' own trees
@@ -14,9 +14,7 @@ a store that fails is gone without.
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,29 +25,18 @@ from rolltree._native import Drafts, Forest
 from rolltree.config import CacheConfig
 from rolltree.errors import InvalidInputError, SessionClosedError
 from rolltree.metrics import CacheStats
+from rolltree.prompts import Entry, PromptTable
 from rolltree.store import RolloutStore, StoredRollout
 from rolltree.store.journal import Journal
 from rolltree.tokens import as_key, as_tokens, as_version
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
-_FULL = 0.95
-"""Part of the own trees' bytes above which something must go: what is being rebuilt takes memory until it is done."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    key: str
-    tree: int
-    live: int = 0
-
 
 @dataclass(slots=True)
 class _Totals:
     opened: int = 0
-    rebuilt: int = 0
     hits: int = 0
-    evicted: int = 0
-    live: dict[int, _Entry] = field(default_factory=dict)
+    live: dict[int, Entry] = field(default_factory=dict)
     holes: set[int] = field(default_factory=set)
     """Live sessions that missed a token."""
 
@@ -70,10 +57,8 @@ class RolloutCache:
         self._lock = threading.RLock()
         self._version = 0
         self._totals = _Totals()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         shared = int(self.config.capacity_bytes * self.config.shared_fraction) if self.config.shared_window else 0
         own = self.config.capacity_bytes - shared
-        self._own_limit = max(1, int(own * _FULL))
         self._forest = Forest(
             depth=self.config.depth,
             window=self.config.window,
@@ -85,6 +70,7 @@ class RolloutCache:
         )
         if self.config.threads:
             self._forest.set_threads(self.config.threads)
+        self._prompts = PromptTable(self._forest, self._journal, window=self.config.window, own_bytes=own)
 
     @property
     def forest(self) -> Forest:
@@ -99,7 +85,7 @@ class RolloutCache:
     @property
     def prompts(self) -> int:
         """Prompts with a tree; O(1)."""
-        return len(self._entries)
+        return len(self._prompts)
 
     @property
     def bytes(self) -> int:
@@ -151,7 +137,7 @@ class RolloutCache:
         tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         wanted = None if version is None else as_version(version)
         with self._lock:
-            entry, start = self._find(tokens, key)
+            entry, start = self._prompts.find(tokens, key, self._version)
             number = self._version if wanted is None else wanted
             self._totals.opened += 1
             self._totals.hits += self._forest.stats(entry.tree)["kept"] > 0
@@ -165,7 +151,7 @@ class RolloutCache:
                 run_ahead,
             )
             try:
-                self._quote(handle, tokens, start)
+                self._prompts.quote(handle, tokens, start)
                 if self._journal is not None and not (read_only or run_ahead):
                     self._journal.open(handle, tokens, key, number)
             except BaseException:
@@ -173,16 +159,15 @@ class RolloutCache:
                 raise
             entry.live += 1
             self._totals.live[handle] = entry
-            self._entries.move_to_end(entry.key)
+            self._prompts.touch(entry)
             self._keep_within()
             return handle
 
     def rollouts(self, prompt: TokenIds, *, key: str | None = None) -> int:
         """Count the finished rollouts that a prompt's tree holds; 0 for a prompt that is not known."""
-        key = as_key(key)
-        name = _digest(as_tokens(prompt, "prompt")) if key is None else f"user:{key}"
+        tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         with self._lock:
-            entry = self._entries.get(name)
+            entry = self._prompts.known(tokens, key)
             return 0 if entry is None else self._forest.stats(entry.tree)["kept"]
 
     def extend(self, session: int, tokens: TokenIds, *, context: bool = False) -> None:
@@ -318,9 +303,10 @@ class RolloutCache:
         Text of a version beyond the current one counts as of the current one.
         """
         with self._lock:
-            entry, start = self._find(rollout.prompt_token_ids, rollout.key, restored=rollout)
-            self._replay(entry, start, rollout)
-            self._entries.move_to_end(entry.key)
+            prompt, version = rollout.prompt_token_ids, self._version
+            entry, start = self._prompts.find(prompt, rollout.key, version, restored=rollout)
+            self._prompts.replay(entry, start, rollout, version)
+            self._prompts.touch(entry)
             self._keep_within()
 
     def clear(self) -> None:
@@ -333,23 +319,22 @@ class RolloutCache:
         with self._lock:
             if self._totals.live:
                 raise InvalidInputError("sessions", len(self._totals.live), "0", "Close the live sessions first.")
-            self._forest.clear()
-            self._entries.clear()
+            self._prompts.clear()
 
     def stats(self) -> CacheStats:
         """Count what is held now; O(prompts)."""
         with self._lock:
-            trees = [self._forest.stats(e.tree) for e in self._entries.values()]
+            trees = [self._forest.stats(e.tree) for e in self._prompts]
             return CacheStats(
                 prompts=len(trees),
                 sessions=len(self._totals.live),
                 rollouts=sum(t["kept"] for t in trees),
                 tokens=sum(t["tokens"] for t in trees),
                 bytes=self._forest.bytes(),
-                evicted_prompts=self._totals.evicted,
+                evicted_prompts=self._prompts.evicted,
                 hits=self._totals.hits,
                 opened=self._totals.opened,
-                rebuilt_prompts=self._totals.rebuilt,
+                rebuilt_prompts=self._prompts.rebuilt,
             )
 
     def check(self) -> None:
@@ -360,7 +345,7 @@ class RolloutCache:
 
         """
         with self._lock:
-            for entry in self._entries.values():
+            for entry in self._prompts:
                 fault = self._forest.check(entry.tree)
                 assert not fault, f"tree of {entry.key}: {fault}"
             fault = self._forest.check_shared()
@@ -368,66 +353,9 @@ class RolloutCache:
 
     def __contains__(self, key: str) -> bool:
         with self._lock:
-            return f"user:{key}" in self._entries
-
-    def _find(
-        self, prompt: Int32Array, key: str | None, *, restored: StoredRollout | None = None
-    ) -> tuple[_Entry, int | None]:
-        """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with.
-
-        None: the tree is of another prompt, and the text starts anew. A new tree gets what the store knows of the
-        prompt, unless it is made for a rollout that is being `restored`.
-        """
-        name = _digest(prompt) if key is None else f"user:{key}"
-        while (entry := self._entries.get(name)) is not None:
-            shared, whole = self._forest.shared_prefix(entry.tree, prompt)
-            if key is not None:
-                return entry, shared if shared == whole else None
-            if shared == whole == len(prompt):
-                return entry, shared
-            name += "'"  # another prompt with the same hash
-        known = [] if restored or not self._journal else self._journal.earlier(prompt, key, self.config.window)
-        first = known[0] if known else restored
-        self._add_entry(name, prompt if first is None else first.prompt_token_ids, first)
-        for rollout in known:
-            entry, start = self._find(rollout.prompt_token_ids, key)
-            self._replay(entry, start, rollout)
-        self._totals.rebuilt += bool(known)
-        return self._find(prompt, key)
-
-    def _quote(self, handle: int, prompt: Int32Array, start: int | None) -> None:
-        """Index what a prompt has beyond its tree's: another turn, or another prompt, under the user's key."""
-        if (start or 0) < len(prompt):
-            self._forest.append(handle, prompt[start or 0 :], True)
-
-    def _replay(self, entry: _Entry, start: int | None, rollout: StoredRollout) -> None:
-        version = min(rollout.version, self._version)
-        handle = self._forest.open(entry.tree, version, False, start is not None, 0, False)
-        self._quote(handle, rollout.prompt_token_ids, start)
-        for tokens, context in rollout.segments():
-            self._forest.append(handle, tokens, context)
-        self._forest.close(handle, True)
-
-    def _add_entry(self, name: str, prompt: Int32Array, first: StoredRollout | None) -> _Entry:
-        """Make a tree; its weights are those of a tree that was made for the rollout `first`."""
-        version = self._version if first is None else min(first.version, self._version)
-        entry = _Entry(name, self._forest.add_tree(prompt, version))
-        self._entries[name] = entry
-        return entry
+            return self._prompts.has_key(key)
 
     def _keep_within(self) -> None:
-        """Evict idle prompts, least recently used first, until the own trees fit; then make live ones smaller."""
-        if self._forest.own_bytes() <= self._own_limit:
-            return
-        with self._lock:
-            while self._forest.own_bytes() > self._own_limit:
-                idle = next((entry for entry in self._entries.values() if not entry.live), None)
-                if idle is None:
-                    return self._forest.relieve()
-                del self._entries[idle.key]
-                self._forest.remove_tree(idle.tree)
-                self._totals.evicted += 1
-
-
-def _digest(prompt: Int32Array) -> str:
-    return f"{len(prompt)}:{hashlib.blake2b(prompt.tobytes(), digest_size=16).hexdigest()}"
+        if self._prompts.is_full():
+            with self._lock:
+                self._prompts.make_room()

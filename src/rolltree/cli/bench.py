@@ -79,10 +79,16 @@ def _scaled(value: float | None, scale: float) -> float | None:
 def draft(
     traces: Traces = None,
     steps: Annotated[int, typer.Option(min=1, help="Draft calls of each case.")] = 100,
+    long: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--long", min=64, help="Rollout length, tokens, whose pauses to measure; repeat it. Default: 8192, 32768."
+        ),
+    ] = None,
     json_output: Json = False,
     out: Out = None,
 ) -> None:
-    """Time to draft and to take in what was emitted, chain and tree, by number of live requests.
+    """Time to draft and to take in what was emitted, by live requests; the longest calls of a full cache.
 
     Example: rolltree bench draft
     """
@@ -92,7 +98,7 @@ def draft(
     screen = console(json_output)
     data = _data(traces, 128, 400)
     with screen.status("") as status:
-        document = run_draft(data, steps=steps, progress=status.update)
+        document = run_draft(data, steps=steps, long=long or (8192, 32768), progress=status.update)
     cases: Any = document["cases"]
     keys = [
         "shape", "live_requests", "threads", "microseconds_per_request", "batch_milliseconds_p50",
@@ -101,6 +107,14 @@ def draft(
     rows = [[case["case"], *[case[key] for key in keys]] for case in cases]
     columns = ["data", "shape", "live", "threads", "µs/request", "batch ms p50", "p99", "update µs", "nodes/request"]
     screen.print(table("Drafting a batch", columns, rows))
+    pauses: Any = document["pauses"]
+    rows = [
+        [case["case"], case["live_requests"], call, *times.values(), case["rss_over_bytes"]]
+        for case in pauses
+        for call, times in case["milliseconds"].items()
+    ]
+    columns = ["rollouts", "live", "call", "ms p50", "p99", "max", "RSS / bytes"]
+    screen.print(table("Single calls of a full cache", columns, rows))
     finish(document, json_output=json_output, out=out)
 
 
