@@ -20,8 +20,8 @@ from rolltree.verl.cpu.run import RunRecord, train
 from rolltree.verl.cpu.settings import TOOL_LINES, RunSettings
 from rolltree.verl.lines import ROLLOUT
 
-BYTES_EACH = 6 << 30
-"""Memory that a training may take."""
+BYTES_EACH = 7 << 30
+"""Memory that a training may take: 5 GB with one replica, 7 GB with two."""
 
 SAMPLED_VALIDATION = (
     "actor_rollout_ref.rollout.val_kwargs.temperature=1",
@@ -55,9 +55,13 @@ PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True
 MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
 
 
-def rolltree(**options: object) -> tuple[str, ...]:
+DEAF = RunSettings(algorithm="grpo", epochs=1)
+"""Every call to the vLLM server is given up."""
+
+
+def rolltree(*, rpc_seconds: float = 300, **options: object) -> tuple[str, ...]:
     """The user's lines; calls may take long, because no verdict may depend on the machine's load."""
-    made = VerlOptions(poll_seconds=POLL_SECONDS, rpc_seconds=300, **options)  # type: ignore[arg-type]
+    made = VerlOptions(poll_seconds=POLL_SECONDS, rpc_seconds=rpc_seconds, **options)  # type: ignore[arg-type]
     return tuple(config_lines(options=made))
 
 
@@ -75,6 +79,7 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "multi-turn": (MULTI_TURN, rolltree()),
     "multi-turn plain": (MULTI_TURN, PLAIN),
     "ahead resumed": (AHEAD, rolltree()),
+    "deaf": (DEAF, rolltree(rpc_seconds=0.001, run_ahead=EAGER)),
 }
 SETTINGS = {name: settings for name, (settings, _) in RUNS.items()}
 

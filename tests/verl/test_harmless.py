@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rolltree.errors import InvalidInputError
 from rolltree.verl import hook
 from rolltree.verl.hook import Sampler
 from rolltree.verl.options import VerlOptions
@@ -80,6 +81,13 @@ def test_a_step_goes_on(
     assert steps[-1][1]["rolltree/failures"] == (0 if what == "nothing" else 3)
     if "counters" not in what and "servers" not in what:
         assert steps[0][1]["rolltree/tokens"] == 2.0, "one failure took the other numbers along"
+
+
+def test_a_run_log_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    options = VerlOptions(run_log=str(tmp_path / "file" / "folder"))
+    with pytest.raises(InvalidInputError, match=r"sampler_kwargs\.run_log = "):
+        Sampler(Wrapped(), options, SimpleNamespace(config=None))
 
 
 def test_what_verl_raises_is_verls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -261,6 +261,18 @@ def test_asynchronous_trainers_do_not_run_ahead_and_say_so(runs: Runs) -> None:
     assert "rolltree/run_ahead_launched" not in record.metrics[0]
 
 
+@pytest.mark.slow
+@pytest.mark.trainings("deaf")
+def test_a_training_whose_calls_are_all_given_up_goes_on(runs: Runs) -> None:
+    """A millisecond is not enough for an answer; rollouts are drafted for and trained on all the same."""
+    record = runs["deaf"]
+    settings = SETTINGS["deaf"]
+    assert record.values("step") == list(range(1, settings.steps + 1))
+    assert len(record.rollouts) == settings.steps * settings.batch * settings.samples
+    assert record.values("rolltree/rpc_failures")[-1] > 0
+    assert 1 <= record.output.count("A call to a vLLM server failed") <= 2, "once for numbers, once for run-ahead"
+
+
 @pytest.mark.trainings("turns", "turns plain")
 def test_the_demos_document_compares_the_two_runs(runs: Runs) -> None:
     """What `rolltree verl-demo` would print of these runs, had the first step been its greedy validation."""

@@ -13,12 +13,13 @@ from typing import Any
 
 from omegaconf import open_dict
 
+from rolltree.errors import InvalidInputError
 from rolltree.runlog import RunLog
 from rolltree.verl.account import Account, split
 from rolltree.verl.ahead import Ahead
 from rolltree.verl.guard import Guard
 from rolltree.verl.lines import SPECULATIVE, drafts_with_rolltree, fill_in, runs_ahead
-from rolltree.verl.options import VerlOptions
+from rolltree.verl.options import WHERE, VerlOptions
 from rolltree.verl.servers import Servers
 
 log = logging.getLogger("rolltree.verl")
@@ -57,6 +58,19 @@ def stock_sampler(trainer: Any) -> Any:
             config.custom_sampler = custom
 
 
+def open_run_log(folder: str) -> RunLog:
+    """Open the run log, at the start of a training.
+
+    Raises:
+        InvalidInputError: the folder cannot be made or written.
+    """
+    try:
+        return RunLog(folder)
+    except (OSError, InvalidInputError) as error:
+        allowed = "a folder that can be made and written"
+        raise InvalidInputError(f"{WHERE}.run_log", folder, allowed, str(error)) from None
+
+
 class Sampler:
     """verl's sampler with an account of each step. Everything but `sample` is the wrapped one's.
 
@@ -69,7 +83,7 @@ class Sampler:
         self._ahead: Ahead | None = None
         self._account = Account()
         self._servers: Servers | None = None
-        self._run_log = RunLog(options.run_log) if options.run_log else None
+        self._run_log = open_run_log(options.run_log) if options.run_log else None
         self._guards = [Guard("run-ahead in this step"), Guard("rolltree's numbers of this step"), Guard("the run log")]
         if options.poll_seconds is not None:
             wrapped.poll_interval = options.poll_seconds

@@ -14,6 +14,8 @@ from rolltree.errors import InvalidInputError
 from rolltree.runahead import RunAheadConfig
 
 WHERE = "trainer.v1.sampler.sampler_kwargs"
+MAX_DRAFT = 128
+"""vLLM's rejection sampler verifies no more draft tokens of a request and step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,8 @@ class VerlOptions:
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or _is_name(self.key_column), "a column's name")
         whole = type(self.max_draft) is int
-        _check("max_draft", self.max_draft, whole and 1 <= self.max_draft <= 128, "a whole number from 1 to 128")
+        allowed = f"a whole number from 1 to {MAX_DRAFT}"
+        _check("max_draft", self.max_draft, whole and 1 <= self.max_draft <= MAX_DRAFT, allowed)
         for name in ("speculate", "route"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
         rpc, poll = self.rpc_seconds, self.poll_seconds
