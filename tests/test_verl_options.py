@@ -54,6 +54,11 @@ ANYTHING = st.recursive(
 )
 
 
+def short(value: object) -> str:
+    """Name a case."""
+    return repr(value)[:20]
+
+
 def refused(make: Callable[[], object], where: str) -> bool:
     """Whether it is refused; then the message begins with the setting's name."""
     try:
@@ -75,19 +80,19 @@ def test_the_tables_name_every_option() -> None:
     assert BAD_AHEAD.keys() == RunAheadConfig.__dataclass_fields__.keys()
 
 
-@pytest.mark.parametrize(("name", "value"), cases(BAD))
+@pytest.mark.parametrize(("name", "value"), ids=short, argvalues=cases(BAD))
 def test_a_bad_value_is_named(name: str, value: object) -> None:
     with pytest.raises(InvalidInputError) as caught:
         VerlOptions.read({name: value})
     assert str(caught.value).startswith(f"{WHERE}.{name} = ")
 
 
-@pytest.mark.parametrize(("name", "value"), cases(GOOD))
+@pytest.mark.parametrize(("name", "value"), ids=short, argvalues=cases(GOOD))
 def test_the_ends_of_each_range_are_taken(name: str, value: object) -> None:
     assert getattr(VerlOptions.read({name: value}), name) == value
 
 
-@pytest.mark.parametrize(("name", "value"), cases(BAD_AHEAD))
+@pytest.mark.parametrize(("name", "value"), ids=short, argvalues=cases(BAD_AHEAD))
 def test_a_bad_setting_of_run_ahead_is_named(name: str, value: object) -> None:
     if name == "budget_tokens" and value is None:
         return
@@ -124,7 +129,7 @@ def test_a_value_that_is_missing_is_the_users_mistake() -> None:
         VerlOptions.read(Unresolved(max_draft=None))
 
 
-@pytest.mark.parametrize("bound", [None, "none", "None", INF, 1e9, 1e308, HUGE])
+@pytest.mark.parametrize("bound", [None, "none", "None", INF, 1e9, 1e308, HUGE], ids=short)
 def test_a_router_without_a_bound(bound: object) -> None:
     """One replica takes all of one prompt and of those that belong to it, whatever the others have."""
     router = PromptRouter({"a": 1, "b": 2}, {"bound": bound})
@@ -136,14 +141,14 @@ def test_a_router_without_a_bound(bound: object) -> None:
     assert router.placement.bound == INF
 
 
-@pytest.mark.parametrize("bound", [0, 0.99, -1, -INF, NAN, True, "2", "", [], {}, -HUGE])
+@pytest.mark.parametrize("bound", [0, 0.99, -1, -INF, NAN, True, "2", "", [], {}, -HUGE], ids=short)
 def test_a_bad_bound_is_named(bound: object) -> None:
     with pytest.raises(InvalidInputError) as caught:
         PromptRouter({"a": 1}, {"bound": bound})
     assert str(caught.value).startswith("router.bound = ")
 
 
-@pytest.mark.parametrize("slack", [-1, 0.5, 1.0, NAN, INF, "1", None, True, HUGE, []])
+@pytest.mark.parametrize("slack", [-1, 0.5, 1.0, NAN, INF, "1", None, True, HUGE, []], ids=short)
 def test_a_bad_slack_is_named(slack: object) -> None:
     with pytest.raises(InvalidInputError) as caught:
         PromptRouter({"a": 1}, {"slack": slack})
