@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from rolltree.runahead import RunAheadConfig
 from rolltree.verl.ahead_server import ServerAhead
 from rolltree.verl.first_turns import FirstTurnSeen
 from rolltree.verl.guard import Guard
+from rolltree.verl.log import speak_up
 
 
 def test_the_first_failure_is_told_and_all_are_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,6 +36,30 @@ def test_what_ends_others_passes(kind: type[BaseException]) -> None:
     with pytest.raises(kind), guard:
         raise kind
     assert guard.failures == 0
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.WARNING, logging.ERROR, None])
+def test_warnings_are_seen_once_whatever_became_of_the_root_logger(
+    level: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None: its handlers are gone; ERROR is what importing verl's vLLM server leaves."""
+    root, ours = logging.getLogger(), logging.getLogger("rolltree")
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", level or logging.ERROR)
+    monkeypatch.setattr(ours, "handlers", [])
+    monkeypatch.setattr(ours, "level", logging.NOTSET)
+    if level is not None:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(level)
+        root.addHandler(handler)
+    ours.manager._clear_cache()  # type: ignore[attr-defined]
+    speak_up()
+    speak_up()
+    with Guard("metrics"):
+        raise ValueError
+    written = capsys.readouterr().err
+    assert written.count("goes on without metrics") == 1
+    ours.manager._clear_cache()  # type: ignore[attr-defined]
 
 
 class Engine:

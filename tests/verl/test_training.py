@@ -1,9 +1,9 @@
 """Real trainings by verl on this CPU, with rolltree and without: same samples, and rolltree at work.
 
 Four trainings by default; `slow` has each algorithm alone, with and without (`make verl-test-all`). No verdict depends
-on the speed of the machine. Greedy comparisons ask for equality: prompts, first weights and data order are fixed, and of
-the 3,208 tokens of `turns`, each with the weights of its step, the closest call between the two likeliest is 0.0011 in
-logits: a hundred times what another batch shape was seen to change in float32.
+on the speed of the machine. Greedy comparisons ask for equality: prompts, first weights and data order are fixed, and
+of the 3,208 tokens of `turns`, each with the weights of its step, the closest call between the two likeliest is 0.0011
+in logits: a hundred times what another batch shape was seen to change in float32.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Any
 from rolltree.runahead import RunAhead, RunAheadConfig
 from rolltree.verl.first_turns import FirstTurn
 from rolltree.verl.guard import Guard
+from rolltree.verl.log import speak_up
 from rolltree.verl.marks import REQUEST_KEY
 from rolltree.vllm.ahead import AheadDriver
 from rolltree.vllm.prompts import Prompt
@@ -96,6 +97,7 @@ async def install(server: Any, config: RunAheadConfig) -> bool:
     Raises:
         InvalidInputError: the engine's scheduling policy is not "priority".
     """
+    speak_up()
     if getattr(server, ATTRIBUTE, None) is None:
         ahead = ServerAhead(server, config)
         await ahead.driver.begin()

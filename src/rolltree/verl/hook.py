@@ -19,6 +19,7 @@ from rolltree.verl.account import Account, split
 from rolltree.verl.ahead import Ahead
 from rolltree.verl.guard import Guard
 from rolltree.verl.lines import SPECULATIVE, drafts_with_rolltree, fill_in, runs_ahead
+from rolltree.verl.log import speak_up
 from rolltree.verl.options import WHERE, VerlOptions
 from rolltree.verl.servers import Servers
 
@@ -36,6 +37,7 @@ def sampler(**kwargs: Any) -> Sampler:
     Raises:
         InvalidInputError: an option is unknown or outside what is allowed.
     """
+    speak_up()
     trainer = kwargs["refill_fn"].__self__  # the bound method of the trainer that submits prompts
     options = VerlOptions.read(kwargs.get("sampler_kwargs"))
     for line in fill_in(trainer.config, options):

@@ -15,6 +15,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from rolltree.errors import InvalidInputError
 from rolltree.verl.first_turns import PROBE, PROBED_LOOPS, FirstTurn, FirstTurnSeen, Probe
 from rolltree.verl.guard import Guard
+from rolltree.verl.log import speak_up
 from rolltree.verl.marks import CURRENT, Mark, named_key, policy_version
 from rolltree.verl.options import WHERE, VerlOptions
 
@@ -25,6 +26,7 @@ class MarkingWorker(_Worker):  # type: ignore[misc]
     """Runs agent loops in a context that carries their mark."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        speak_up()
         self.rolltree_options = VerlOptions.of(config)
         super().__init__(config, *args, **kwargs)
 
