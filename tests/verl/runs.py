@@ -55,6 +55,14 @@ PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True
 MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
 
 
+WIDE = RunSettings(
+    algorithm="grpo", greedy=True, learning_rate=0.1, samples=1, entropy=0.1, replicas=2,
+    extra=(
+        f"{ROLLOUT}.tensor_model_parallel_size=2",
+        f"++{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend=mp",
+    ),
+)  # fmt: skip
+"""Two devices, one vLLM server on both."""
 DEAF = RunSettings(algorithm="grpo", epochs=1)
 """Every call to the vLLM server is given up."""
 
@@ -79,6 +87,8 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "multi-turn": (MULTI_TURN, rolltree()),
     "multi-turn plain": (MULTI_TURN, PLAIN),
     "ahead resumed": (AHEAD, rolltree()),
+    "wide": (WIDE, rolltree()),
+    "wide plain": (WIDE, PLAIN),
     "deaf": (DEAF, rolltree(rpc_seconds=0.001, run_ahead=EAGER)),
 }
 SETTINGS = {name: settings for name, (settings, _) in RUNS.items()}

@@ -45,7 +45,7 @@ def epoch_means(record: RunRecord, metric: str, steps: int) -> list[float]:
     return [fmean(values[start : start + steps]) for start in range(0, len(values), steps)]
 
 
-@trainings("turns", slow=("ppo", "multi-turn"), plain=True)
+@trainings("turns", slow=("ppo", "multi-turn", "wide"), plain=True)
 def test_greedy_rollouts_and_losses_are_the_same(runs: Runs, name: str) -> None:
     """Weights move in every step, so one differing token would spread."""
     mine, plain = runs[name], runs[f"{name} plain"]
@@ -109,7 +109,7 @@ def test_every_step_is_trained_and_rolltree_is_healthy(runs: Runs, name: str) ->
     assert all(math.isfinite(saved) for saved in record.values("rolltree/seconds_saved"))
 
 
-@trainings("turns", "ahead", "async", slow=("grpo", "dapo", "ppo", "multi-turn"))
+@trainings("turns", "ahead", "async", slow=("grpo", "dapo", "ppo", "multi-turn", "wide"))
 def test_the_second_epoch_drafts_better(runs: Runs, name: str) -> None:
     """Quotients of sums: in a step of an asynchronous trainer nothing may be generated.
 
