@@ -71,6 +71,12 @@ def test_one_bad_server_costs_only_its_own_answer(cluster: None, mood: str) -> N
     assert servers.call("stats")[0] is not None, "the first failure spoiled the next call"
 
 
+def test_a_server_that_cannot_even_be_asked_costs_only_its_own_answer(cluster: None) -> None:
+    servers = Servers([*started("well"), object()], timeout=PATIENT)
+    assert servers.call("stats") == [{"rank": 0, "command": "stats"}, None]
+    assert servers.failures == 1
+
+
 def test_a_server_that_hangs_is_given_up(cluster: None) -> None:
     actors = started("well", "hangs")
     hasty = Servers(actors, timeout=HASTY)

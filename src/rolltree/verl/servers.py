@@ -63,10 +63,7 @@ class Servers:
         Returns:
             One result a server; None where it failed, took longer than the time-out, or was left alone.
         """
-        calls = [
-            handle.__ray_call__.remote(run_in_server, self.timeout, work, args) if self._is_asked(index) else None
-            for index, (handle, args) in enumerate(zip(self.handles, arguments, strict=True))
-        ]
+        calls = [self._ask(index, work, args) for index, args in enumerate(arguments)]
         deadline = time.monotonic() + self.timeout + GRACE_SECONDS
         return [None if call is None else self._fetch(index, call, deadline) for index, call in enumerate(calls)]
 
@@ -82,22 +79,29 @@ class Servers:
     def _everywhere(self, work: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> list[Any]:
         return self.each(work, [arguments] * len(self.handles))
 
-    def _is_asked(self, index: int) -> bool:
+    def _ask(self, index: int, work: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> Any:
         self._rest[index] -= 1
-        return self._rest[index] < 0
+        if self._rest[index] >= 0:
+            return None
+        try:
+            return self.handles[index].__ray_call__.remote(run_in_server, self.timeout, work, arguments)
+        except Exception as error:  # Ray knows already that the actor is gone
+            return self._failed(index, error)
 
     def _fetch(self, index: int, call: Any, deadline: float) -> Any:
         try:
             answer = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
         except Exception as error:  # a dead actor, a time-out, the engine's own error: all cost this answer only
-            if not self.failures:
-                log.warning("A call to a vLLM server failed; counted from now on, logged once: %r", error)
-            self.failures += 1
-            self._in_a_row[index] += 1
-            self._rest[index] = min(2 ** (self._in_a_row[index] - 1) - 1, LONGEST_REST)
-            return None
+            return self._failed(index, error)
         self._in_a_row[index] = 0
         return answer
+
+    def _failed(self, index: int, error: Exception) -> None:
+        if not self.failures:
+            log.warning("A call to a vLLM server failed; counted from now on, logged once: %r", error)
+        self.failures += 1
+        self._in_a_row[index] += 1
+        self._rest[index] = min(2 ** (self._in_a_row[index] - 1) - 1, LONGEST_REST)
 
 
 def run_in_server(server: Any, timeout: float, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
