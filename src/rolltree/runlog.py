@@ -57,7 +57,7 @@ class SideChannel:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self.skipped = 0
+        self.failures = 0
         """Blocks that were left by an exception."""
 
     def __enter__(self) -> SideChannel:
@@ -68,13 +68,14 @@ class SideChannel:
     ) -> bool:
         if not isinstance(error, Exception):
             return False
-        self.skipped += 1
-        if self.skipped == 1:
-            reason = f"{type(error).__name__}: {error}"
-            _log.warning(
-                "Going on without %s: %s (said once; later failures are skipped in silence)", self.what, reason
-            )
+        self.failures += 1
+        if self.failures == 1:
+            self._tell(error)
         return True
+
+    def _tell(self, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        _log.warning("Going on without %s: %s (said once; later failures are skipped in silence)", self.what, reason)
 
 
 class RunLog:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
@@ -17,7 +17,7 @@ import verl
 from rolltree.errors import InvalidInputError
 from rolltree.verl import AgentLoopManager, VerlOptions, config_lines, doctor_lines, sampler
 from rolltree.verl.client import MarkingClient
-from rolltree.verl.lines import ALGORITHMS, MANAGER, fill_in, replicas
+from rolltree.verl.lines import ALGORITHMS, MANAGER, drafts_with_rolltree, fill_in, replicas
 
 CONFIG = Path(verl.__file__).parent / "trainer" / "config"
 
@@ -60,6 +60,47 @@ def test_what_is_set_by_hand_stays() -> None:
     assert fill_in(config, VerlOptions()) == []
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.speculative_config.method == "ngram"
     assert config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") is None
+
+
+def test_json_text_is_read_as_vllm_reads_it() -> None:
+    name = "+actor_rollout_ref.rollout.engine_kwargs.vllm.speculative_config"
+    ours = configured("trainer.n_gpus_per_node=1")
+    text = '{"method": "custom_class", "model": "rolltree.vllm.Proposer", "num_speculative_tokens": 4}'
+    with open_dict(ours):
+        OmegaConf.update(ours, name.lstrip("+"), text, force_add=True)
+    fill_in(ours, VerlOptions())
+    assert ours.actor_rollout_ref.rollout.agent.agent_loop_manager_class == MANAGER
+    for other in ("ngram", "{'method'", "[1]"):
+        config = configured("trainer.n_gpus_per_node=1")
+        with open_dict(config):
+            OmegaConf.update(config, name.lstrip("+"), other, force_add=True)
+        assert fill_in(config, VerlOptions()) == []
+        assert not drafts_with_rolltree(config)
+
+
+def test_heads_of_the_model_that_draft_are_left_to_it(caplog: pytest.LogCaptureFixture) -> None:
+    """verl makes vLLM's `speculative_config` of them; ours would have taken their place without a word."""
+    mtp = "actor_rollout_ref.model.mtp"
+    config = configured(f"{mtp}.enable=True", f"{mtp}.enable_rollout=True", *config_lines())
+    trainer_of(config)._build_replay_buffer()
+    assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.get("speculative_config") is None
+    assert "rolltree drafts nothing" in caplog.text
+
+
+def test_servers_on_devices_of_their_own_are_counted() -> None:
+    name = "actor_rollout_ref.rollout"
+    own = configured("trainer.n_gpus_per_node=1", f"{name}.n_gpus_per_node=4", f"{name}.nnodes=2")
+    with open_dict(own):
+        OmegaConf.update(own, f"{name}.tensor_model_parallel_size", 2)
+    assert replicas(own) == 4
+
+
+@pytest.mark.parametrize("value", ["two", -1, 1.5, "nan", [2]])
+def test_numbers_of_verl_that_are_none_are_named(value: Any) -> None:
+    config = configured()
+    OmegaConf.update(config, "trainer.nnodes", value)
+    with pytest.raises(InvalidInputError, match=r"^trainer\.nnodes = "):
+        replicas(config)
 
 
 def test_without_speculation_nothing_is_filled_in() -> None:

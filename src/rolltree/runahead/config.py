@@ -30,14 +30,21 @@ class RunAheadConfig:
     def __post_init__(self) -> None:
         _within("budget_share", self.budget_share, 0, 100)
         _within("max_slowdown", self.max_slowdown, 0, 100)
-        _within("samples", self.samples, 1, 1024)
-        _within("warm_rollouts", self.warm_rollouts, 1, 2**31)
-        if self.holdout not in (0, *range(2, 2**16)):
-            raise InvalidInputError("runahead.holdout", self.holdout, "0 or 2 to 65535")
+        _whole("samples", self.samples, 1, 1024)
+        _whole("warm_rollouts", self.warm_rollouts, 1, 2**31)
+        if type(self.holdout) is not int or not (self.holdout == 0 or 2 <= self.holdout <= 65535):
+            raise InvalidInputError("runahead.holdout", self.holdout, "0 or a whole number from 2 to 65535")
         if self.budget_tokens is not None:
-            _within("budget_tokens", self.budget_tokens, 0, 2**62)
+            _whole("budget_tokens", self.budget_tokens, 0, 2**62)
+        if not isinstance(self.always, bool):
+            raise InvalidInputError("runahead.always", self.always, "true or false")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidInputError(f"runahead.{name}", value, f"a number from {low:g} to {high:g}")
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidInputError(f"runahead.{name}", value, f"a whole number from {low} to {high}")

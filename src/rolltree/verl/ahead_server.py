@@ -7,12 +7,14 @@ side is `ahead`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from rolltree.runahead import RunAhead, RunAheadConfig
 from rolltree.verl.first_turns import FirstTurn
+from rolltree.verl.guard import Guard
+from rolltree.verl.log import speak_up
 from rolltree.verl.marks import REQUEST_KEY
 from rolltree.vllm.ahead import AheadDriver
 from rolltree.vllm.prompts import Prompt
@@ -28,11 +30,13 @@ class ServerAhead:
     def __init__(self, server: Any, config: RunAheadConfig) -> None:
         self.server = server
         self.driver = AheadDriver(server.engine, slots=server.config.max_num_seqs, control=RunAhead(config))
+        self.guard = Guard("some of run-ahead in a vLLM server")
         self._generate, server.engine.generate = server.engine.generate, self._watched
 
     async def next_step(self) -> dict[str, float]:
         """End the step that runs and start another; the sums since the start."""
-        await self.driver.end()
+        with self.guard:
+            await self.driver.end()
         gauges = self.driver.control.gauges()
         await self.driver.begin()
         return gauges
@@ -53,22 +57,38 @@ class ServerAhead:
         return made
 
     async def _watched(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncIterator[Any]:
-        """Generate as the engine does."""
-        options = (sampling_params.extra_args or {}).get(REQUEST_KEY) or {}
-        if "key" not in options or "kind" in options:
-            async with aclosing(self._generate(prompt, sampling_params, request_id, **kwargs)) as outputs:
-                async for output in outputs:
-                    yield output
-            return
-        self.driver.lora_request = kwargs.get("lora_request")
+        """Generate as the engine does; what fails in watching does not reach the request."""
         async with (
-            self.driver.real(f"user:{options['key']}", sampling_params.max_tokens) as tick,
+            self._real(sampling_params, kwargs) as tick,
             aclosing(self._generate(prompt, sampling_params, request_id, **kwargs)) as outputs,
         ):
             async for output in outputs:
-                if output.outputs:
-                    tick(len(output.outputs[0].token_ids))
+                with self.guard:
+                    if output.outputs:
+                        tick(len(output.outputs[0].token_ids))
                 yield output
+
+    @asynccontextmanager
+    async def _real(self, sampling: Any, kwargs: dict[str, Any]) -> AsyncIterator[Callable[[int], None]]:
+        """Surround a request that is watched by the driver's `real`, any other by nothing."""
+        tick: Callable[[int], None] = _no_tick
+        real = None
+        with self.guard:
+            options = (sampling.extra_args or {}).get(REQUEST_KEY) or {}
+            if "key" in options and "kind" not in options:
+                self.driver.lora_request = kwargs.get("lora_request")
+                surrounding = self.driver.real(f"user:{options['key']}", sampling.max_tokens)
+                tick, real = await surrounding.__aenter__(), surrounding
+        try:
+            yield tick
+        finally:
+            with self.guard:
+                if real is not None:
+                    await real.__aexit__(None, None, None)
+
+
+def _no_tick(tokens: int) -> None:
+    """Tell nobody."""
 
 
 async def install(server: Any, config: RunAheadConfig) -> bool:
@@ -77,6 +97,7 @@ async def install(server: Any, config: RunAheadConfig) -> bool:
     Raises:
         InvalidInputError: the engine's scheduling policy is not "priority".
     """
+    speak_up()
     if getattr(server, ATTRIBUTE, None) is None:
         ahead = ServerAhead(server, config)
         await ahead.driver.begin()

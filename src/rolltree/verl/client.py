@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rolltree.verl.first_turns import PROBE, FirstTurn
+from rolltree.verl.guard import Guard
 from rolltree.verl.marks import CURRENT, REQUEST_KEY, SessionKeys, marked
+
+UNMARKED = Guard("a request's mark: it drafts from a tree of its own prompt")
 
 
 class MarkingClient:
@@ -28,7 +31,9 @@ class MarkingClient:
         Raises:
             FirstTurnSeen: the agent loop is only probed for what it would generate first.
         """
-        params = marked(sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids, keys=self._keys)
+        params = sampling_params
+        with UNMARKED:
+            params = marked(sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids, keys=self._keys)
         if probe := PROBE.get():
             mark = params["extra_args"][REQUEST_KEY]
             probe.see(FirstTurn(mark["key"], mark.get("version"), [int(t) for t in prompt_ids], params), kwargs)

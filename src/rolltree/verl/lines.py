@@ -5,7 +5,9 @@ Works on any configuration that OmegaConf can select from; imports no verl.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rolltree.errors import InvalidInputError
@@ -53,12 +55,12 @@ def speculative_config(max_draft: int) -> dict[str, Any]:
 def fill_in(config: Any, options: VerlOptions) -> list[str]:
     """Set what is not set, and return what was: `name=value` lines. What is set by hand stays."""
     filled: list[str] = []
-    if options.speculate and _get(config, SPECULATIVE) is None:
+    if options.speculate and _get(config, SPECULATIVE) is None and not _has_mtp(config):
         _set(config, SPECULATIVE, speculative_config(options.max_draft), filled)
-    if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and _drafts_with_rolltree(config):
+    if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.agent.agent_loop_manager_class", MANAGER, filled)
     is_routed = _get(config, f"{ROLLOUT}.router_config_path") is not None
-    if options.route and not is_routed and replicas(config) > 1 and _drafts_with_rolltree(config):
+    if options.route and not is_routed and replicas(config) > 1 and drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.router_config_path", str(CONFIG_PATH), filled)
     policy = f"{ROLLOUT}.scheduling_policy"
     if options.run_ahead and runs_ahead(config) and _get(config, policy) != "priority":
@@ -73,23 +75,48 @@ def runs_ahead(config: Any) -> bool:
     which replica a prompt will go to.
     """
     is_synchronous = str(_get(config, "trainer.v1.trainer_mode") or "sync") == "sync"
-    is_ours = (
-        _drafts_with_rolltree(config) and str(_get(config, f"{ROLLOUT}.agent.agent_loop_manager_class")) == MANAGER
-    )
+    is_ours = drafts_with_rolltree(config) and str(_get(config, f"{ROLLOUT}.agent.agent_loop_manager_class")) == MANAGER
     router = str(_get(config, f"{ROLLOUT}.router_config_path"))
     return is_synchronous and is_ours and (replicas(config) == 1 or router == str(CONFIG_PATH))
 
 
 def replicas(config: Any) -> int:
-    """Return how many vLLM servers verl is going to start on the trainer's devices."""
+    """Return how many vLLM servers verl is going to start, on the trainer's devices and on those of rollouts alone.
+
+    Raises:
+        InvalidInputError: one of verl's numbers is none.
+    """
     width = 1
     for part in ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size"):
-        width *= int(_get(config, f"{ROLLOUT}.{part}") or 1)
-    return int(_get(config, "trainer.n_gpus_per_node") or 1) * int(_get(config, "trainer.nnodes") or 1) // width
+        width *= _whole(config, f"{ROLLOUT}.{part}", 1) or 1
+    shared = _whole(config, "trainer.n_gpus_per_node", 1) * _whole(config, "trainer.nnodes", 1)
+    own = _whole(config, f"{ROLLOUT}.n_gpus_per_node", 0) * _whole(config, f"{ROLLOUT}.nnodes", 0)
+    return shared // width + own // width
 
 
-def _drafts_with_rolltree(config: Any) -> bool:
-    return str((_get(config, SPECULATIVE) or {}).get("model", "")).startswith("rolltree.vllm")
+def _whole(config: Any, name: str, default: int) -> int:
+    value = _get(config, name)
+    try:
+        number = default if value is None else int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if number < 0 or (isinstance(value, float) and value != number):
+        raise InvalidInputError(name, value, "a whole number")
+    return number
+
+
+def drafts_with_rolltree(config: Any) -> bool:
+    """Return whether vLLM's drafts are rolltree's, once `fill_in` has set what it sets."""
+    given = _get(config, SPECULATIVE)
+    if isinstance(given, str):  # vLLM takes JSON text as well
+        with suppress(ValueError):
+            given = json.loads(given)
+    return isinstance(given, Mapping) and str(given.get("model", "")).startswith("rolltree.vllm")
+
+
+def _has_mtp(config: Any) -> bool:
+    """Return whether the model's own heads draft (multi-token prediction): verl makes `speculative_config` itself."""
+    return bool(_get(config, f"{ROLLOUT}.mtp.enable") and _get(config, f"{ROLLOUT}.mtp.enable_rollout"))
 
 
 def _option_lines(options: VerlOptions) -> list[str]:
@@ -117,4 +144,6 @@ def _set(config: Any, name: str, value: Any, filled: list[str]) -> None:
     filled.append(f"{name}={_hydra(value) if isinstance(value, dict) else value}")
 
 
-__all__: Sequence[str] = ("ALGORITHMS", "config_lines", "fill_in", "replicas", "runs_ahead", "speculative_config")
+__all__: Sequence[str] = (
+    "ALGORITHMS", "config_lines", "drafts_with_rolltree", "fill_in", "replicas", "runs_ahead", "speculative_config",
+)  # fmt: skip

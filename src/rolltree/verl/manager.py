@@ -34,5 +34,7 @@ class AgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc, unused-ignore]
             ray.exceptions.GetTimeoutError: the workers took longer than `timeout` seconds.
         """
         chunks = prompts.chunk(len(self.agent_loop_workers))
-        calls = [w.first_turns.remote(chunk) for w, chunk in zip(self.agent_loop_workers, chunks, strict=False)]
+        calls = [
+            w.first_turns.remote(chunk, timeout) for w, chunk in zip(self.agent_loop_workers, chunks, strict=False)
+        ]
         return [turn for turns in ray.get(calls, timeout=timeout) for turn in turns]

@@ -8,16 +8,25 @@ request that goes on after an abort, as a new prompt.
 from __future__ import annotations
 
 import hashlib
+import math
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from rolltree.errors import InvalidInputError
+
 REQUEST_KEY = "rolltree"
 """The entry of a request's `extra_args` that `rolltree.vllm` reads."""
+MAX_VERSION = 2**31 - 1
+VERSIONS = f"a whole number up to {MAX_VERSION}"
+LONGEST_NAME = 200
+"""Characters of a prompt's name in a key."""
 SESSIONS = 100_000
 """Conversations whose key is remembered: more than can be running at once."""
 
@@ -40,6 +49,33 @@ CURRENT: ContextVar[Mark] = ContextVar("rolltree_mark", default=Mark())  # noqa:
 def prompt_key(token_ids: Sequence[int]) -> str:
     """Name a prompt by its token ids: the same in every epoch, process and replica."""
     return hashlib.blake2b(np.asarray(token_ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
+
+
+def policy_version(step: object) -> int | None:
+    """Return the version of the policy by a trainer's step, whatever kind of number that is; None before the first.
+
+    Raises:
+        InvalidInputError: no whole number, or more than a request can say.
+    """
+    try:
+        is_whole = isinstance(step, Real) and float(step).is_integer()  # 3.0 and numpy's 3.0 as well
+        number = int(step) if is_whole else operator.index(step)  # type: ignore[call-overload, arg-type]
+    except (TypeError, OverflowError):
+        raise InvalidInputError("global_steps", step, VERSIONS) from None
+    if number > MAX_VERSION:
+        raise InvalidInputError("global_steps", step, VERSIONS)
+    return number if number >= 0 else None
+
+
+def named_key(value: object) -> str | None:
+    """Return the key of a prompt from its name in the data set; None for a name that is none (missing, NaN).
+
+    Long names are hashed; what no encoding can carry is escaped.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).encode("utf-8", "backslashreplace").decode()
+    return f"column:{text}" if len(text) <= LONGEST_NAME else f"column:#{prompt_key(list(text.encode()))}"
 
 
 class SessionKeys:

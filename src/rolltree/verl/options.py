@@ -1,4 +1,7 @@
-"""What a user may set for rolltree in verl, under `trainer.v1.sampler.sampler_kwargs`. Imports no verl."""
+"""What a user may set for rolltree in verl, under `trainer.v1.sampler.sampler_kwargs`. Imports no verl.
+
+Every value is checked when the options are made, at both ends of its range; nothing but InvalidInputError leaves.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,15 @@ class VerlOptions:
     """Generate ahead in the tails of batches; a mapping sets fields of `RunAheadConfig`. Synchronous trainers only."""
 
     def __post_init__(self) -> None:
-        _check("key_column", self.key_column, self.key_column is None or bool(self.key_column), "a column's name")
+        _check("key_column", self.key_column, self.key_column is None or _is_name(self.key_column), "a column's name")
         check_width(f"{WHERE}.max_draft", self.max_draft)
-        _check("rpc_seconds", self.rpc_seconds, 0 < self.rpc_seconds <= 3600, "a number above 0, at most 3600")
-        poll = self.poll_seconds
-        _check("poll_seconds", poll, poll is None or 0.001 <= poll <= 60, "a number from 0.001 to 60")
-
+        for name in ("speculate", "route"):
+            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        rpc, poll = self.rpc_seconds, self.poll_seconds
+        _check("rpc_seconds", rpc, _is_number(rpc) and 0.001 <= rpc <= 3600, "a number from 0.001 to 3600")
+        good = poll is None or (_is_number(poll) and 0.001 <= poll <= 60)
+        _check("poll_seconds", poll, good, "a number from 0.001 to 60, or null for verl's own")
+        _check("run_log", self.run_log, self.run_log is None or _is_name(self.run_log), "a folder's name")
         _check("run_ahead", self.run_ahead, isinstance(self.run_ahead, bool | Mapping), "true, false or a mapping")
         _ = self.run_ahead_config
 
@@ -55,11 +61,13 @@ class VerlOptions:
         """
         if isinstance(self.run_ahead, bool):
             return RunAheadConfig() if self.run_ahead else None
-        known = [field.name for field in fields(RunAheadConfig)]
-        for name, value in self.run_ahead.items():
-            if name not in known:
-                raise InvalidInputError(f"{WHERE}.run_ahead.{name}", value, f"one of {', '.join(known)}")
-        return RunAheadConfig(**{str(name): value for name, value in self.run_ahead.items()})
+        where = f"{WHERE}.run_ahead"
+        given = _known(where, self.run_ahead, [field.name for field in fields(RunAheadConfig)])
+        try:
+            return RunAheadConfig(**given)
+        except InvalidInputError as error:  # named as a setting of the controller: say where it stands here
+            name = f"{where}.{error.name.rpartition('.')[2]}"
+            raise InvalidInputError(name, error.value, error.allowed, error.fix) from None
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None) -> VerlOptions:
@@ -68,13 +76,7 @@ class VerlOptions:
         Raises:
             InvalidInputError: an unknown name, or a value outside what is allowed.
         """
-        known = [field.name for field in fields(cls)]
-        for name in given or {}:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                fix = f"Did you mean {near[0]!r}?" if near else ""
-                raise InvalidInputError(f"{WHERE}.{name}", (given or {})[name], f"one of {', '.join(known)}", fix)
-        return cls(**{str(name): value for name, value in (given or {}).items()})
+        return cls(**_known(WHERE, given, [field.name for field in fields(cls)]))
 
     @classmethod
     def of(cls, config: Any) -> VerlOptions:
@@ -84,11 +86,43 @@ class VerlOptions:
             InvalidInputError: a value outside what is allowed, or with rolltree's sampler an unknown name.
         """
         sampler = config.trainer.v1.sampler
-        given = dict(sampler.get("sampler_kwargs") or {})
+        given = sampler.get("sampler_kwargs")
         if "rolltree" not in str((sampler.get("custom_sampler") or {}).get("path")):
             known = {field.name for field in fields(cls)}
-            given = {name: value for name, value in given.items() if name in known}
+            given = {name: value for name, value in _mapping(WHERE, given).items() if name in known}
         return cls.read(given)
+
+
+def _known(where: str, given: object, known: list[str]) -> dict[str, Any]:
+    """Return the settings by name; InvalidInputError for a name that is not known."""
+    values = _mapping(where, given)
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"Did you mean {near[0]!r}?" if near else ""
+            raise InvalidInputError(f"{where}.{name}", value, f"left out: known are {', '.join(known)}", fix)
+    return values
+
+
+def _mapping(where: str, given: object) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(where, given, "a mapping of options")
+    try:
+        return {str(name): given[name] for name in given}
+    except Exception as error:  # OmegaConf resolves values when they are read: `???`, or a reference to nothing
+        raise InvalidInputError(
+            where, type(error).__name__, "a mapping whose values are all there", str(error)
+        ) from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != "" and "\0" not in value
 
 
 def _check(name: str, value: object, is_good: bool, allowed: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +24,7 @@ class Placement:
     """Places groups of requests that share a prompt.
 
     Args:
-        bound: how much more than the mean a replica may have running when it takes a group, 1 or more.
+        bound: how much more than the mean a replica may have running when it takes a group, 1 or more (infinity: none).
         slack: requests that a replica may have running whatever the mean is, so that a group of samples stays together.
     """
 
@@ -107,7 +106,7 @@ class Placement:
     def _choose(self, key: str, home: str | None) -> str:
         if not self.loads:
             raise LookupError("no replicas")
-        cap = max(self.slack, math.ceil(self.bound * (sum(self.loads.values()) + 1) / len(self.loads)))
+        cap = max(self.slack, self.bound * (sum(self.loads.values()) + 1) / len(self.loads))
         self.placed += home is not None
         if home in self.loads and self.loads[home] < cap:
             self.stayed += 1

@@ -7,6 +7,7 @@ conversation stays on its replica. The seam for sharing: `placement` knows which
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from rolltree.verl.marks import REQUEST_KEY, prompt_key
 from rolltree.verl.placement import Placement
 
 CONFIG_PATH = Path(__file__).with_name("router.yaml")
+DEFAULT_BOUND = 1.25
+NO_BOUND = 1e9
+"""A replica cannot have this many times the mean: bounds from here on are none."""
 CONVERSATIONS = 100_000
 """Conversations whose replica is remembered."""
 
@@ -26,18 +30,16 @@ class PromptRouter:
 
     Args:
         servers: replicas by name.
-        config: what verl read from the YAML file: `bound` and `slack` of `placement.Placement`.
+        config: what verl read from the YAML file, see `settings`.
+
+    Raises:
+        InvalidInputError: a setting is unknown or outside what is allowed.
     """
 
     def __init__(self, servers: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> None:
-        given = dict(config or {})
-        given.pop("router_class", None)
-        if unknown := set(given) - {"bound", "slack"}:
-            raise InvalidInputError(f"router.{sorted(unknown)[0]}", given[sorted(unknown)[0]], "bound or slack")
-        if not given.get("bound", 1.25) >= 1:
-            raise InvalidInputError("router.bound", given["bound"], "1 or more")
+        bound, slack = settings(config)
         self._servers = dict(servers)
-        self.placement = Placement(self._servers, **given)
+        self.placement = Placement(self._servers, bound=bound, slack=slack)
         self._conversations: OrderedDict[str, tuple[str, str]] = OrderedDict()  # request -> server, key
 
     def acquire_server(
@@ -117,6 +119,36 @@ class PromptRouter:
         return {"cleared_entries": cleared, "server_loads": dict(self.placement.loads)}
 
 
+def settings(config: object) -> tuple[float, int]:
+    """Read the router's YAML file: `bound` (none, null or .inf: no bound) and `slack` of `placement.Placement`.
+
+    Raises:
+        InvalidInputError: a setting is unknown or outside what is allowed.
+    """
+    if config is not None and not isinstance(config, Mapping):
+        raise InvalidInputError("router", config, "a mapping with bound and slack")
+    given = {str(name): value for name, value in (config or {}).items() if name != "router_class"}
+    for name, value in given.items():
+        if name not in ("bound", "slack"):
+            raise InvalidInputError(f"router.{name}", value, "left out: known are bound and slack")
+    slack = given.get("slack", 0)
+    if type(slack) is not int or not 0 <= slack < 2**31:
+        raise InvalidInputError("router.slack", slack, "a whole number of requests from 0 to 2147483647")
+    return _bound(given.get("bound", DEFAULT_BOUND)), slack
+
+
+def _bound(value: object) -> float:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise InvalidInputError("router.bound", value, "a number of 1 or more, or none")
+    return float(value) if value < NO_BOUND else math.inf
+
+
 def _key(sampling_params: Mapping[str, Any] | None, prompt_ids: Sequence[int]) -> str:
-    options = ((sampling_params or {}).get("extra_args") or {}).get(REQUEST_KEY) or {}
-    return str(options.get("key") or prompt_key(prompt_ids))
+    """Return the key of the request's options, else of its prompt; a request that is not understood has its own."""
+    try:
+        options = ((sampling_params or {}).get("extra_args") or {}).get(REQUEST_KEY) or {}
+        return str(options.get("key") or prompt_key(prompt_ids))
+    except Exception:  # somebody else's idea of a request; it is routed all the same
+        return repr(prompt_ids)

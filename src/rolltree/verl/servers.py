@@ -24,6 +24,8 @@ WORKER_METHOD = "rolltree"
 """What `rolltree.vllm` adds to vLLM's workers."""
 GRACE_SECONDS = 1.0
 """For Ray to bring back an answer that came just in time."""
+LONGEST_REST = 63
+"""Calls that a server is spared at most after it failed several times in a row."""
 
 
 class Servers:
@@ -33,6 +35,8 @@ class Servers:
         self.handles, self.timeout = list(handles), timeout
         self.failures = 0
         """Calls to one server that failed or took too long."""
+        self._in_a_row = [0] * len(self.handles)
+        self._rest = [0] * len(self.handles)
 
     @classmethod
     def find(cls, *, timeout: float) -> Servers:
@@ -48,38 +52,56 @@ class Servers:
             One result a server, in order of rank; None where it failed, took longer than the time-out, or drafts with
             something else. Such a call is given up, not waited for.
         """
-        replies = self.each(command_workers, [(self.timeout, command, *args)] * len(self.handles))
-        return [next((r["answer"] for r in reply or () if r is not None), None) for reply in replies]
+        return [_answer(reply) for reply in self._everywhere(command_workers, (self.timeout, command, *args))]
 
     def each(self, work: Callable[..., Awaitable[Any]], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Await `work(server, *arguments[i])` on the event loop of the i-th server, side by side.
 
+        A server that fails again and again is left alone for 1, 3, 7, ... calls, so that the trainer does not wait a
+        time-out in each step for what is gone.
+
         Returns:
-            One result a server; None where it failed or took longer than the time-out.
+            One result a server; None where it failed, took longer than the time-out, or was left alone.
         """
-        calls = [
-            handle.__ray_call__.remote(run_in_server, self.timeout, work, args)
-            for handle, args in zip(self.handles, arguments, strict=True)
-        ]
+        calls = [self._ask(index, work, args) for index, args in enumerate(arguments)]
         deadline = time.monotonic() + self.timeout + GRACE_SECONDS
-        return [self._fetch(call, deadline) for call in calls]
+        return [None if call is None else self._fetch(index, call, deadline) for index, call in enumerate(calls)]
 
     def counters(self) -> list[dict[str, float] | None]:
         """Return the counters of each server since its start, and its step-cost model as `cost_…` once it has one."""
-        counted, costs = self.call("stats"), self.call("cost")
+        pairs = [reply or ((), ()) for reply in self._everywhere(count_workers, (self.timeout,))]
+        answers = [(_answer(stats), _answer(cost)) for stats, cost in pairs]
         return [
             stats and {**stats, **{f"cost_{name}": value for name, value in (cost or {}).items()}}
-            for stats, cost in zip(counted, costs, strict=True)
+            for stats, cost in answers
         ]
 
-    def _fetch(self, call: Any, deadline: float) -> Any:
-        try:
-            return ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
-        except Exception as error:  # a dead actor, a time-out, the engine's own error: all cost this answer only
-            if not self.failures:
-                log.warning("A call to a vLLM server failed; counted from now on, logged once: %r", error)
-            self.failures += 1
+    def _everywhere(self, work: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> list[Any]:
+        return self.each(work, [arguments] * len(self.handles))
+
+    def _ask(self, index: int, work: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> Any:
+        self._rest[index] -= 1
+        if self._rest[index] >= 0:
             return None
+        try:
+            return self.handles[index].__ray_call__.remote(run_in_server, self.timeout, work, arguments)
+        except Exception as error:  # Ray knows already that the actor is gone
+            return self._failed(index, error)
+
+    def _fetch(self, index: int, call: Any, deadline: float) -> Any:
+        try:
+            answer = ray.get(call, timeout=max(0.0, deadline - time.monotonic()))
+        except Exception as error:  # a dead actor, a time-out, the engine's own error: all cost this answer only
+            return self._failed(index, error)
+        self._in_a_row[index] = 0
+        return answer
+
+    def _failed(self, index: int, error: Exception) -> None:
+        if not self.failures:
+            log.warning("A call to a vLLM server failed; counted from now on, logged once: %r", error)
+        self.failures += 1
+        self._in_a_row[index] += 1
+        self._rest[index] = min(2 ** (self._in_a_row[index] - 1) - 1, LONGEST_REST)
 
 
 def run_in_server(server: Any, timeout: float, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
@@ -102,3 +124,13 @@ async def _awaited(work: Awaitable[Any]) -> Any:
 async def command_workers(server: Any, timeout: float, command: str, *args: Any) -> list[Any]:
     """Send a command to the engine's workers; the one that drafts replies, the others with None."""
     return list(await server.engine.collective_rpc(WORKER_METHOD, timeout=timeout, args=(command, *args)))
+
+
+async def count_workers(server: Any, timeout: float) -> list[list[Any]]:
+    """Ask the engine's workers for their counters and for the step-cost model."""
+    return [await command_workers(server, timeout, command) for command in ("stats", "cost")]
+
+
+def _answer(replies: Sequence[Any] | None) -> Any:
+    """Return what the worker that drafts replied, None where there was no reply or nobody drafts with rolltree."""
+    return next((reply["answer"] for reply in replies or () if reply is not None), None)

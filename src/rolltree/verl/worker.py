@@ -6,14 +6,18 @@ it by name: pickled by value, verl's `super()` without arguments would no longer
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
+from rolltree.errors import InvalidInputError
 from rolltree.verl.first_turns import PROBE, PROBED_LOOPS, FirstTurn, FirstTurnSeen, Probe
-from rolltree.verl.marks import CURRENT, Mark
-from rolltree.verl.options import VerlOptions
+from rolltree.verl.guard import Guard
+from rolltree.verl.log import speak_up
+from rolltree.verl.marks import CURRENT, Mark, named_key, policy_version
+from rolltree.verl.options import WHERE, VerlOptions
 
 _Worker: Any = AgentLoopWorkerTQ.__ray_actor_class__
 
@@ -22,6 +26,7 @@ class MarkingWorker(_Worker):  # type: ignore[misc]
     """Runs agent loops in a context that carries their mark."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        speak_up()
         self.rolltree_options = VerlOptions.of(config)
         super().__init__(config, *args, **kwargs)
 
@@ -30,15 +35,19 @@ class MarkingWorker(_Worker):  # type: ignore[misc]
         CURRENT.set(self._mark(trajectory, kwargs))
         return await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
 
-    async def first_turns(self, batch: Any) -> list[FirstTurn]:
-        """Return what the agent loops of a batch would send first; the batch is as for `generate_sequences`."""
+    async def first_turns(self, batch: Any, timeout: float) -> list[FirstTurn]:
+        """Return what the agent loops of a batch would send first; the batch is as for `generate_sequences`.
+
+        Raises:
+            TimeoutError: an agent loop did neither generate nor end within `timeout` seconds.
+        """
         probe = Probe(len(batch))
         token = PROBE.set(probe)
         try:
             await self.generate_sequences(batch)
         finally:
             PROBE.reset(token)
-        await probe.done.wait()
+        await asyncio.wait_for(probe.done.wait(), timeout)
         return probe.turns
 
     async def _run_prompt(self, prompt: dict[str, Any], sampling_params: Any, trajectory: Any, **kwargs: Any) -> None:
@@ -62,21 +71,27 @@ class MarkingWorker(_Worker):  # type: ignore[misc]
         return None
 
     def _mark(self, trajectory: Any, row: dict[str, Any]) -> Mark:
-        key = self.rolltree_options.key_column
-        step = int(trajectory["step"])
-        return Mark(
-            validation=bool(trajectory["validate"]),
-            version=step if step >= 0 else None,
-            key=None if key is None else column_key(row, key),
-        )
+        """Return what is known; what is not understood is left out, and said once."""
+        version = key = None
+        with NO_VERSION:
+            version = policy_version(trajectory["step"])
+        column = self.rolltree_options.key_column
+        if column is not None:
+            with NO_KEY:
+                key = column_key(row, column)
+        return Mark(validation=bool(trajectory["validate"]), version=version, key=key)
 
 
-def column_key(row: dict[str, Any], column: str) -> str:
+NO_VERSION = Guard("the policy's version in requests: trees do not age")
+NO_KEY = Guard("sampler_kwargs.key_column: such prompts are named by their token ids")
+
+
+def column_key(row: dict[str, Any], column: str) -> str | None:
     """Return the prompt's name from a row of the data set.
 
     Raises:
-        KeyError: no such column; the message names those that there are.
+        InvalidInputError: no such column; the message names those that there are.
     """
     if column not in row:
-        raise KeyError(f"sampler_kwargs.key_column = {column!r}: the data set has {', '.join(sorted(row))}.")
-    return f"column:{row[column]}"
+        raise InvalidInputError(f"{WHERE}.key_column", column, f"a column of the data set: {', '.join(sorted(row))}")
+    return named_key(row[column])

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ from rolltree.verl.cpu.settings import RunSettings, environment, overrides
 
 TIMEOUT_SECONDS = 900.0
 """A run of the tests takes 60 to 120; a hung one must not block whoever waits."""
+LOOK_SECONDS = 10.0
+"""How often the output is searched for `KILLED`."""
+KILLED = b"killed due to memory pressure"
+"""What Ray says when it ends processes for want of memory; verl would wait for them forever."""
 
 
 class RunError(RolltreeError, RuntimeError):
@@ -61,7 +66,7 @@ def train(
     """Train with the user's `lines` added.
 
     Raises:
-        RunError: verl failed, or was still running after `timeout` seconds.
+        RunError: verl failed, was still running after `timeout` seconds, or lost processes for want of memory.
     """
     folder = folder.resolve()
     assets = write_assets(folder / "assets", prompts=settings.prompts)
@@ -96,11 +101,22 @@ def _run(command: list[str], folder: Path, log: Path, timeout: float) -> int | N
             command, cwd=folder, env=environment(folder), stdout=output, stderr=output, start_new_session=True
         )
         try:
-            return process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
+            return _wait(process, log, timeout)
         finally:
             _end_group(process)
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, timeout: float) -> int | None:
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            return process.wait(min(LOOK_SECONDS, left))
+        except subprocess.TimeoutExpired:
+            if KILLED in log.read_bytes():
+                raise RunError(
+                    f"The machine has too little memory free for this training; Ray says in {log}: {KILLED.decode()}."
+                ) from None
+    return None
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,16 @@ Algorithm = Literal["grpo", "ppo", "dapo", "multi-turn"]
 ALGORITHMS: tuple[Algorithm, ...] = ("grpo", "ppo", "dapo", "multi-turn")
 MAX_PROMPT_TOKENS = 32
 """Longer than any problem of the demo: "sum 11 22 33 44" and its line end."""
+KV_CACHE_BYTES = 1 << 28
+"""For 64 requests of some 300 tokens; the demo's model takes 2 KiB a token."""
+TOOL_LINES = (
+    "actor_rollout_ref.rollout.multi_turn.enable=True",
+    "actor_rollout_ref.rollout.multi_turn.format=rolltree-sums",
+    "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=8",
+    f"actor_rollout_ref.rollout.multi_turn.function_tool_path={Path(__file__).with_name('calculator.py')}",
+    "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+)
+"""Turns with the calculator; "multi-turn" has them, another algorithm gets them by `extra`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +126,8 @@ def _machine(settings: RunSettings, folder: Path) -> list[str]:
         f"{rollout}.agent.num_workers=1",
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=16",
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls=rolltree.verl.cpu.worker.CpuWorkerExtension",
-        f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend=uni",  # a process less to start
+        f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend=uni",  # see VLLM_ENABLE_V1_MULTIPROCESSING
+        f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes={KV_CACHE_BYTES}",
         "reward.num_workers=1",
     ]
 
@@ -182,13 +193,7 @@ def _algorithm(settings: RunSettings) -> list[str]:
             f"{actor}.clip_ratio_high=0.28",
             f"{actor}.loss_agg_mode=token-mean",
         ],
-        "multi-turn": [
-            "actor_rollout_ref.rollout.multi_turn.enable=True",
-            "actor_rollout_ref.rollout.multi_turn.format=rolltree-sums",
-            "actor_rollout_ref.rollout.multi_turn.max_assistant_turns=8",
-            f"actor_rollout_ref.rollout.multi_turn.function_tool_path={Path(__file__).with_name('calculator.py')}",
-            "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
-        ],
+        "multi-turn": list(TOOL_LINES),
     }
     return common + own[settings.algorithm] + (_repeatable(settings) if settings.greedy else [])
 
@@ -223,8 +228,9 @@ def environment(folder: Path) -> dict[str, str]:
         "VERL_ENGINE_DEVICE": "cuda",  # the name under which verl registers its FSDP engine
         "VERL_USE_EXTERNAL_MODULES": "rolltree.verl.cpu.platform",
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core's process computes: a process less to start
+        "VLLM_CACHE_ROOT": str(folder.parent / "vllm-cache"),  # what vLLM finds out about the model, for the next run
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
