@@ -65,5 +65,8 @@ def test_counters_that_make_no_sense_cost_no_step(tmp_path: Path, caplog: pytest
     made = sampler(tmp_path / "run", Broken())
     with caplog.at_level(logging.WARNING, "rolltree"):
         for step in (1, 2):
-            assert made.sample(step, "train", 1) == ([step], {"verl/own": 1.0})
-    assert sum("Going on without" in record.getMessage() for record in caplog.records) == 1
+            batch, metrics = made.sample(step, "train", 1)
+            assert batch == [step]
+            assert (metrics["verl/own"], metrics["rolltree/failures"]) == (1.0, step)
+            assert "rolltree/tokens" not in metrics
+    assert sum("goes on without rolltree's numbers" in record.getMessage() for record in caplog.records) == 1
