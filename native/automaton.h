@@ -110,7 +110,8 @@ class Automaton {
 
   bool is_hub(StateId s) const { return states_[s].rank > kHubRank - 1; }
   std::uint32_t degree(StateId s) const { return states_[s].rank <= 1 ? states_[s].rank : states_[s].b; }
-  /// Hubs only: weighted count over all children, and the edge to the most frequent (target kRoot: not known now).
+  /// Hubs only: weighted count over all children, and the edge to the most frequent, or for a while after text left to one
+  /// that was (its count may be 0).
   std::uint32_t hub_sum(StateId s) const { return edges_[states_[s].a - 2].token; }
   Edge hub_best(StateId s) const { return edges_[states_[s].a - 1]; }
 
@@ -139,8 +140,8 @@ class Automaton {
 
  private:
   static constexpr std::uint32_t kHubRank = 6;  // 2^(6-1) = kHub
-  static constexpr std::uint32_t kHeader = 2;   // slots before a hub's block: (sum, gains since the best was lost), best edge
-  static constexpr std::uint32_t kRescan = 8;   // edges that each gain of a hub pays towards finding a lost best again
+  static constexpr std::uint32_t kHeader = 2;   // slots before a hub's block: (sum, changes while the best is a guess; 0: it is known), best edge
+  static constexpr std::uint32_t kRescan = 64;  // edges that each change of a hub pays towards finding a lost best again
 
   static std::uint32_t hash(Token token) {
     std::uint32_t x = token * 0x9E3779B1u;
@@ -318,22 +319,22 @@ class Automaton {
     edges_[states_[s].a - 2] = Edge{sum, 0};
     edges_[states_[s].a - 1] = best;
   }
-  // Text that leaves may leave another child the most frequent. A scan for it is put off until the gains since have paid
-  // for it, so that forgetting and appending in turns costs O(1) amortised however many children there are.
+  // Text that leaves may leave another child the most frequent. Until the changes since have paid for a scan the best is a
+  // guess, so that forgetting and appending in turns costs O(1) amortised however many children there are.
   void hub_gained(StateId s, Token token, std::uint32_t weight) {
     Edge* header = &edges_[states_[s].a - kHeader];
     header[0].token += weight;
-    if (header[1].target == kRoot) {
-      if (std::uint64_t{++header[0].target} * kRescan >= states_[s].b) summarise(s);
-      return;
-    }
     const StateId child = find(s, token);
-    if (states_[child].count > states_[header[1].target].count) header[1] = Edge{token, child};
+    if (header[1].target == kRoot || states_[child].count > states_[header[1].target].count) header[1] = Edge{token, child};
+    if (header[0].target) pay(s);
   }
   void hub_lost(StateId s, Token token, std::uint32_t weight) {
     Edge* header = &edges_[states_[s].a - kHeader];
     header[0].token -= weight;
-    if (header[1].token == token) header[1] = Edge{0, kRoot};
+    if (header[0].target || header[1].token == token) pay(s);
+  }
+  void pay(StateId s) {
+    if (std::uint64_t{++edges_[states_[s].a - kHeader].target} * kRescan >= states_[s].b) summarise(s);
   }
 
   std::uint32_t depth_;
@@ -372,7 +373,8 @@ inline std::string Automaton::check() const {
     if (st.length == depth_) continue;  // predicts through its suffix: its children count other contexts too
     if (!is_hub(s)) continue;
     if (hub_sum(s) != sum) return fault(s, "stale hub sum");
-    if (hub_best(s).target != kRoot && states_[hub_best(s).target].count != most) return fault(s, "stale best child of a hub");
+    if (edges_[st.a - kHeader].target != 0) continue;  // a guess
+    if (hub_best(s).target == kRoot || states_[hub_best(s).target].count != most) return fault(s, "stale best child of a hub");
   }
   return {};
 }

@@ -213,7 +213,7 @@ class Ranker {
     if (total == 0) return 0;
     const float each = weight / (static_cast<float>(total) + kSmoothing);
     const Edge best = text.hub_best(s);
-    bool known = best.target == kRoot;
+    bool known = best.target == kRoot || text.state(best.target).count == 0;
     for (Candidate& c : out) {
       known |= c.token == best.token;
       const StateId child = text.find(s, c.token);

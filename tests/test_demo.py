@@ -160,8 +160,8 @@ def test_the_report_is_json_and_readable(tmp_path):
 def test_the_figure_is_a_png(tmp_path):
     pytest.importorskip("matplotlib")
     doc = document(CONFIG, race(), None, 1.0)
-    figure.draw(doc["epochs"], tmp_path / "new" / "x.png", "title")
-    assert (tmp_path / "new" / "x.png").read_bytes().startswith(b"\x89PNG")
+    figure.draw(doc["epochs"], tmp_path / "x.png", "title")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

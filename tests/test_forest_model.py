@@ -63,6 +63,12 @@ class ForestMachine(RuleBasedStateMachine):
             self.forest.append_token(handle, token)
         self.model.live[handle].add([token] * times, UNIT)
 
+    @rule(handle=handles, token=TOKENS, often=st.integers(0, 3))
+    def fan_out(self, handle: int, token: int, often: int) -> None:
+        """One token before forty others: a state with so many children that they lie in a hash table."""
+        others = [*range(10, 50), *[10 + 7 * often] * often]
+        self.append(handle, [part for other in others for part in (token, other)], False)
+
     @rule(handle=consumes(handles), keep=st.booleans())
     def close(self, handle: int, keep: bool) -> None:
         self.forest.close(handle, keep)

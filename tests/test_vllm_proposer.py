@@ -122,7 +122,7 @@ def test_chunked_prompts_preemption_and_aborts(monkeypatch: pytest.MonkeyPatch) 
     assert proposer.stats()["cache_sessions"] == proposer.stats()["errors"] == 0
 
 
-CALLS = ["drafter.draft", "drafter.advance", "cache.open", "cache.extend", "cache.close", "cache.advanced", "book.step"]
+CALLS = ["drafter.draft", "drafter.advance", "cache.open", "cache.extend", "cache.close", "cache.settle", "book.step"]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -244,7 +244,7 @@ def test_a_stop_token_is_looked_for_while_a_request_has_it(engine: Engine) -> No
     assert sorted(book._stop_array) == [7, 8, 9]
     book.finish(["a"])
     assert sorted(book._stop_array) == [7, 9]
-    book.cut("b", [5])
+    book.end("b", [5])
     assert sorted(book._stop_array) == [7, 9]
     book.restart(["d"])
     assert sorted(book._stop_array) == [9]

@@ -95,9 +95,9 @@ class EngineOptions:
             return None
         try:
             return CostModel.load(self.cost)
-        except OSError as error:
+        except InvalidInputError as error:
             allowed = "'observed', 'off' or a file written by CostModel.save"
-            raise InvalidInputError("additional_config.rolltree.cost", self.cost, allowed, str(error)) from None
+            raise InvalidInputError("additional_config.rolltree.cost", self.cost, allowed, error.fix) from None
 
 
 def _config(kind: Callable[..., T], options: EngineOptions) -> T:
