@@ -15,6 +15,7 @@ from rolltree.errors import InvalidInputError
 from rolltree.verl.client import MarkingClient
 from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, named_key, policy_version, prompt_key
 from rolltree.verl.options import VerlOptions
+from rolltree.vllm.request_options import RequestOptions
 
 PROMPT = [5, 6, 7]
 
@@ -161,3 +162,11 @@ def test_a_request_that_cannot_be_marked_is_made_all_the_same(caplog: pytest.Log
     assert [asked["prompt"] for asked in stub.asked] == [["no", "tokens"]] * 2
     assert "extra_args" not in stub.asked[0]
     assert len([r for r in caplog.records if "a request's mark" in r.getMessage()]) <= 1
+
+
+def test_flat_names_of_a_request_stay() -> None:
+    """vLLM refuses a request that says the same thing twice."""
+    sampling = {"extra_args": {"rolltree_key": "mine", "rolltree_version": 7}}
+    made = marked(sampling, Mark(version=3), session="s", prompt=[1, 2], keys=SessionKeys())
+    assert made["extra_args"] == {"rolltree_key": "mine", "rolltree_version": 7, "rolltree": {"session": "s"}}
+    assert RequestOptions.read(made["extra_args"]).key == "mine"

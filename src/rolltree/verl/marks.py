@@ -104,5 +104,6 @@ def marked(
         options["version"] = mark.version
     if mark.validation:
         options["kind"] = "validation"
+    options = {name: value for name, value in options.items() if f"{REQUEST_KEY}_{name}" not in extra}  # flat names
     extra[REQUEST_KEY] = {**options, **(extra.get(REQUEST_KEY) or {})}
     return {**sampling_params, "extra_args": extra}

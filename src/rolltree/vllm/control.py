@@ -66,7 +66,11 @@ class Control:
 
 
 class AsyncControl:
-    """`Control` of an `AsyncLLM`; see there for the commands."""
+    """`Control` of an `AsyncLLM`; see there for the commands.
+
+    With data parallelism commands reach all replicas, but vLLM hands back the first one's answer alone: `stats` and
+    `load` then speak of that one.
+    """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
