@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
@@ -164,3 +164,37 @@ ForestMachine.TestCase.settings = settings(
     max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestForest = ForestMachine.TestCase
+
+
+ROLLOUTS = st.lists(st.tuples(st.integers(0, 4), st.lists(TOKENS, min_size=1, max_size=6), st.booleans()), max_size=25)
+HEAVIEST = 64 * UNIT
+"""Weight of a version at which all weights are taken anew, with the newest at one unit."""
+
+
+@given(prompt=WORDS, rollouts=ROLLOUTS, window=st.integers(1, 6), decay=st.sampled_from([0.5, 0.8]))
+@settings(max_examples=200, deadline=None)
+def test_versions_weigh_by_age(
+    prompt: list[int], rollouts: list[tuple[int, list[int], bool]], window: int, decay: float
+) -> None:
+    """Versions rise from rollout to rollout; counts are those of the naive tree, weights and rescaling included."""
+    forest, model = Forest(depth=5, window=window, decay=decay), NaiveTree(prompt, 5, window)
+    tree = forest.add_tree(ints(prompt))
+    version = reference = 0
+    kept: list[tuple[int, list[int]]] = []
+
+    def weight(of: int) -> int:
+        return max(1, round(UNIT * decay ** (reference - of)))
+
+    for rise, text, keep in rollouts:
+        version += rise
+        handle = forest.open(tree, version)
+        if weight(version) > HEAVIEST:
+            reference = version
+        forest.append(handle, ints(text))
+        forest.close(handle, keep)
+        if keep:
+            kept = [*kept, (version, text)][-window:]
+        model.kept = [Text(tokens=t, weights=[weight(v)] * len(t)) for v, t in kept]
+        for found, count in model.counts().items():
+            assert forest.count(tree, ints(list(found))) == count
+        assert forest.check(tree) == ""
