@@ -30,7 +30,7 @@ def main() -> int:
 def _sections() -> Iterable[str]:
     sections = (
         ("demo", _demo), ("engine_warm", _engine), ("engine_cold", _engine), ("vllm", _vllm), ("verl_demo", _verl),
-        ("index", _index),
+        ("index", _index), ("draft", _pauses),
     )  # fmt: skip
     for name, section in sections:
         path = ROOT / "benchmarks" / f"{name}.json"
@@ -118,6 +118,21 @@ def _index(document: dict[str, Any]) -> str:
     title = "**`rolltree bench index`**: the tree beside arctic-inference, one run, one thread"
     table = f"{title}, median of {document['repeats']}.\n\n" + _table(columns, rows)
     return table + _with_shared_tree(document["cases"]) + _footnote(document["machine"])
+
+
+def _pauses(document: dict[str, Any]) -> str:
+    rows = [
+        (f"{case['length']:,}", call, *[f"{times[part]:.2f}" for part in ("p50", "p99", "max")])
+        for case in document["pauses"]
+        for call, times in case["milliseconds"].items()
+    ]
+    live = document["pauses"][0]["live_requests"]
+    memory = " and ".join(f"{case['rss_over_bytes']:.2f}" for case in document["pauses"])
+    title = f"**`rolltree bench draft`**: single calls of a full cache, milliseconds; windows of 64 long rollouts, {live} live"
+    note = f" requests (draft, advance: of all of them at once). The process grew by {memory} of the bytes claimed.\n\n"
+    return (
+        title + note + _table(("tokens a rollout", "call", "p50", "p99", "max"), rows) + _footnote(document["machine"])
+    )
 
 
 def _replays() -> Iterable[str]:
