@@ -129,7 +129,7 @@ def _pauses(document: dict[str, Any]) -> str:
     live = document["pauses"][0]["live_requests"]
     memory = " and ".join(f"{case['rss_over_bytes']:.2f}" for case in document["pauses"])
     title = "**`rolltree bench draft`**: single calls of a full cache, milliseconds; windows of 64 long rollouts"
-    note = f", {live} live requests (draft, advance: of all at once). The process grew by {memory} of the bytes claimed.\n\n"
+    note = f", {live} live requests (draft, advance: of all). The process grew by {memory} of the bytes claimed.\n\n"
     return (
         title + note + _table(("tokens a rollout", "call", "p50", "p99", "max"), rows) + _footnote(document["machine"])
     )
