@@ -71,14 +71,14 @@ def test_transformers_makes_its_own_tokenizer_of_any_qwen2(tmp_path: Path) -> No
 EXPAND = """
 from vllm.platforms import current_platform
 assert current_platform.is_cpu()
-from rolltree.vllm import compat, plugin
+from rolltree.vllm import compat_cpu, plugin
 plugin.register()
 import torch
 from vllm.utils import cpu_triton_utils
 out = torch.full((3,), -1.0)
 ends = torch.tensor([1, 3], dtype=torch.int32)
 cpu_triton_utils.expand_kernel[(2,)](out, torch.tensor([0.5, 2.0]), ends, 0, 1, MAX_NUM_TOKENS=8)
-print(compat.cpu_expand_is_wrong(), out.tolist())
+print(compat_cpu.cpu_expand_is_wrong(), out.tolist())
 """
 
 
