@@ -112,6 +112,20 @@ def test_a_prompt_is_run_ahead_as_often_as_asked_until_it_is_sampled() -> None:
     assert len(control.decide(snapshot(3, 4), prompts(1)).launch) == 3
 
 
+def test_a_launch_that_found_no_place_is_decided_again() -> None:
+    """Real requests may take the slots between a decision and its launch: that must not use up the prompts."""
+    control = in_the_tail(RunAheadConfig(samples=1, max_slowdown=1), tokens=10_000)
+    candidates, clock = prompts(3), 1.0
+    for _ in range(5):
+        decision = control.decide(snapshot(clock, 4), candidates)
+        assert len(decision.launch) == 3
+        for launch in decision.launch:
+            control.refused(launch)
+        clock += STEP
+    gauges = control.gauges()
+    assert (gauges["launched"], gauges["budget_left_tokens"]) == (0, gauges["budget_tokens"])
+
+
 def test_short_tails_and_dear_rows_are_left_alone() -> None:
     control = in_the_tail()
     assert control.decide(snapshot(1, 4, tail_tokens=MIN_TAIL_TOKENS - 1), prompts(9)).reason == "tail too short"

@@ -79,13 +79,20 @@ class RunAhead:
         return decision
 
     def finished(self, launch: Launch, tokens: int, *, cancelled: bool = False) -> None:
-        """A launched request ended or was cancelled with `tokens` generated, or was refused (0); once for each."""
+        """A launched request ended or was cancelled with `tokens` generated; once for each, or `refused`."""
         self._sums["cancelled"] += cancelled
         self._reserved -= launch.max_tokens
         self._spent += tokens
         self._sums["tokens"] += tokens
         if launch.key in self._ahead:
             self._ahead[launch.key][1] += tokens
+
+    def refused(self, launch: Launch) -> None:
+        """A launch found its place taken by real work: as if it had not been decided."""
+        self._reserved -= launch.max_tokens
+        self._sums["launched"] -= 1
+        if launch.key in self._ahead:
+            self._ahead[launch.key][0] -= 1
 
     def observe(self, step: EngineStep) -> None:
         """Take engine steps into account that ran while real requests were live."""

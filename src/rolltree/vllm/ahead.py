@@ -282,7 +282,7 @@ class AheadDriver:
         async with self._lock:
             full = len(step.real) + len(self._ahead) >= self.slots  # real requests came while this waited
             if full or not step.real or self._step is not step:
-                self.control.finished(launch, 0)
+                self.control.refused(launch)
                 return
             text = {"prompt_token_ids": list(prompt.token_ids)}
             queue = await self.engine.add_request(
