@@ -49,7 +49,6 @@ class Upkeep {
   std::size_t shared_bytes() const { return shared_; }
   /// Bytes of old automata that have not been given back yet.
   std::size_t releasing() const { return releasing_; }
-  bool idle() const { return waiting_.empty() && old_.empty(); }
 
   /// Call after every change of a tree.
   void touched(KeptTree& t) {
@@ -93,6 +92,7 @@ class Upkeep {
   void run(std::uint64_t visited) {
     const std::uint64_t quota = slice_ + kShare * visited;
     for (std::uint64_t spent = 0; spent < quota && !waiting_.empty();) spent += work(*waiting_.front(), quota - spent);
+    tried_at_ = std::min(tried_at_, own_);  // what could not be made smaller then may be gone
     release();
   }
   /// Does all that waits.

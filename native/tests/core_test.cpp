@@ -243,6 +243,14 @@ void live_prompts_share_the_limit() {
     trees.push_back(forest.add_tree(&p, 1, 0));
     forest.open(trees.back(), 0, true, true, 0, false);
   }
+  const auto running = forest.open(trees[0], 0, false, true, 0, false);
+  const Tokens much = noise(random, 300000, 50000);
+  forest.append(running, much.data(), much.size(), false);
+  CHECK(forest.own_bytes() > 2 * limits.own);
+  forest.relieve();  // in vain: running text stays. That must not be remembered when it has left
+  forest.close(running, false);
+  for (int i = 0; i < 3000 && forest.own_bytes() > limits.own / 2; ++i) rollout(forest, trees[1], {1});
+  CHECK(forest.own_bytes() < limits.own / 2);
   std::size_t most = 0;
   for (int i = 0; i < 600; ++i) {
     rollout(forest, trees[random() % trees.size()], noise(random, 1000, 50000));
