@@ -48,6 +48,7 @@ ROWS = (
     row("cache"),
     row("step_cost lengths runahead"),
     row("drafting"),
+    row("serving"),
     row("sampling", "numpy torch"),
     row("engine", "numpy torch transformers"),
     row("trl", f"numpy {FRAMEWORKS}"),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.request_options import RequestOptions
 from rolltree.verl.client import MarkingClient
 from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, named_key, policy_version, prompt_key
 from rolltree.verl.options import VerlOptions
-from rolltree.vllm.request_options import RequestOptions
 
 PROMPT = [5, 6, 7]
 

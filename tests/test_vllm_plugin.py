@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.stops import StopStrings
 from rolltree.vllm import checks, compat, hooks, plugin
-from rolltree.vllm.stops import StopStrings
 from tests.fake_vllm import FakeTokenizer, fake_config
 
 ALL = (*hooks.FOR_ALL, *hooks.FOR_DRAFTING)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from rolltree.errors import InvalidInputError
-from rolltree.vllm import compat, control, watch
+from rolltree.serving import control, watch
+from rolltree.vllm import compat
 from rolltree.vllm.proposer import GIVE_UP_AFTER, Proposer
 from tests.fake_vllm import LENGTH, VOCAB, WIDTH, FakeEngine, fake_config, fake_proposer, next_token
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rolltree.vllm.request_options import KINDS
+from rolltree.serving.request_options import KINDS
 from tests.vllm.engines import prompts
 from tests.vllm.server import HEADERS, Server, server
 

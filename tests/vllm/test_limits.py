@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rolltree.vllm.limits import BYTES_PER_LOGIT
+from rolltree.serving.limits import BYTES_PER_LOGIT
 from tests.vllm.engines import OPTIONS, accepted, engine, generate, logged, prompts, proposer
 
 ROWS = 8

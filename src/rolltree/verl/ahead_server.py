@@ -12,12 +12,12 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from rolltree.runahead import RunAhead, RunAheadConfig
+from rolltree.serving.prompts import Prompt
 from rolltree.verl.first_turns import FirstTurn
 from rolltree.verl.guard import Guard
 from rolltree.verl.log import speak_up
 from rolltree.verl.marks import REQUEST_KEY
 from rolltree.vllm.ahead import AheadDriver
-from rolltree.vllm.prompts import Prompt
 
 ATTRIBUTE = "_rolltree_ahead"
 NOT_FOR_AHEAD = ("logprobs", "prompt_logprobs", "max_tokens", "max_new_tokens", "extra_args", "n")

@@ -9,15 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rolltree.vllm.control import AsyncControl, Control
+    from rolltree.serving.control import AsyncControl, Control
     from rolltree.vllm.proposer import Proposer
 
 __all__ = ["AsyncControl", "Control", "Proposer"]
 
-_HOME = {"AsyncControl": "control", "Control": "control", "Proposer": "proposer"}
+_HOME = {
+    "AsyncControl": "rolltree.serving.control",
+    "Control": "rolltree.serving.control",
+    "Proposer": "rolltree.vllm.proposer",
+}
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'rolltree.vllm' has no attribute {name!r}")
-    return getattr(import_module(f"rolltree.vllm.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

@@ -27,9 +27,9 @@ from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.lengths import LengthEstimator
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, Snapshot
+from rolltree.serving.prompts import Prompt, request_name
+from rolltree.serving.request_options import with_options
 from rolltree.step_cost import StepCostObserver
-from rolltree.vllm.prompts import Prompt, request_name
-from rolltree.vllm.request_options import with_options
 
 PRIORITY = 1_000_000
 """Of run-ahead requests; lower numbers go first, and trainers use 0 to the batch size."""

@@ -9,10 +9,10 @@ import os
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.limits import check_width
+from rolltree.serving.load import existing
+from rolltree.serving.options import EngineOptions
 from rolltree.vllm import compat, hooks, plugin
-from rolltree.vllm.limits import check_width
-from rolltree.vllm.load import existing
-from rolltree.vllm.options import EngineOptions
 
 
 def check_engine(vllm_config: Any) -> EngineOptions:

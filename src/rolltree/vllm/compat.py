@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, cast
 from rolltree.vllm import plugin
 
 if TYPE_CHECKING:  # loads numpy, which those who did not ask for rolltree do not need
+    from rolltree.serving.agreement import Agreement
     from rolltree.types import Int64Array
-    from rolltree.vllm.agreement import Agreement
 
 PROPOSER = "rolltree.vllm.Proposer"
 _MARK = "_rolltree_wrapped"
@@ -205,7 +205,7 @@ def is_cpu() -> bool:
 
 def longest_draft() -> int:
     """Return how many draft tokens of a request this vLLM verifies in one step at most."""
-    from rolltree.vllm.limits import MAX_DRAFT
+    from rolltree.serving.limits import MAX_DRAFT
 
     try:
         from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN
@@ -262,7 +262,7 @@ def agreement() -> Agreement:
     import torch
     from vllm.distributed.parallel_state import get_tp_group
 
-    from rolltree.vllm.agreement import Agreement
+    from rolltree.serving.agreement import Agreement
 
     group = get_tp_group()
 

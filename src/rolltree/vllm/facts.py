@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.vllm.request_options import RequestOptions
-from rolltree.vllm.slots import Facts
-from rolltree.vllm.stops import StopStrings
+from rolltree.serving.request_options import RequestOptions
+from rolltree.serving.slots import Facts
+from rolltree.serving.stops import StopStrings
 
 LEFT_ALONE = RequestOptions(draft=False, remember=False)
 """Of a request whose own options are invalid."""

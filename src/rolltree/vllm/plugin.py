@@ -26,8 +26,8 @@ def check_request(extra_args: Mapping[str, Any]) -> None:
     if not isinstance(extra_args, Mapping) or not any(str(name).lower().startswith("rolltree") for name in extra_args):
         return
     from rolltree.errors import InvalidInputError
+    from rolltree.serving.request_options import RequestOptions
     from rolltree.vllm import compat
-    from rolltree.vllm.request_options import RequestOptions
 
     try:
         RequestOptions.read(extra_args)

@@ -22,20 +22,21 @@ import numpy as np
 
 from rolltree.cache import RolloutCache
 from rolltree.drafting import TreeDrafter
+from rolltree.serving import control
+from rolltree.serving.agreement import Agreement, State, Verdict
+from rolltree.serving.figures import Figures
+from rolltree.serving.limits import known_only, shorten
+from rolltree.serving.load import load_rollouts
+from rolltree.serving.requests import Batch, Facts, RequestBook, Work
+from rolltree.serving.stops import StopStrings
+from rolltree.serving.watch import Watch, pays
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
-from rolltree.vllm import checks, compat, control, hooks
-from rolltree.vllm.agreement import Agreement, State, Verdict
+from rolltree.vllm import checks, compat, hooks
 from rolltree.vllm.facts import facts_of, read_options, true_output
-from rolltree.vllm.figures import Figures
-from rolltree.vllm.limits import known_only, shorten
-from rolltree.vllm.load import load_rollouts
 from rolltree.vllm.metrics import FOLDER, Board
-from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
 from rolltree.vllm.room import StepRoom
 from rolltree.vllm.steptimes import StepTimes
-from rolltree.vllm.stops import StopStrings
-from rolltree.vllm.watch import Watch, pays
 
 GIVE_UP_AFTER = 16
 """Failed steps in a row after which drafting is paused: the fault will not go away by itself."""

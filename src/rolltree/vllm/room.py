@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rolltree.serving.limits import StepLimits
 from rolltree.vllm import compat
-from rolltree.vllm.limits import StepLimits
 
 
 class StepRoom:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.prompts import Prompt, request_name
 from rolltree.vllm.ahead import AheadDriver
-from rolltree.vllm.prompts import Prompt, request_name
 
 __all__ = ["Prompt", "RunAheadLLM"]
 

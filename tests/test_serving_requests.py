@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rolltree.cache import RolloutCache
-from rolltree.vllm.request_options import RequestOptions
-from rolltree.vllm.requests import Batch, Facts, RequestBook, Work
+from rolltree.serving.request_options import RequestOptions
+from rolltree.serving.requests import Batch, Facts, RequestBook, Work
 
 WIDTH = 64
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rolltree.errors import InvalidInputError, MissingDependencyError
-from rolltree.vllm.figures import with_ratios
-from rolltree.vllm.load import load_rollouts
-
-if TYPE_CHECKING:
-    from rolltree.vllm.proposer import Proposer
+from rolltree.serving.figures import with_ratios
+from rolltree.serving.load import load_rollouts
 
 Stats = dict[str, float]
 
@@ -107,22 +104,22 @@ class AsyncControl:
         await self._call("resume")
 
 
-def run(proposer: Proposer, command: str, *arguments: Any) -> Any:
+def run(proposer: Any, command: str, *arguments: Any) -> Any:
     """Execute a command in the worker."""
     if command not in COMMANDS:
         raise InvalidInputError("collective_rpc rolltree", command, f"one of {', '.join(COMMANDS)}")
     return COMMANDS[command](proposer, *arguments)
 
 
-def _pause(proposer: Proposer) -> None:
+def _pause(proposer: Any) -> None:
     proposer.paused = True
 
 
-def _resume(proposer: Proposer) -> None:
+def _resume(proposer: Any) -> None:
     proposer.resume()
 
 
-def _cost(proposer: Proposer) -> dict[str, float] | None:
+def _cost(proposer: Any) -> dict[str, float] | None:
     """The step-cost model in use, seconds by name; None while nothing was observed, or without a budget."""
     if proposer.observer is None:
         return None if proposer.drafter.cost is None else asdict(proposer.drafter.cost)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.limits import BYTES_PER_LOGIT, MAX_DRAFT, StepLimits, check_width, known_only, shorten
 from rolltree.verl.options import VerlOptions
-from rolltree.vllm.limits import BYTES_PER_LOGIT, MAX_DRAFT, StepLimits, check_width, known_only, shorten
 
 
 def test_the_likeliest_drafts_stay() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rolltree.budget import CostModel
-from rolltree.vllm.watch import QUIET_WINDOWS, WINDOW, Watch, pays
+from rolltree.serving.watch import QUIET_WINDOWS, WINDOW, Watch, pays
 
 CHEAP = CostModel(base=1.0, token=0.001)
 DEAR = CostModel(base=0.001, token=1.0)

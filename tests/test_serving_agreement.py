@@ -13,8 +13,8 @@ import pytest
 
 from rolltree import CostModel
 from rolltree.errors import RolltreeError
+from rolltree.serving.agreement import Agreement, State, Verdict, _digest
 from rolltree.types import Int64Array
-from rolltree.vllm.agreement import Agreement, State, Verdict, _digest
 
 RANKS = 3
 TEXT, DRAFTS = [[1], [2, 3], []], [[5, 6], [], [7]]
@@ -114,7 +114,7 @@ def test_the_cost_is_the_leaders_to_the_bit(group: Group) -> None:
 
 def test_check_values_are_the_same_in_every_process() -> None:
     """Python's hash of text is not; that of numbers is."""
-    code = "from rolltree.vllm.agreement import _digest; print(_digest([[1, 2**31 - 1], [], [151643]]))"
+    code = "from rolltree.serving.agreement import _digest; print(_digest([[1, 2**31 - 1], [], [151643]]))"
     here = _digest([[1, 2**31 - 1], [], [151643]])
     for seed in ("1", "2"):
         command = [sys.executable, "-c", code]

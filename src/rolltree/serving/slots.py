@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rolltree.serving.request_options import DEFAULT, KINDS, RequestOptions
 from rolltree.types import Int32Array
-from rolltree.vllm.request_options import DEFAULT, KINDS, RequestOptions
 
 NO_HANDLE = -1
 

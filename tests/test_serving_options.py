@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
-from rolltree.vllm.options import EngineOptions
-from rolltree.vllm.request_options import RequestOptions, with_options
+from rolltree.serving.options import EngineOptions
+from rolltree.serving.request_options import RequestOptions, with_options
 
 
 def test_dictionary_overrides_environment_overrides_default() -> None:

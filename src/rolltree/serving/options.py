@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rolltree.budget import CostModel
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
-from rolltree.vllm.request_options import REQUEST_KEY, refuse_unknown
+from rolltree.serving.request_options import REQUEST_KEY, refuse_unknown
 
 ENVIRONMENT_PREFIX = "ROLLTREE_VLLM_"
 

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rolltree.cache import RolloutCache
+from rolltree.serving.request_options import KINDS
+from rolltree.serving.slots import NO_HANDLE, Facts, Roots, Slots, media_key
 from rolltree.tokens import as_tokens
 from rolltree.types import Int32Array, Int64Array
-from rolltree.vllm.request_options import KINDS
-from rolltree.vllm.slots import NO_HANDLE, Facts, Roots, Slots, media_key
 
 __all__ = ["Batch", "Facts", "RequestBook", "Work"]
 
