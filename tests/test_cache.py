@@ -74,7 +74,7 @@ def test_a_user_key_joins_turns_and_prompts() -> None:
 
 
 def test_a_hash_collision_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts_module, "_digest", lambda prompt: "same")
+    monkeypatch.setattr(prompts_module, "prompt_key", lambda prompt, key=None: "same")
     cache = RolloutCache()
     a, b, c = cache.open([1]), cache.open([2]), cache.open([1])
     assert tree_of(cache, a) == tree_of(cache, c) != tree_of(cache, b)
@@ -99,7 +99,7 @@ def test_eviction_is_lru_and_spares_live_prompts() -> None:
     assert stats.evicted_prompts > 0
     assert count(cache, live, [500, 501]) == 1
     kept = [e.key for e in cache._prompts]
-    assert kept[-1] == prompts_module._digest(np.array([39], np.int32))
+    assert kept[-1] == prompts_module.prompt_key([39])
     cache.check()
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from rolltree.tokens import prompt_key
 from rolltree.verl.client import MarkingClient
 from rolltree.verl.first_turns import PROBE, FirstTurnSeen, Probe
-from rolltree.verl.marks import CURRENT, Mark, prompt_key
+from rolltree.verl.marks import CURRENT, Mark
 
 PROMPT = [5, 6, 7]
 

@@ -13,8 +13,9 @@ import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.request_options import RequestOptions
+from rolltree.tokens import prompt_key
 from rolltree.verl.client import MarkingClient
-from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, named_key, policy_version, prompt_key
+from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, named_key, policy_version
 from rolltree.verl.options import VerlOptions
 
 PROMPT = [5, 6, 7]

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from rolltree.errors import InvalidInputError
-from rolltree.verl.marks import prompt_key
+from rolltree.tokens import prompt_key
 from rolltree.verl.placement import Placement
 from rolltree.verl.router import PromptRouter
 

@@ -8,7 +8,6 @@ Invariant: a prompt with live sessions is never evicted.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from rolltree._native import Forest
 from rolltree.store import StoredRollout
 from rolltree.store.journal import Journal
+from rolltree.tokens import prompt_key
 from rolltree.types import Int32Array
 
 _FULL = 0.95
@@ -58,11 +58,11 @@ class PromptTable:
 
     def has_key(self, key: str) -> bool:
         """Whether the user's id `key` has a tree."""
-        return f"user:{key}" in self._entries
+        return prompt_key((), key) in self._entries
 
     def known(self, prompt: Int32Array, key: str | None) -> Entry | None:
         """The entry under a prompt's name, if there is one."""
-        return self._entries.get(_name(prompt, key))
+        return self._entries.get(prompt_key(prompt, key))
 
     def find(
         self, prompt: Int32Array, key: str | None, version: int, *, restored: StoredRollout | None = None
@@ -72,7 +72,7 @@ class PromptTable:
         None: the tree is of another prompt, and the text starts anew. A new tree gets what the store knows of the
         prompt, unless it is made for a rollout that is being `restored`; later versions count as of `version`.
         """
-        name = _name(prompt, key)
+        name = prompt_key(prompt, key)
         while (entry := self._entries.get(name)) is not None:
             shared, whole = self._forest.shared_prefix(entry.tree, prompt)
             if key is not None:
@@ -132,11 +132,3 @@ class PromptTable:
         """Forget all trees."""
         self._forest.clear()
         self._entries.clear()
-
-
-def _name(prompt: Int32Array, key: str | None) -> str:
-    return _digest(prompt) if key is None else f"user:{key}"
-
-
-def _digest(prompt: Int32Array) -> str:
-    return f"{len(prompt)}:{hashlib.blake2b(prompt.tobytes(), digest_size=16).hexdigest()}"

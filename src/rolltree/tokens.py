@@ -1,11 +1,15 @@
 """What callers hand over, checked: token ids, keys, whole numbers. Anything that cannot be taken is a typed error.
 
 Token ids become int32, one-dimensional, contiguous, 0..2^31-1; keys plain strings; numbers plain integers of 64 bits.
+
+A prompt has one name everywhere: `prompt_key`, over `prompt_digest`, which is also what the store's file holds.
 """
 
 from __future__ import annotations
 
+import hashlib
 import operator
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -68,6 +72,36 @@ def as_tokens(tokens: TokenIds, name: str = "tokens") -> Int32Array:
         where = int(np.flatnonzero(array == bad)[0])
         raise InvalidInputError(f"{name}[{where}]", bad, f"a token id from 0 to {_MAX}")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def prompt_digest(prompt: Int32Array) -> bytes:
+    """16 bytes that stand for token ids, int32 [n]: part of the store's file format, so they never change."""
+    return hashlib.blake2b(prompt.astype("<i4", copy=False).tobytes(), digest_size=16).digest()
+
+
+def prompt_key(token_ids: TokenIds, key: str | None = None, media: Sequence[tuple[int, str]] = ()) -> str:
+    """Name a prompt: the same in every process, on every replica, and in every epoch.
+
+    Args:
+        token_ids: the prompt, [n].
+        key: the user's id for it, which is then the name whatever the tokens are.
+        media: pictures and the like in the prompt: the place of the first token that stands for each, and the hash of
+            its content. The same tokens stand for every picture, so the tokens alone would give different prompts one
+            name. What comes behind the prompt belongs to later turns.
+
+    Raises:
+        InvalidInputError: bad token ids.
+
+    """
+    if key is not None:
+        return f"user:{key}"
+    tokens = as_tokens(token_ids, "prompt")
+    digest = prompt_digest(tokens)
+    inside = [f"{place}:{content}" for place, content in media if place < len(tokens)]
+    if not inside:
+        return digest.hex()
+    text = "\0".join(inside).encode(errors="surrogatepass")
+    return f"media:{hashlib.blake2b(digest + text, digest_size=16).hexdigest()}"
 
 
 def as_key(key: object, name: str = "key") -> str | None:

@@ -10,7 +10,6 @@ real request to come, so as far as the policy stays, so does the text: the best 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from rolltree.engine.engine import Engine, Progress
 from rolltree.engine.request import Request, Result
 from rolltree.lengths import LengthEstimator
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, Snapshot
-from rolltree.tokens import as_tokens
+from rolltree.tokens import prompt_key as key_of
 
 PROVEN_STEPS = 32
 """Observed steps before a learned cost model is believed; a frozen one is at once."""
@@ -265,9 +264,7 @@ class RunAheadEngine:
 
 def prompt_key(request: Request) -> str:
     """Identity of a request's prompt: the user's key, else a hash of its tokens."""
-    if request.key is not None:
-        return f"user:{request.key}"
-    return hashlib.blake2b(as_tokens(request.prompt_token_ids).tobytes(), digest_size=16).hexdigest()
+    return key_of(request.prompt_token_ids, request.key)
 
 
 def _seconds(cost: CostModel, rows: int, drafted: float) -> float:

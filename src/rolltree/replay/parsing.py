@@ -14,7 +14,6 @@ What a record is, is told by its keys:
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from rolltree.replay.messages import read_messages
 from rolltree.replay.records import Rollout, Span
 from rolltree.replay.steps import StepSource, Where, whole
 from rolltree.replay.tokenizing import Answer, TextTokenizer
-from rolltree.tokens import as_tokens
+from rolltree.tokens import as_tokens, prompt_key
 from rolltree.types import Int32Array
 
 TEXTS = {
@@ -135,7 +134,7 @@ class Parser:
             raise ValueError(f"loss_mask is not a list of {len(ids)} truth values, one for each token")
         written = np.flatnonzero(np.array(mask, bool))
         begin, end = (int(written[0]), int(written[-1]) + 1) if len(written) else (len(ids), len(ids))
-        name = hashlib.sha256(ids[:begin].tobytes()).hexdigest()
+        name = prompt_key(ids[:begin])
         edges = np.flatnonzero(np.diff(np.array(mask[begin:end], np.int8))) + 1
         spans = tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
         return name, self._shared(("", name), ids[:begin]), Answer(ids[begin:end], spans)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rolltree.tokens import as_tokens
+from rolltree.tokens import prompt_key
 
 _numbers = itertools.count()
 
@@ -26,14 +25,7 @@ class Prompt:
     @property
     def identity(self) -> str:
         """What the controller calls the prompt."""
-        return identity(self.token_ids, self.key)
-
-
-def identity(token_ids: Sequence[int], key: str | None) -> str:
-    """Name a prompt: by the user's key, else by its tokens."""
-    if key is not None:
-        return f"user:{key}"
-    return hashlib.blake2b(as_tokens(token_ids).tobytes(), digest_size=16).hexdigest()
+        return prompt_key(self.token_ids, self.key)
 
 
 def request_name(kind: str) -> str:

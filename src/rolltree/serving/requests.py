@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from rolltree.cache import RolloutCache
 from rolltree.serving.request_options import KINDS
-from rolltree.serving.slots import NO_HANDLE, Facts, Roots, Slots, media_key
-from rolltree.tokens import as_tokens
+from rolltree.serving.slots import NO_HANDLE, Facts, Roots, Slots
+from rolltree.tokens import as_tokens, prompt_key
 from rolltree.types import Int32Array, Int64Array
 
 __all__ = ["Batch", "Facts", "RequestBook", "Work"]
@@ -194,8 +194,8 @@ class RequestBook:
             self.cache.set_version(options.version)
         key = options.key
         root = prompt if key is not None else self._roots.root(id, facts, prompt)
-        if key is None:
-            key = media_key(root, facts.media)
+        if key is None and any(place < len(root) for place, _ in facts.media):
+            key = prompt_key(root, media=facts.media)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
         handle = self.cache.open(root, key=key, version=options.version, read_only=read_only, run_ahead=ahead)

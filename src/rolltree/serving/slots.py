@@ -5,7 +5,6 @@ Plain data; which request has which slot is decided in `requests`.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,24 +32,6 @@ class Facts:
     """Generated tokens before which none of `stop_ids` counts."""
     media: tuple[tuple[int, str], ...] = ()
     """Images and the like in the prompt: place of the first token that stands for each, and the hash of its content."""
-
-
-def media_key(root: Int32Array, media: Sequence[tuple[int, str]]) -> str | None:
-    """Name the tree of a prompt that holds images; None where there are none.
-
-    The same tokens stand for every image, so the tokens alone would give different prompts one tree.
-
-    Args:
-        root: the prompt's tokens, or those of the conversation's first turn.
-        media: see `Facts`; what comes behind `root` belongs to later turns.
-
-    """
-    inside = [f"{place}:{content}" for place, content in media if place < len(root)]
-    if not inside:
-        return None
-    digest = hashlib.blake2b(root.tobytes(), digest_size=16)
-    digest.update("\0".join(inside).encode(errors="surrogatepass"))
-    return f"media:{digest.hexdigest()}"
 
 
 class Slots:

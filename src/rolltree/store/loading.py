@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Protocol
 
-from rolltree.store.naming import digest_of
 from rolltree.store.pending import Entry, unwritten
 from rolltree.store.reader import Damaged, Reader
 from rolltree.store.record import StoredRollout
+from rolltree.tokens import prompt_digest
 
 
 class Restorable(Protocol):
@@ -53,7 +53,7 @@ _Listed = tuple[int | StoredRollout, int, object]
 
 def _in_memory(rollouts: list[StoredRollout]) -> Iterator[_Listed]:
     for rollout in reversed(rollouts):
-        yield rollout, len(rollout.token_ids), (rollout.key, digest_of(rollout.prompt_token_ids))
+        yield rollout, len(rollout.token_ids), (rollout.key, prompt_digest(rollout.prompt_token_ids))
 
 
 def _in_file(reader: Reader, newest: int) -> Iterator[_Listed]:

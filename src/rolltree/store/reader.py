@@ -10,9 +10,9 @@ from typing import Any
 from rolltree.errors import StoreCorruptedError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
-from rolltree.store.naming import digest_of
 from rolltree.store.record import StoredRollout
 from rolltree.store.rows import COLUMNS, rollout_of
+from rolltree.tokens import prompt_digest
 
 ALL = 2**62
 PAGE = 512  # rollouts of one statement
@@ -63,7 +63,7 @@ class Reader:
         prompts = _KEYED if digest is None else _NAMED
         query = f"{COLUMNS} WHERE r.prompt IN ({prompts}) ORDER BY r.id DESC LIMIT ?3"
         found = list(self._rollouts(self._rows(query, (digest, key, last), wait)[::-1], damaged))
-        right = [one for one in found if one.key == key and digest in (None, digest_of(one.prompt_token_ids))]
+        right = [one for one in found if one.key == key and digest in (None, prompt_digest(one.prompt_token_ids))]
         if len(right) < len(found):
             damaged(StoreCorruptedError(f"{self.path}: an index leads to rollouts of other prompts"))
         return right

@@ -15,8 +15,8 @@ from typing import Any
 
 from rolltree.errors import StoreCorruptedError
 from rolltree.store.codec import pack_floats, pack_tokens, unpack_and_rest, unpack_floats, unpack_tokens
-from rolltree.store.naming import digest_of
 from rolltree.store.record import Span, StoredRollout
+from rolltree.tokens import prompt_digest
 
 CHECK = 8  # bytes
 COLUMNS = (
@@ -48,7 +48,7 @@ class Packed:
         """Compress."""
         prompt, tokens = rollout.prompt_token_ids, rollout.token_ids
         return cls(
-            (rollout.key, digest_of(prompt), len(prompt), pack_tokens(prompt)),
+            (rollout.key, prompt_digest(prompt), len(prompt), pack_tokens(prompt)),
             (rollout.version, rollout.sample, rollout.reward, len(tokens)),
             pack_tokens(tokens, prompt),
             None if rollout.logprobs is None else pack_floats(rollout.logprobs),
@@ -89,7 +89,7 @@ def _rollout(
     if len(tokens) != length or (probs is not None and len(probs) != length):
         raise ValueError(f"{len(tokens)} tokens where {length} were written")
     stream = blob[: len(blob) - len(check)]
-    named = (id, key, digest_of(prompt), version, sample, reward, length, context)
+    named = (id, key, prompt_digest(prompt), version, sample, reward, length, context)
     if len(check) not in (0, CHECK):
         raise ValueError("damaged blob: it does not end where it should")
     if check and check != _check(named, stream, logprobs):

@@ -17,12 +17,11 @@ from types import TracebackType
 from rolltree.errors import InvalidInputError, StoreCorruptedError
 from rolltree.store.loading import Restorable, load
 from rolltree.store.location import as_path, is_empty
-from rolltree.store.naming import digest_of
 from rolltree.store.pending import Entry, unwritten
 from rolltree.store.reader import ALL, Damaged, Reader, refuse
 from rolltree.store.record import Span, StoredRollout
 from rolltree.store.writer import Writer
-from rolltree.tokens import as_integer, as_key, as_tokens, as_version
+from rolltree.tokens import as_integer, as_key, as_tokens, as_version, prompt_digest
 from rolltree.types import Float32Array, TokenIds
 
 _log = logging.getLogger(__name__)
@@ -239,7 +238,7 @@ def _close(writer: Writer, reader: Reader) -> None:
 def _named(prompt: TokenIds | None, key: str | None) -> tuple[bytes | None, str | None]:
     if prompt is None and key is None:
         raise InvalidInputError("rollouts", None, "a prompt or a key", "Iterate over the store to get all.")
-    digest = None if prompt is None else digest_of(as_tokens(prompt, "prompt_token_ids"))
+    digest = None if prompt is None else prompt_digest(as_tokens(prompt, "prompt_token_ids"))
     return digest, as_key(key)
 
 

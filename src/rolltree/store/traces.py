@@ -17,9 +17,9 @@ import numpy as np
 from rolltree.errors import InvalidInputError
 from rolltree.store.lines import check_target, read_lines, writing
 from rolltree.store.location import as_path
-from rolltree.store.naming import digest_of
 from rolltree.store.record import StoredRollout
 from rolltree.store.store import RolloutStore
+from rolltree.tokens import prompt_digest
 
 Progress = Callable[[int], None]
 _NAMES = {math.inf: "Infinity", -math.inf: "-Infinity"}  # JSON has no word for them
@@ -94,7 +94,7 @@ def export_traces(
 
 def line_of(rollout: StoredRollout, samples: Counter[tuple[str, int]]) -> dict[str, Any]:
     """What a line says; `samples` counts those of a prompt and step."""
-    prompt_id = rollout.key if rollout.key is not None else digest_of(rollout.prompt_token_ids).hex()
+    prompt_id = rollout.key if rollout.key is not None else prompt_digest(rollout.prompt_token_ids).hex()
     counted = rollout.sample is None
     line: dict[str, Any] = {
         "prompt_id": prompt_id,

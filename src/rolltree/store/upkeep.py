@@ -15,10 +15,9 @@ from rolltree.store.codec import unpack_tokens
 from rolltree.store.connection import Connection
 from rolltree.store.faults import StoreLockedError
 from rolltree.store.location import existing
-from rolltree.store.naming import digest_of
 from rolltree.store.reader import Reader
 from rolltree.store.schema import VERSION
-from rolltree.tokens import as_integer
+from rolltree.tokens import as_integer, prompt_digest
 
 MOST_FAULTS = 20
 _SUMS = """
@@ -114,7 +113,11 @@ def _prompt_fault(digest: bytes, length: int, blob: bytes) -> str:
         tokens = unpack_tokens(blob)
     except Exception as error:  # damaged, or no blob any more
         return str(error)
-    return "" if len(tokens) == length and digest_of(tokens) == digest else "its tokens are not those that were written"
+    return (
+        ""
+        if len(tokens) == length and prompt_digest(tokens) == digest
+        else "its tokens are not those that were written"
+    )
 
 
 def compact(path: str | PathLike[str], *, window: int | None = None) -> tuple[StoreInfo, StoreInfo]:

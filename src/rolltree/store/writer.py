@@ -20,10 +20,10 @@ from pathlib import Path
 from rolltree.errors import InvalidInputError, StoreError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
-from rolltree.store.naming import digest_of
 from rolltree.store.pending import Entry, Pending
 from rolltree.store.record import StoredRollout
 from rolltree.store.rows import Packed, next_id
+from rolltree.tokens import prompt_digest
 
 DELAY = 0.2  # seconds that a rollout waits for others to share a transaction with
 SLOWEST = 30.0  # seconds between two attempts at most, while they fail
@@ -63,7 +63,7 @@ class Writer:
 
         """
         self.check()
-        digest = digest_of(rollout.prompt_token_ids)
+        digest = prompt_digest(rollout.prompt_token_ids)
         with self._changed:
             self.check()
             self._pending.add(rollout, digest)

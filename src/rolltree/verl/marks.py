@@ -7,7 +7,6 @@ request that goes on after an abort, as a new prompt.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import operator
 from collections import OrderedDict
@@ -17,9 +16,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from rolltree.errors import InvalidInputError
+from rolltree.tokens import prompt_key
 
 REQUEST_KEY = "rolltree"
 """The entry of a request's `extra_args` that `rolltree.vllm` reads."""
@@ -44,11 +42,6 @@ class Mark:
 
 CURRENT: ContextVar[Mark] = ContextVar("rolltree_mark", default=Mark())  # noqa: B039 (frozen)
 """The mark of the running agent loop. Tasks that the loop starts inherit it."""
-
-
-def prompt_key(token_ids: Sequence[int]) -> str:
-    """Name a prompt by its token ids: the same in every epoch, process and replica."""
-    return hashlib.blake2b(np.asarray(token_ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
 
 
 def policy_version(step: object) -> int | None:

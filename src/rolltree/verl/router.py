@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.verl.marks import REQUEST_KEY, prompt_key
+from rolltree.tokens import prompt_key
+from rolltree.verl.marks import REQUEST_KEY
 from rolltree.verl.placement import Placement
 
 CONFIG_PATH = Path(__file__).with_name("router.yaml")
