@@ -1,13 +1,11 @@
 // Python binding of the core; the only file that knows nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <nanobind/stl/tuple.h>
 
-#include <optional>
 #include <tuple>
 
 #include "budget.h"
@@ -112,22 +110,21 @@ NB_MODULE(_native, m) {
 
   m.def(
       "allocate",
-      [](In<float, 2> survival, In<std::int32_t, 1> lengths, std::optional<In<float, 1>> weights, double base, double row,
-         double token, double cell, double ragged, double floor, Out<std::int32_t, 1> verified) {
+      [](In<float, 2> survival, In<std::int32_t, 1> lengths, double base, double row, double token, double cell,
+         double ragged, double floor, Out<std::int32_t, 1> verified) {
         const std::size_t rows = survival.shape(0), width = survival.shape(1);
         same("lengths.shape", lengths.shape(0), rows);
-        if (weights) same("weights.shape", weights->shape(0), rows);
         same("verified.shape", verified.shape(0), rows);
         for (std::size_t b = 0; b < rows; ++b)
           if (lengths(b) < 0 || static_cast<std::size_t>(lengths(b)) > width)
             throw InputFault("lengths", std::to_string(lengths(b)), "between 0 and the width of survival");
         nb::gil_scoped_release release;
-        allocate(survival.data(), lengths.data(), weights ? weights->data() : nullptr, rows, width,
-                 StepCost{base, row, token, cell, ragged, floor}, verified.data());
+        allocate(survival.data(), lengths.data(), rows, width, StepCost{base, row, token, cell, ragged, floor},
+                 verified.data());
       },
-      "survival"_a.noconvert(), "lengths"_a.noconvert(), "weights"_a.noconvert().none(), nb::kw_only(), "base"_a, "row"_a,
-      "token"_a, "cell"_a, "ragged"_a, "floor"_a, "verified"_a.noconvert(),
-      "Cut drafts to the lengths of most goodput: float32[B, K], int32[B], weights float32[B] or None -> int32[B].");
+      "survival"_a.noconvert(), "lengths"_a.noconvert(), nb::kw_only(), "base"_a, "row"_a, "token"_a, "cell"_a,
+      "ragged"_a, "floor"_a, "verified"_a.noconvert(),
+      "Cut drafts to the lengths of most goodput: float32[B, K], int32[B] -> int32[B].");
 
   nb::class_<Drafts>(m, "Drafts", "Memory of a batch of drafts; the arrays are views that every draft overwrites.")
       .def(nb::init<std::size_t, std::size_t>(), "rows"_a, "width"_a)

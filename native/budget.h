@@ -1,8 +1,7 @@
 // How many draft tokens a step verifies: goodput over the whole batch (water-filling).
 //
 // For every useful cap on the longest draft, which a padded rectangle pays for, tokens of all rows are taken in the order
-// of their worth, survival times the weight of the request; the (cap, number of tokens) with the most expected worth per
-// second wins. Pure arithmetic.
+// of their survival; the (cap, number of tokens) with the most expected tokens per second wins. Pure arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -18,46 +17,43 @@ struct StepCost {
   double linear(double rows, double longest) const { return base + rows * (row + token + cell * (1 + longest)); }
 };
 
-/// `survival` is [rows, width], falling along each row; `weights` is [rows], positive, or null for 1. Writes the lengths
-/// to verify, at most `lengths`; all zero when speculation would lose. O(nodes log nodes).
-inline void allocate(const float* survival, const std::int32_t* lengths, const float* weights, std::size_t rows,
-                     std::size_t width, const StepCost& cost, std::int32_t* verified) {
+/// `survival` is [rows, width], falling along each row. Writes the lengths to verify, at most `lengths`;
+/// all zero when speculation would lose. O(nodes log nodes).
+inline void allocate(const float* survival, const std::int32_t* lengths, std::size_t rows, std::size_t width,
+                     const StepCost& cost, std::int32_t* verified) {
   struct Node {
-    float worth;
+    float survival;
     std::uint32_t column;
   };
-  auto weight = [&](std::size_t b) { return weights ? weights[b] : 1.0f; };
   std::vector<Node> nodes;
   std::uint32_t longest = 0;
-  double worth_of_rows = 0;
   for (std::size_t b = 0; b < rows; ++b) {
-    worth_of_rows += weight(b);
-    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(lengths[b]); ++i) nodes.push_back({weight(b) * survival[b * width + i], i});
+    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(lengths[b]); ++i) nodes.push_back({survival[b * width + i], i});
     longest = std::max(longest, static_cast<std::uint32_t>(lengths[b]));
   }
-  std::sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) { return a.worth > b.worth; });
+  std::sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) { return a.survival > b.survival; });
 
   const double R = static_cast<double>(rows);
-  double best = worth_of_rows / std::max(cost.floor, cost.linear(R, 0));
+  double best = R / std::max(cost.floor, cost.linear(R, 0));
   std::uint32_t best_cap = 0;
-  float threshold = 0;  // worth of the last token taken
+  float threshold = 0;  // survival of the last token taken
   for (std::uint32_t cap = cost.cell > 0 ? 1 : longest; cap <= longest && cap > 0;
        cap = cap == longest ? longest + 1 : std::min(longest, cap + 1 + cap / 8)) {
-    double worth = worth_of_rows, seconds = cost.linear(R, cap) + cost.ragged;
+    double tokens = R, seconds = cost.linear(R, cap) + cost.ragged;
     for (const Node& node : nodes) {
       if (node.column >= cap) continue;
-      worth += node.worth;
+      tokens += node.survival;
       seconds += cost.token;
-      if (worth <= best * std::max(cost.floor, seconds)) continue;
-      best = worth / std::max(cost.floor, seconds);
+      if (tokens <= best * std::max(cost.floor, seconds)) continue;
+      best = tokens / std::max(cost.floor, seconds);
       best_cap = cap;
-      threshold = node.worth;
+      threshold = node.survival;
     }
   }
   for (std::size_t b = 0; b < rows; ++b) {
     const auto limit = static_cast<std::int32_t>(std::min<std::uint32_t>(static_cast<std::uint32_t>(lengths[b]), best_cap));
     std::int32_t n = 0;
-    while (n < limit && weight(b) * survival[b * width + static_cast<std::size_t>(n)] >= threshold) ++n;
+    while (n < limit && survival[b * width + static_cast<std::size_t>(n)] >= threshold) ++n;
     verified[b] = n;
   }
 }

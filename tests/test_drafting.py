@@ -226,8 +226,8 @@ def test_settings_are_checked() -> None:
         DraftConfig(shape="bush")  # type: ignore[arg-type]
 
 
-def floor_of(d: TreeDrafter, weights: list[float] | None = None, rows: int = 4) -> float:
-    return d._floor(rows, None if weights is None else np.array(weights, np.float32))
+def floor_of(d: TreeDrafter) -> float:
+    return d._floor(4)
 
 
 def test_the_draft_floor_is_the_higher_of_the_setting_and_what_can_pay() -> None:
@@ -240,12 +240,3 @@ def test_the_draft_floor_is_the_higher_of_the_setting_and_what_can_pay() -> None
     assert floor_of(d) == pytest.approx(0.4)
     d.cost = CostModel(base=1.0, token=1.0, floor=100.0)  # nothing costs anything
     assert floor_of(d) == 0.1
-
-
-def test_unlike_weights_lower_the_draft_floor() -> None:
-    """A token of the request that weighs most may pay where one of the average would not."""
-    d = drafter()
-    d.config = DraftConfig(min_survival=0.01)
-    d.cost = CostModel(base=1.0, token=1.0)
-    assert floor_of(d, [3.0] * 4) == floor_of(d) == pytest.approx(0.4)
-    assert floor_of(d, [4.0, 2.0, 1.0, 1.0]) == pytest.approx(0.2)

@@ -46,7 +46,7 @@ ROWS = (
     row("budget store runlog"),
     row("prompts"),
     row("cache"),
-    row("step_cost lengths runahead"),
+    row("step_cost runahead"),
     row("drafting"),
     row("serving"),
     row("sampling", "numpy torch"),

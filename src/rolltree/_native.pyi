@@ -11,9 +11,9 @@ def gumbel_noise(keys: Annotated[NDArray[numpy.uint64], dict(shape=(None,), orde
     Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].
     """
 
-def allocate(survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, *, base: float, row: float, token: float, cell: float, ragged: float, floor: float, verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+def allocate(survival: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, base: float, row: float, token: float, cell: float, ragged: float, floor: float, verified: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
     """
-    Cut drafts to the lengths of most goodput: float32[B, K], int32[B], weights float32[B] or None -> int32[B].
+    Cut drafts to the lengths of most goodput: float32[B, K], int32[B] -> int32[B].
     """
 
 class Drafts:

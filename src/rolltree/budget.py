@@ -115,9 +115,7 @@ def _non_negative(design: np.ndarray, target: np.ndarray) -> list[float]:
         columns.pop(int(np.argmin(solution * np.linalg.norm(design[:, columns], axis=0))))
 
 
-def allocate(
-    survival: Float32Array, lengths: Int32Array, cost: CostModel, weights: Float32Array | None = None
-) -> Int32Array:
+def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> Int32Array:
     """Cut drafts to the lengths that maximise expected tokens per second over the whole batch.
 
     For every useful cap on the longest draft (which the padded rectangle pays for), tokens are taken in the order of
@@ -127,13 +125,11 @@ def allocate(
         survival: float32 [B, K], falling along each row; entries past `lengths` are ignored.
         lengths: int32 [B], drafted nodes.
         cost: the step-cost model.
-        weights: float32 [B], above 0: what a token of each request is worth, for instance its expected remaining length
-            when the caller waits for the last request; None weighs all alike.
 
     Returns:
         int32 [B], at most `lengths`. All zero when speculation would lose.
 
     """
     verified = np.empty_like(lengths)
-    _native.allocate(np.ascontiguousarray(survival), lengths, weights, **asdict(cost), verified=verified)
+    _native.allocate(np.ascontiguousarray(survival), lengths, **asdict(cost), verified=verified)
     return verified

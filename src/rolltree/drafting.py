@@ -14,7 +14,7 @@ from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
 from rolltree.metrics import SOURCES, DraftStats
 from rolltree.tokens import as_integers
-from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds
+from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
 _DOUBT = 0.5
 """Nodes of half the survival that pays are drafted still, if not verified: too low an estimate must be found out."""
@@ -67,13 +67,12 @@ class TreeDrafter:
         """Start a request; see `RolloutCache.open`."""
         return self.cache.open(prompt, key=key, seed=seed, coupled=coupled, run_ahead=run_ahead)
 
-    def draft(self, handles: Int64Array, limits: Int32Array, weights: Float32Array | None = None) -> DraftBatch:
+    def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
 
         Args:
             handles: int64 [B], live sessions; any whole numbers will do, here and below.
             limits: int32 [B].
-            weights: float32 [B], what a token of each request is worth; None weighs all alike (see `budget.allocate`).
 
         Returns:
             Views that stay valid until the next call of `draft`.
@@ -85,10 +84,10 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        self.cache.forest.draft_batch(handles, limits, self._floor(rows, weights), config.min_match, tree, out.native)
+        self.cache.forest.draft_batch(handles, limits, self._floor(rows), config.min_match, tree, out.native)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
-        self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost, weights)
+        self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
         return DraftBatch(
             tokens=out.tokens[:rows],
             parents=out.parents[:rows],
@@ -97,12 +96,11 @@ class TreeDrafter:
             is_chain=not tree,
         )
 
-    def _floor(self, rows: int, weights: Float32Array | None) -> float:
+    def _floor(self, rows: int) -> float:
         """Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing."""
         if self.cost is None or not rows:
             return self.config.min_survival
-        spread = 1.0 if weights is None else float(weights.mean() / weights.max())
-        return max(self.config.min_survival, min(_DOUBT * spread * self.cost.break_even(rows), 1.0))
+        return max(self.config.min_survival, min(_DOUBT * self.cost.break_even(rows), 1.0))
 
     def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """Commit the tokens emitted in this step and learn from the verdicts.

@@ -19,7 +19,6 @@ import numpy as np
 from rolltree import machine
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
-from rolltree.lengths import LengthEstimator
 from rolltree.replay.budgets import Told
 from rolltree.replay.drafters.base import NoDrafter, ReplayDrafter
 from rolltree.replay.drafters.tree import RolltreeDrafter
@@ -28,6 +27,7 @@ from rolltree.replay.records import Rollout
 from rolltree.replay.simulator import Simulator, Text
 from rolltree.replay.tally import Tally
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, RunAheadConfig, Snapshot
+from rolltree.runahead.lengths import LengthEstimator
 from rolltree.types import DraftBatch
 
 MODES = ("none", "cold", "ahead", "forced", "history")

@@ -41,7 +41,6 @@ def run(
     cost: Profile = "h100-7b",
     budget: Annotated[bool, typer.Option(help="Weigh the cost of a step; without: verify all drafts.")] = True,
     learn_cost: Annotated[bool, typer.Option("--learn-cost", help="The budget learns what steps cost.")] = False,
-    objective: Annotated[str, typer.Option(help="throughput, or makespan: long rollouts first.")] = "throughput",
     ceiling: Annotated[bool, typer.Option(help="Replay the clairvoyant, too.")] = True,
     split: Annotated[str, typer.Option(help="all, or every second prompt: even or odd.")] = "all",
     seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
@@ -69,8 +68,7 @@ def run(
     config = ReplayConfig(
         drafters=parse_drafters(drafter or ["rolltree"]), batches=batch or [32], profile=load_profile(cost),
         limits=Limits(max_draft=max_draft, shape=_choice("--shape", shape, "chain", "tree")),
-        budget="off" if not budget else "learned" if learn_cost else "told",
-        objective=_choice("--objective", objective, "throughput", "makespan"), ceiling=ceiling,
+        budget="off" if not budget else "learned" if learn_cost else "told", ceiling=ceiling,
     )  # fmt: skip
     selection = Selection(
         samples=samples, history_samples=history_samples or samples, max_tokens=max_tokens,

@@ -21,8 +21,8 @@ from rolltree.budget import CostModel
 from rolltree.drafting import TreeDrafter
 from rolltree.engine.engine import Engine, Progress
 from rolltree.engine.request import Request, Result
-from rolltree.lengths import LengthEstimator
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, Snapshot
+from rolltree.runahead.lengths import LengthEstimator
 from rolltree.tokens import prompt_key as key_of
 
 PROVEN_STEPS = 32

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rolltree.metrics import ratio
 from rolltree.replay import results
-from rolltree.replay.budgets import Budget, Learned, Told, Worth
+from rolltree.replay.budgets import Budget, Learned, Told
 from rolltree.replay.drafters import DrafterSpec, Limits, ReplayDrafter
 from rolltree.replay.profiles import Profile
 from rolltree.replay.records import Recording
@@ -36,8 +36,6 @@ class ReplayConfig:
     budget: Literal["told", "learned", "off"] = "told"
     """Drafters that can do so weigh the cost of a step, told exactly or learned step by step; off: all that is drafted
     is verified."""
-    objective: Literal["throughput", "makespan"] = "throughput"
-    """What the budget maximises: tokens per second, or with requests weighted by their expected remaining length."""
     ceiling: bool = True
     """Replay the clairvoyant, too."""
 
@@ -85,16 +83,13 @@ def run_case(
 ) -> list[StepRun]:
     """Replay every step with one new drafter at one batch size."""
     drafter = spec.make(config.limits)
-    worth = Worth() if config.objective == "makespan" else None
     for version, step in enumerate(recording.history):
         drafter.begin(version)
         drafter.remember(step.rollouts)
-        if worth:
-            worth.learn(step.rollouts)
     max_draft = spec.limits(config.limits).max_draft
     simulate = partial(
         Simulator, drafter=drafter, profile=config.profile, slots=slots, max_draft=max_draft,
-        budget=_budget(config), worth=worth,
+        budget=_budget(config),
         progress=lambda tokens: progress(f"{spec.text}, {slots or 'all'} slots", tokens),
     )  # fmt: skip
     runs = []
@@ -132,7 +127,6 @@ def _case(
         "cost_profile": config.profile.name,
         **asdict(spec.limits(config.limits)),
         "budget": config.budget,
-        "objective": config.objective,
         **results.summary(runs),
     }
     plain = results.generation_seconds(baseline)

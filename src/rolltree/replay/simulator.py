@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rolltree.replay.budgets import Budget, Worth
+from rolltree.replay.budgets import Budget
 from rolltree.replay.drafters import ReplayDrafter
 from rolltree.replay.profiles import Load, Profile
 from rolltree.replay.records import Rollout
@@ -83,14 +83,13 @@ class Simulator:
 
     def __init__(
         self, rollouts: Sequence[Rollout], drafter: ReplayDrafter, profile: Profile, tally: Tally,
-        *, slots: int, max_draft: int, budget: Budget | None = None, worth: Worth | None = None,
-        progress: Progress = _silent,
+        *, slots: int, max_draft: int, budget: Budget | None = None, progress: Progress = _silent,
     ) -> None:  # fmt: skip
         self.rollouts, self.drafter, self.profile, self.tally = rollouts, drafter, profile, tally
         self.text = Text(rollouts, max_draft + 1)
         self.slots = slots or len(rollouts)
         self.max_draft, self.progress = max_draft, progress
-        self.budget, self.worth = (budget, worth) if drafter.budgeted else (None, None)
+        self.budget = budget if drafter.budgeted else None
         self.clock = 0.0
         self._next, self._unreported, self._prefill = 0, 0, 0
         self._prefilled: set[str] = set()
@@ -152,12 +151,9 @@ class Simulator:
         return time.perf_counter() - begin
 
     def _tell(self) -> None:
-        """Tell the drafter what a step costs now, and what each request's tokens are worth."""
+        """Tell the drafter what a step costs now."""
         if self.budget:
             self.drafter.cost = self.budget.model(Load(len(self._rollout), context=self._context()))
-        if self.worth:
-            live = [self.rollouts[index] for index in self._rollout.tolist()]
-            self.drafter.weights = self.worth.weights(live, self._position)
 
     def _spend(self, load: Load) -> None:
         seconds = self.profile.seconds(load)
@@ -196,8 +192,6 @@ class Simulator:
         if not done.any():
             return
         self.tally.finished(self._rollout[done], self.clock)
-        if self.worth:
-            self.worth.learn([self.rollouts[index] for index in self._rollout[done].tolist()])
         for handle in self._handle[done].tolist():
             self.drafter.close(handle)
         kept = ~done

@@ -25,8 +25,8 @@ import numpy as np
 
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
-from rolltree.lengths import LengthEstimator
 from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, Snapshot
+from rolltree.runahead.lengths import LengthEstimator
 from rolltree.serving.prompts import Prompt, request_name
 from rolltree.serving.request_options import with_options
 from rolltree.step_cost import StepCostObserver

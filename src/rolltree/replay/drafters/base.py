@@ -9,7 +9,7 @@ import numpy as np
 
 from rolltree.budget import CostModel
 from rolltree.replay.records import Rollout
-from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds
+from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
 
 class ReplayDrafter(ABC):
@@ -17,8 +17,6 @@ class ReplayDrafter(ABC):
 
     cost: CostModel | None = None
     """Set before each step when the drafter has a budget (`budgeted`)."""
-    weights: Float32Array | None = None
-    """Shape [B], set with `cost`: what a token of each request is worth; None weighs all alike."""
     budgeted = False
     """Weighs the cost of a step; others have all that they draft verified."""
 

@@ -40,7 +40,7 @@ class RolltreeDrafter(ReplayDrafter):
 
     def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
         """See Drafter."""
-        return self._drafter.draft(handles, limits, self.weights)
+        return self._drafter.draft(handles, limits)
 
     def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """See Drafter."""

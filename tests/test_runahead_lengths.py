@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolltree import lengths
-from rolltree.lengths import LengthEstimator, makespan_weights
+from rolltree.runahead import lengths
+from rolltree.runahead.lengths import LengthEstimator
 
 
 def remaining(estimator: LengthEstimator, prompt: object, length: int, limit: int = 10**6) -> float:
@@ -61,13 +61,3 @@ def test_estimates_are_positive_and_within_the_limit(added: list[tuple[str, int]
     for prompt, length in added:
         estimator.add(prompt, length)
     assert 1 <= remaining(estimator, "a", now, now + 100) <= 100
-
-
-def test_weights_rise_with_the_remaining_length_within_bounds() -> None:
-    weights = makespan_weights(np.array([1, 10, 20, 1000], np.float32))
-    assert weights.dtype == np.float32
-    assert (np.diff(weights) >= 0).all()
-    assert weights.min() == 0.25
-    assert weights.max() <= 4
-    assert makespan_weights(np.full(5, 7, np.float32)).tolist() == [1] * 5
-    assert not len(makespan_weights(np.zeros(0, np.float32)))

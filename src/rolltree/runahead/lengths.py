@@ -29,8 +29,6 @@ UNSEEN = 256.0
 """Expected length when nothing was ever finished; the same for all, so that no request is favoured."""
 LONGER = 0.5
 """Share of its length that a rollout longer than all before it is expected to go on for (a Pareto tail of index 3)."""
-BOUNDS = (0.25, 4.0)
-"""Weights stay within these: an estimate is rarely better, and no request is to starve."""
 
 
 class LengthEstimator:
@@ -79,17 +77,6 @@ class LengthEstimator:
         if count >= 1e-3:
             return float(self._tokens[above:].sum()) / count - length
         return LONGER * length if self._count.any() else max(UNSEEN - length, LONGER * length)
-
-
-def makespan_weights(remaining: Float32Array) -> Float32Array:
-    """Weights for `rolltree.budget.allocate` when the caller waits for the last rollout: float32 [B], mean about 1.
-
-    Minimising the sum of squared finish times T = remaining / speed gives a token of request b a value proportional to
-    T_b^2 / speed, so the weight rises with the remaining length; its first power, bounded, forgives a wrong estimate.
-    """
-    mean = max(float(remaining.mean()), 1e-9) if len(remaining) else 1.0
-    weights: Float32Array = np.clip(remaining / np.float32(mean), np.float32(BOUNDS[0]), np.float32(BOUNDS[1]))
-    return weights
 
 
 def _grade(length: int) -> int:
