@@ -2,7 +2,7 @@
 
 from rolltree.sampling.filters import log_probs, policy_log_probs
 from rolltree.sampling.fused import sample_compiled
-from rolltree.sampling.noise import ACCEPT, COUPLED, RESIDUAL, gumbel, row_keys, sibling_seed, uniform
+from rolltree.sampling.noise import ACCEPT, COUPLED, RESIDUAL, gumbel, row_keys, uniform
 from rolltree.sampling.params import SamplingParams
 from rolltree.sampling.rows import RowParams
 from rolltree.sampling.sampler import Samples, sample
@@ -23,7 +23,6 @@ __all__ = [
     "row_keys",
     "sample",
     "sample_compiled",
-    "sibling_seed",
     "uniform",
     "verify_coupled",
     "verify_one_hot",

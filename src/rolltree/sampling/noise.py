@@ -45,14 +45,6 @@ def row_keys(seeds: UInt64Array, positions: npt.NDArray[np.integer], domain: int
     return _splitmix64((seeds ^ np.uint64(domain)) + steps)
 
 
-def sibling_seed(seed: int, index: int) -> int:
-    """Seed of sample `index` of a group that was given one seed; sample 0 keeps it."""
-    if index == 0:
-        return seed
-    first = _splitmix64(np.array([seed], np.uint64))
-    return int(_splitmix64(first + np.uint64(index))[0])
-
-
 def gumbel(keys: UInt64Array, vocab: int, device: torch.device | str = "cpu") -> Tensor:
     """Standard Gumbel noise, float32 [N, vocab], for the tokens 0..vocab-1 under each key [N]."""
     if _NATIVE is not None and torch.device(device).type == "cpu":
