@@ -27,6 +27,7 @@ from rolltree.cache import RolloutCache
 from rolltree.cli.app import app
 from rolltree.cli.gpu import _show, exact
 from rolltree.demo.training import weights_sha256
+from rolltree.engine import EngineStats
 from rolltree.errors import InvalidInputError, MissingDependencyError
 from rolltree.replay.drafters.text import NgramDrafter
 from rolltree.trl import RolloutFunction
@@ -117,10 +118,8 @@ def test_replay_reads_what_was_recorded(trained: tuple[dict[str, Any], Path]) ->
 
 
 def record(step: int) -> RolloutRecord:
-    return RolloutRecord(
-        step=step, training=True, sequences=2, tokens=4, engine_steps=2, row_steps=4, drafted=0, accepted=0,
-        drafter_errors=0, seconds=0.5,
-    )  # fmt: skip
+    engine = EngineStats(tokens=4, steps=2, row_steps=4)
+    return RolloutRecord(step=step, training=True, sequences=2, seconds=0.5, engine=engine)
 
 
 def test_a_run_that_parts_is_found_and_judged_in_float32_alone() -> None:

@@ -12,16 +12,14 @@ from rolltree.demo import DemoConfig, figure, passed, render
 from rolltree.demo.interrupt import patient_interrupts
 from rolltree.demo.race import Race
 from rolltree.demo.report import document
+from rolltree.engine import EngineStats
 from rolltree.errors import InvalidInputError
 from rolltree.trl import RolloutRecord
 
 
-def record(**changes):
-    values = {
-        "step": 0, "training": True, "sequences": 2, "tokens": 40, "engine_steps": 20, "row_steps": 40,
-        "drafted": 0, "accepted": 0, "drafter_errors": 0, "seconds": 1.0,
-    }  # fmt: skip
-    return RolloutRecord(**(values | changes))
+def record(*, seconds, row_steps):
+    engine = EngineStats(tokens=40, steps=20, row_steps=row_steps)
+    return RolloutRecord(step=0, training=True, sequences=2, seconds=seconds, engine=engine)
 
 
 @dataclass

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolltree import runlog
 from rolltree.errors import InvalidInputError
+from rolltree.metrics import ratios_of
 from rolltree.runlog import ABOUT, FILE, RunLog, SideChannel, read, steps
 
 
@@ -170,4 +170,4 @@ def test_anything_may_be_written_and_is_read_back_as_numbers(tmp_path: Path) -> 
 
 
 def test_the_ratios_are_of_sums() -> None:
-    assert runlog.ratios_of({"tokens": 6, "row_steps": 0}) == {"tokens_per_step": 0.0}
+    assert ratios_of({"tokens": 6, "row_steps": 0}) == {"tokens_per_step": 0.0}

@@ -96,6 +96,7 @@ def test_sums_can_be_added_up_and_the_rest_is_told_apart() -> None:
     assert sums["drafted_history"] == 6
     assert rest.keys() == {
         "tokens_per_step",
+        "drafted_per_step",
         "acceptance_rate",
         "replicas",
         "tree_bytes",

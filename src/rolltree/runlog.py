@@ -24,25 +24,12 @@ from typing import Any
 
 from rolltree import machine
 from rolltree.errors import InvalidInputError
-from rolltree.metrics import ratio
+from rolltree.metrics import add_up, ratios_of
 
 _log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 ABOUT = "run.json"
-RATIOS = {
-    "tokens_per_step": ("tokens", "row_steps"),
-    "drafted_per_step": ("drafted", "row_steps"),
-    "acceptance_rate": ("accepted", "drafted"),
-    "tokens_per_second": ("tokens", "seconds"),
-    "speedup": ("seconds_plain", "seconds"),
-}
-"""Ratio: (sum, sum); written where both sums are there."""
-
-
-def ratios_of(sums: Mapping[str, float]) -> dict[str, float]:
-    """The ratios that these sums allow."""
-    return {name: ratio(sums[a], sums[b]) for name, (a, b) in RATIOS.items() if a in sums and b in sums}
 
 
 class SideChannel:
@@ -198,8 +185,3 @@ def steps(folder: str | PathLike[str], mode: str = "train") -> list[dict[str, An
         row["sums"] = add_up(row["sums"], line["sums"])
         row["gauges"] |= line["gauges"]
     return [row | {"ratios": ratios_of(row["sums"])} for _, row in sorted(rows.items())]
-
-
-def add_up(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
-    """Sums of both, name by name."""
-    return {name: a.get(name, 0) + b.get(name, 0) for name in {**a, **b}}

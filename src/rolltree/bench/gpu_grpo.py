@@ -119,7 +119,7 @@ def _epoch(name: str, runs: dict[str, Training], config: DemoConfig, epoch: int)
         "rollouts": sums.sequences, "tokens": sums.tokens, "reward": sum(rewards) / len(rewards),
         "tokens_per_second": sums.tokens / sums.seconds, "tokens_per_step": sums.tokens_per_step,
         "drafted_per_step": sums.drafted / max(sums.row_steps, 1), "acceptance_rate": sums.acceptance_rate,
-        "drafter_errors": sums.drafter_errors, **_times(name, runs, span),
+        "drafter_errors": sums.engine.drafter_errors, **_times(name, runs, span),
     }  # fmt: skip
 
 

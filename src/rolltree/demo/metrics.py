@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.race import Race
@@ -19,8 +18,7 @@ def batch_writer(config: DemoConfig) -> Callable[[Race], None]:
     def write(race: Race) -> None:
         at = race.batches - 1
         record, plain = race.fast.history[at], race.plain.history[at]
-        sums = {name: value for name, value in asdict(record).items() if name not in ("step", "training")}
         rewards = {"reward": race.fast.rewards[at], "reward_plain": race.plain.rewards[at]}
-        log.write(at, sums | {"seconds_plain": plain.seconds}, gauges=rewards)
+        log.write(at, record.sums() | {"seconds_plain": plain.seconds}, gauges=rewards)
 
     return write

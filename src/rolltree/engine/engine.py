@@ -315,7 +315,7 @@ class Engine:
             repair(self._cache, step, outcome, emission)
             rows.append(emission)
             rows.drafted[: rows.count] += step.layout.counts - 1
-            self.stats.count(step.layout, emission.counts)
+            self.stats.add_step(step.layout, emission.counts)
         with self.stats.timed("draft"):
             self._source.advance(rows, emission.tokens, emission.counts)
         with self.stats.timed("update"):

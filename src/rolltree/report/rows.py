@@ -15,6 +15,7 @@ from typing import Any
 
 from rolltree import runlog
 from rolltree.errors import InvalidInputError
+from rolltree.metrics import add_up, ratios_of
 
 LARGEST = 1e100
 """Values beyond it are no measurements, and sums of them no numbers."""
@@ -52,9 +53,9 @@ def read_rows(folder: Path, mode: str = "train") -> Rows:
         row = by_step.get(line["step"])
         if row is None or row["attempt"] < line["attempt"]:
             row = by_step[line["step"]] = line | {"sums": {}, "gauges": {}}
-        row["sums"] = runlog.add_up(row["sums"], line["sums"])
+        row["sums"] = add_up(row["sums"], line["sums"])
         row["gauges"] |= line["gauges"]
-    found.steps = [row | {"ratios": runlog.ratios_of(row["sums"])} for _, row in sorted(by_step.items())]
+    found.steps = [row | {"ratios": ratios_of(row["sums"])} for _, row in sorted(by_step.items())]
     return found
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
-from rolltree.runlog import add_up, ratios_of
+from rolltree.metrics import add_up, ratios_of
 
 PART = 0.2  # of the steps: what "first" and "last" mean
 
@@ -21,7 +20,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    sums: dict[str, float] = reduce(add_up, (row["sums"] for row in rows), {})
+    sums = add_up(*(row["sums"] for row in rows))
     names = {name for row in rows for name in row["gauges"]}
     gauges = {name: _mean([row["gauges"][name] for row in rows if name in row["gauges"]]) for name in sorted(names)}
     return {"sums": sums, "ratios": ratios_of(sums), "gauges": gauges}

@@ -25,16 +25,5 @@ def generate(
     for i, result in enumerate(results):
         if result.error is not None:
             raise RequestError(f"rollout {i} of {len(results)} failed: {result.error}")
-    record = RolloutRecord(
-        step=step,
-        training=training,
-        sequences=len(results),
-        tokens=sum(len(result.token_ids) for result in results),
-        engine_steps=stats.steps,
-        row_steps=stats.row_steps,
-        drafted=stats.drafted,
-        accepted=stats.accepted,
-        drafter_errors=stats.drafter_errors,
-        seconds=seconds,
-    )
+    record = RolloutRecord(step=step, training=training, sequences=len(results), seconds=seconds, engine=stats.copy())
     return results, record

@@ -6,14 +6,13 @@ Nothing here ends a training: what cannot be read or written is left out, with o
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
 from transformers import TrainerCallback
 
 from rolltree.drafting import TreeDrafter
-from rolltree.metrics import SOURCES, DraftStats
+from rolltree.metrics import DraftStats
 from rolltree.runlog import RunLog, SideChannel
 from rolltree.trl.history import RolloutRecord
 
@@ -38,17 +37,16 @@ class MetricsFile:
             self._log = RunLog(self._folder, _about(trainer))
             if hasattr(trainer, "add_callback"):
                 trainer.add_callback(_RewardLine(self._log, self._guard))
-        sums = {name: value for name, value in asdict(record).items() if name not in ("step", "training")}
         mode = "train" if record.training else "eval"
-        self._log.write(record.step, sums | self._sources(), gauges=self._gauges(), mode=mode)
+        # What engine and drafter both count is the engine's: it knows the rows without drafts.
+        self._log.write(record.step, self._drafts() | record.sums(), gauges=self._gauges(), mode=mode)
 
-    def _sources(self) -> dict[str, float]:
+    def _drafts(self) -> dict[str, float]:
         if self._drafter is None:
             return {}
         now = self._drafter.snapshot()
         new, self._before = now.since(self._before), now
-        names = [f"{what}_{source}" for source in SOURCES for what in ("drafted", "accepted")]
-        return {name: value for name, value in new.snapshot().items() if name in names}
+        return new.sums()
 
     def _gauges(self) -> dict[str, float]:
         if self._drafter is None:
@@ -58,7 +56,7 @@ class MetricsFile:
 
 
 class _RewardLine(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Hears of the mean reward where the trainer logs it."""
+    """Writes the mean reward where the trainer logs it."""
 
     def __init__(self, log: RunLog, guard: SideChannel) -> None:
         self._log, self._guard = log, guard

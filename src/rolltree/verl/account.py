@@ -5,13 +5,13 @@ Pure: takes the counters of all replicas before and after a step. Seconds saved 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from rolltree.budget import CostModel
-from rolltree.metrics import SOURCES, ratio
+from rolltree.metrics import RATIOS, CacheStats, DraftStats, add_up, docs_of, minus, ratio, with_ratios
 
-Counters = Mapping[str, float]
+Sums = Mapping[str, float]
 
 GAUGES = {
     "cache_bytes": "tree_bytes",
@@ -20,10 +20,9 @@ GAUGES = {
     "cache_sessions": "sessions",
 }
 """Counters that say how much is held now, and the names they are logged under."""
-NOT_SUMS = {
-    "tokens_per_step", "acceptance_rate", "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures",
-    *GAUGES.values(),
-}  # fmt: skip
+OLDER = {"tokens_run_ahead": "run_ahead_tokens", "tokens_validation": "validation_tokens"}
+"""Sums that are logged under the names that they had first."""
+NOT_SUMS = {*RATIOS, "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures", *GAUGES.values()}
 """What of a step's numbers cannot be added up over steps."""
 COST = tuple(f"cost_{field.name}" for field in fields(CostModel))
 
@@ -32,9 +31,9 @@ class Account:
     """Turns cumulative counters of the replicas into the numbers of a step."""
 
     def __init__(self) -> None:
-        self._before: list[Counters | None] = []
+        self._before: list[Sums | None] = []
 
-    def step(self, counters: Sequence[Counters | None]) -> dict[str, float]:
+    def step(self, counters: Sequence[Sums | None]) -> dict[str, float]:
         """Return the numbers since the last call.
 
         Args:
@@ -48,27 +47,10 @@ class Account:
         return {f"rolltree/{name}": value for name, value in _numbers(pairs).items()}
 
 
-def _numbers(pairs: Sequence[tuple[Counters, Counters]]) -> dict[str, float]:
-    def added(name: str) -> float:
-        return sum(now.get(name, 0) - then.get(name, 0) for now, then in pairs)
-
-    tokens, row_steps, drafted, accepted = map(added, ("tokens", "row_steps", "drafted", "accepted"))
-    numbers = {
-        "steps": added("steps"),
-        "row_steps": row_steps,
-        "tokens": tokens,
-        "drafted": drafted,
-        "accepted": accepted,
-        "tokens_per_step": ratio(*_of_rollouts(added, tokens, row_steps)),
-        "acceptance_rate": ratio(accepted, drafted),
-        "run_ahead_tokens": added("tokens_run_ahead"),
-        "validation_tokens": added("tokens_validation"),
-        "errors": added("errors"),
-        "replicas": len(pairs),
-    }
-    for source in SOURCES:
-        numbers[f"drafted_{source}"] = added(f"drafted_{source}")
-        numbers[f"accepted_{source}"] = added(f"accepted_{source}")
+def _numbers(pairs: Sequence[tuple[Sums, Sums]]) -> dict[str, float]:
+    sums = add_up(dict.fromkeys(docs_of(DraftStats), 0), *(minus(_sums(now), then) for now, then in pairs))
+    numbers = with_ratios(sums) | {"tokens_per_step": _of_rollouts(sums), "replicas": len(pairs)}
+    numbers = {OLDER.get(name, name): value for name, value in numbers.items()}
     for counter, name in GAUGES.items():
         numbers[name] = sum(now.get(counter, 0) for now, _ in pairs)
     saved = [seconds_saved(now, then) for now, then in pairs]
@@ -77,15 +59,22 @@ def _numbers(pairs: Sequence[tuple[Counters, Counters]]) -> dict[str, float]:
     return numbers
 
 
-def _of_rollouts(added: Callable[[str], float], tokens: float, row_steps: float) -> tuple[float, float]:
-    """Tokens and row steps without those of validation and run-ahead."""
-    for kind in ("validation", "run_ahead"):
-        tokens -= added(f"tokens_{kind}")
-        row_steps -= added(f"row_steps_{kind}")
-    return tokens, row_steps
+def _sums(counters: Sums) -> dict[str, float]:
+    """Those that only grow: what a replica counts is logged, also what this module does not know."""
+    others = {*RATIOS, *COST, *(f"cache_{name}" for name in docs_of(CacheStats, held=True))}
+    return {name: value for name, value in counters.items() if name not in others}
 
 
-def seconds_saved(now: Counters, then: Counters) -> float | None:
+def _of_rollouts(sums: Sums) -> float:
+    """Tokens per step without those of validation and run-ahead."""
+    kinds = ("validation", "run_ahead")
+    tokens, row_steps = (
+        sums[name] - sum(sums.get(f"{name}_{kind}", 0) for kind in kinds) for name in ("tokens", "row_steps")
+    )
+    return ratio(tokens, row_steps)
+
+
+def seconds_saved(now: Sums, then: Sums) -> float | None:
     """Estimate the generation seconds that drafts saved one replica; negative where they cost time.
 
     Without drafts the same tokens would have taken `tokens` row steps in place of `row_steps`, at the same number of
