@@ -1,5 +1,5 @@
 #!/bin/sh
-# The replays behind the README's tables: scripts/bench_replay.sh ROLLTREE TRACES OUT
+# The replays of docs/measured.md: scripts/bench_replay.sh ROLLTREE TRACES OUT
 #
 # ROLLTREE: the command. TRACES: a folder with aime24-step{400,800}.jsonl.gz and cognition-step{0,500}.jsonl.gz. OUT: where
 # the JSON documents go. Reports every second prompt ("odd"); settings were chosen on the others. About 6 minutes, one

@@ -1,4 +1,4 @@
-"""What README.md shows runs, and its tables are those of the committed measurements."""
+"""README.md is a front door: short, true, and its table is that of the committed measurements."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from rolltree.demo.assets import load_model, load_tokenizer
+from tests.doc_blocks import ROOT, blocks
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README = Path(ROOT) / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="the tests of the wheel run without the checkout")
 
 
-def test_the_engine_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(1)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    (example,) = [block for block in blocks if "Engine(" in block]
-    tokenizer = load_tokenizer()
-    prompts = [tokenizer("sum 12 34 56\n")["input_ids"]] * 2
-    exec(example, {"model": load_model(), "tokenizer": tokenizer, "prompts": prompts})
-    assert "tokens per request and forward pass" in capsys.readouterr().out
+def test_a_rollouts_life_does_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
+    (life,) = [block.text for block in blocks("README.md") if "a session: one request" in block.text]
+    assert life.count("\n") <= 13
+    names: dict[str, object] = {}
+    before, rest = life.split("drafter.advance([rollout], [8, 9, 5]")
+    exec(before, names)
+    draft = names["draft"]
+    assert draft.tokens[0, : draft.lengths[0]].tolist() == [8, 9, 7, 8]
+    exec("drafter.advance([rollout], [8, 9, 5]" + rest, names)
+    assert capsys.readouterr().out == "0.5\n"
 
 
 def test_the_trl_example_names_what_exists() -> None:
@@ -35,6 +35,13 @@ def test_the_trl_example_names_what_exists() -> None:
     assert callable(RolloutFunction())
 
 
+def test_it_is_short() -> None:
+    text = README.read_text()
+    assert text.count("\n") <= 120
+    (table,) = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert table.count("\n") - 2 <= 10
+
+
 def test_the_tables_are_those_of_the_measurements() -> None:
-    script = ROOT / "scripts" / "readme_tables.py"
+    script = ROOT / "scripts" / "measured.py"
     assert subprocess.run([sys.executable, script, "--check"]).returncode == 0

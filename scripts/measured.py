@@ -1,13 +1,15 @@
-"""Writes the measured tables of README.md from benchmarks/*.json. Numbers are never typed by hand.
+"""Writes what was measured, from benchmarks/*.json: the table of README.md and docs/measured.md.
 
-Usage: python scripts/readme_tables.py [--check]   (--check: exit 1 when README.md is not up to date)
+No number there is typed by hand. What a document does not hold (a batch size that was not run) is left out.
+
+Usage: python scripts/measured.py [--check]   (--check: exit 1 when one of the two pages is not up to date)
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +18,70 @@ BEGIN, END = "<!-- begin measured -->\n", "<!-- end measured -->\n"
 
 
 def main() -> int:
-    """Rewrite, or check, the part of README.md between the marks."""
-    path = ROOT / "README.md"
-    before, rest = path.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    text = before + BEGIN + "\n".join(_sections()) + END + after
-    if "--check" in sys.argv[1:]:
-        return int(text != path.read_text())
-    path.write_text(text)
-    return 0
+    """Rewrite, or check, the parts of both pages between the marks."""
+    wrong = 0
+    for page, sections in (("README.md", _summary()), ("docs/measured.md", _sections())):
+        path = ROOT / page
+        before, rest = path.read_text().split(BEGIN)
+        text = before + BEGIN + "\n".join(sections) + END + rest.split(END)[1]
+        wrong += text != path.read_text()
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text)
+    return int(wrong > 0 and "--check" in sys.argv[1:])
 
 
-def _sections() -> Iterable[str]:
+def _document(name: str) -> dict[str, Any]:
+    path = ROOT / "benchmarks" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _summary() -> Iterator[str]:
+    """README's table: a row a question, ten at most."""
+    cold, full = "epoch {epoch} from nothing, {batch} slots", "full cache, {batch} slots"
+    rows = [
+        _trained("demo", "built-in engine, CPU"),
+        *[_raced("engine_cold", 32, epoch, cold) for epoch in (1, 4)],
+        *[_raced("engine_warm", batch, 1, full) for batch in (8, 64)],
+        _raced("vllm", 32, 3, cold, "vLLM, CPU build"),
+        _trained("verl_demo", "verl with vLLM, CPU"),
+        *[_simulated(*case) for case in (("aime24", 32), ("cognition", 512), ("full", 1024))],
+    ]
+    columns = ("generating rollouts", "where", "rolltree", "SuffixDecoding", "tokens/step")
+    yield _table(columns, [row for row in rows if row])
+
+
+def _trained(name: str, where: str) -> tuple[str, ...]:
+    epochs = _document(name).get("epochs")
+    return (f"a GRPO training, epoch {epochs[-1]['epoch']}", where, *_speeds(epochs[-1])) if epochs else ()
+
+
+def _speeds(case: dict[str, Any], peer: dict[str, Any] | None = None) -> tuple[str, ...]:
+    theirs = f"{peer['speedup']:.2f}x" if peer else "-"
+    return f"**{case['speedup']:.2f}x**", theirs, f"{case['tokens_per_step']:.2f}"
+
+
+def _raced(name: str, batch: int, epoch: int, title: str, where: str = "built-in engine, CPU") -> tuple[str, ...]:
+    cases = {c["drafter"]: c for c in _document(name).get("cases", []) if (c["batch"], c["epoch"]) == (batch, epoch)}
+    shown = title.format(epoch=epoch, batch=batch)
+    return (shown, where, *_speeds(cases["rolltree"], cases.get("suffix"))) if "rolltree" in cases else ()
+
+
+def _simulated(name: str, slots: int) -> tuple[str, ...]:
+    document = _document(f"replay_{name}")
+    cases = [case for case in document.get("cases", []) if case["batch"] == slots]
+    ours = [case for case in cases if case["drafter"] == "rolltree"]
+    peers = [case for case in cases if case["drafter"].startswith("suffix")]
+    where = f"replay on {document['cost_profile']}" if ours else ""
+    best = max(peers, key=lambda case: case["speedup"], default=None)
+    return (f"{REPLAYS[name]}, {slots} slots", where, *_speeds(ours[0], best)) if ours else ()
+
+
+def _sections() -> Iterator[str]:
     sections = (
         ("demo", _demo), ("engine_warm", _engine), ("engine_cold", _engine), ("vllm", _vllm), ("verl_demo", _verl),
         ("index", _index), ("draft", _pauses),
     )  # fmt: skip
-    for name, section in sections:
-        path = ROOT / "benchmarks" / f"{name}.json"
-        if path.exists():
-            yield section(json.loads(path.read_text()))
+    yield from (section(document) for name, section in sections if (document := _document(name)))
     yield from _replays()
 
 
@@ -49,7 +95,7 @@ def _demo(document: dict[str, Any]) -> str:
     weights = "weights bit-identical" if document["identical_weights"] else "weights differ"
     columns = ("epoch", "reward", "tokens/step", "seconds", "without", "speed-up", "over stock `generate`")
     return (
-        f"**`rolltree demo`**: GRPO on a CPU, 64 prompts x 8 samples, {same}, {weights}. Seconds are of rollouts.\n\n"
+        f"## `rolltree demo`\n\nGRPO on a CPU, 64 prompts x 8 samples, {same}, {weights}. Seconds are of rollouts.\n\n"
         + _table(columns, rows)
         + _footnote(document["machine"])
     )
@@ -68,7 +114,10 @@ def _engine(document: dict[str, Any]) -> str:
             cells = [f"{found[n]['speedup']:.2f}x" for n in names]
             rows.append((batch, epoch, *cells, f"{found['rolltree']['tokens_per_step']:.2f}"))
     what = f"{cases[0]['model']}, cache warmed by its {warm:,} rollouts" if warm else f"{cases[0]['model']}, cold start"
-    title = f"**`rolltree bench engine`**, {what}: rollout speed relative to the same engine without drafts, T = 1"
+    name = "full cache" if warm else "from nothing"
+    title = (
+        f"## `rolltree bench engine`: {name}\n\n{what}: rollout speed relative to the same engine without drafts, T = 1"
+    )
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
     return title + note + _table(("slots", "epoch", *names, "tokens/step"), rows) + _footnote(document["machine"])
 
@@ -80,8 +129,8 @@ def _vllm(document: dict[str, Any]) -> str:
     for epoch in sorted({epoch for epoch, _ in cases}):
         speedups = [f"{cases[epoch, name]['speedup']:.2f}x" for name in names]
         rows.append((epoch, *speedups, *[f"{cases[epoch, name]['tokens_per_step']:.2f}" for name in names[1:]]))
-    batch, what = document["cases"][0]["batch"], "rollout speed in real vLLM, CPU build, relative to no speculation"
-    title = f"**`rolltree bench engine --engine vllm`**: {what}, demo-1m, {batch} requests at a time, T = 1"
+    batch, what = document["cases"][0]["batch"], "Rollout speed in real vLLM, CPU build, relative to no speculation"
+    title = f"## `rolltree bench engine --engine vllm`\n\n{what}, demo-1m, {batch} requests at a time, T = 1"
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
     columns = ("epoch", *names, "tokens/step of suffix", "of rolltree")
     return title + note + _table(columns, rows) + _footnote(document["machine"])
@@ -97,9 +146,7 @@ def _verl(document: dict[str, Any]) -> str:
     shape = (
         f"{settings['prompts']} prompts x {settings['samples']} samples an epoch, {settings['batch']} prompts a step"
     )
-    title = (
-        f"**`rolltree verl-demo`**: GRPO by verl's trainer with vLLM's CPU build, {shape}; seconds of generation.\n\n"
-    )
+    title = f"## GRPO by verl\n\nGRPO by verl's trainer with vLLM's CPU build, {shape}; seconds of generation.\n\n"
     columns = ("epoch", "reward", "alone", "tokens/step", "seconds", "alone", "speed-up")
     return title + _table(columns, rows) + _footnote(document["machine"])
 
@@ -115,7 +162,7 @@ def _index(document: dict[str, Any]) -> str:
             _pair(ours, peer, "draft_microseconds", 1), _times(ratio.get("draft")),
         ))  # fmt: skip
     columns = ("case", "live", "append Mtok/s (peer)", "x", "bytes/token (peer)", "x", "draft µs (peer)", "x")
-    title = "**`rolltree bench index`**: the tree beside arctic-inference, one run, one thread"
+    title = "## `rolltree bench index`\n\nThe tree beside arctic-inference, one run, one thread"
     table = f"{title}, median of {document['repeats']}.\n\n" + _table(columns, rows)
     return table + _with_shared_tree(document["cases"]) + _footnote(document["machine"])
 
@@ -128,22 +175,18 @@ def _pauses(document: dict[str, Any]) -> str:
     ]
     live = document["pauses"][0]["live_requests"]
     memory = " and ".join(f"{case['rss_over_bytes']:.2f}" for case in document["pauses"])
-    title = "**`rolltree bench draft`**: single calls of a full cache, milliseconds; windows of 64 long rollouts"
+    title = "## `rolltree bench draft`\n\nSingle calls of a full cache, milliseconds; windows of 64 long rollouts"
     note = f", {live} live requests (draft, advance: of all). The process grew by {memory} of the bytes claimed.\n\n"
     return (
         title + note + _table(("tokens a rollout", "call", "p50", "p99", "max"), rows) + _footnote(document["machine"])
     )
 
 
-def _replays() -> Iterable[str]:
-    folder = ROOT / "benchmarks"
-    found = {path.stem.removeprefix("replay_"): json.loads(path.read_text()) for path in folder.glob("replay_*.json")}
-    timed = {name: found[name] for name in REPLAYS if name in found}
-    if timed:
-        yield _replay_times(timed)
-    quality = {name: found[name] for name in QUALITY if name in found}
-    if quality:
-        yield _replay_quality(quality)
+def _replays() -> Iterator[str]:
+    for titles, table in ((REPLAYS, _replay_times), (QUALITY, _replay_quality)):
+        found = {name: document for name in titles if (document := _document(f"replay_{name}"))}
+        if found:
+            yield table(found)
 
 
 REPLAYS = {
@@ -170,7 +213,7 @@ def _replay_times(documents: dict[str, dict[str, Any]]) -> str:
             rows.append((REPLAYS[name], slots, *[f"{case['speedup']:#.3g}x" if case else "-" for case in shown]))
     last = list(documents.values())[-1]
     title = (
-        f"**`rolltree replay`**: recorded RL rollouts, simulated generation on {last['cost_profile']} (a roofline),\n"
+        f"## `rolltree replay`\n\nRecorded RL rollouts, simulated generation on {last['cost_profile']} (a roofline),\n"
         "speed-up over no drafts. Every second prompt; settings were chosen on the others. The time that drafting\n"
         "itself takes is left out. suffix: arctic-inference with vLLM's defaults, and the better of these and\n"
         "depth 64, factor 4.\n\n"
@@ -202,8 +245,8 @@ def _replay_quality(documents: dict[str, dict[str, Any]]) -> str:
                 "-" if error is None else f"{error:.3f}",
             ))  # fmt: skip
     title = (
-        "**Draft quality** on the same prompts: all requests in lock step, all that is drafted is verified. Ceiling:\n"
-        "a clairvoyant over the same cache. ECE: expected calibration error of the claimed survival.\n\n"
+        "## Draft quality\n\nThe same prompts, all requests in lock step, all that is drafted is verified. Ceiling:\n"
+        "an oracle over the same cache. ECE: expected calibration error of the claimed survival.\n\n"
     )
     columns = ("rollouts", "drafter", "shape", "tokens/step", "drafted", "accepted", "of ceiling", "ECE")
     return title + _table(columns, rows) + _footnote(list(documents.values())[-1]["machine"])
