@@ -144,6 +144,17 @@ def cli_faults(arguments: list[str]) -> list[str]:
     return []
 
 
+def cli_options(command: Any = None) -> set[str]:
+    """The options of all commands of `rolltree`."""
+    from typer.main import get_command
+
+    from rolltree.cli.app import app
+
+    command = command or get_command(app)
+    own = {"--help", *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))}
+    return own.union(*(cli_options(sub) for sub in getattr(command, "commands", {}).values()))
+
+
 def make_faults(arguments: list[str]) -> list[str]:
     """Look up the targets, and parse ARGS where the target hands them to `rolltree`."""
     text = page_text("Makefile")

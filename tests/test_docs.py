@@ -93,6 +93,13 @@ def text_faults(words: list[str]) -> list[str]:
     return [fault for fault in faults if not re.search("Missing |requires an argument", fault)]
 
 
+@pytest.mark.parametrize("page", ["docs/cli.md", "docs/replay.md", "docs/run-ahead.md", "docs/store.md"])
+def test_options_in_the_text_exist(page: str) -> None:
+    """`--option` between back quotes, alone or with a value, is an option of some command."""
+    named = {match[0] for code in prose(page) if (match := re.match(r"--[a-z-]+", code))}
+    assert named - doc_blocks.cli_options() == set()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_calls_in_the_text_exist(page: str) -> None:
     """`Class(keyword=...)` between back quotes names what exists."""
