@@ -146,6 +146,21 @@ def test_the_index_names_each_page_once() -> None:
     )
 
 
+def missing_paths(text: str) -> list[str]:
+    """Paths between back quotes, from the root, that do not exist."""
+    named = [code for code in prose("", text) if "/" in code and re.fullmatch(r"[\w./-]+", code)]
+    return [code for code in named if not (ROOT / code).exists()]
+
+
+def test_the_table_of_changes_names_what_exists() -> None:
+    table = page_text("CONTRIBUTING.md").split("## Where does this change go?")[1].split("\n## ")[0]
+    assert len(re.findall(r"^\| [a-z]", table, re.MULTILINE)) == 8
+    assert missing_paths(table) == []
+    assert missing_paths("`src/rolltree/motor.py`, `native/ranker.h` and `rolltree/failures x`") == [
+        "src/rolltree/motor.py"
+    ]
+
+
 PLANTED = [
     ("sh", "rolltree replay FILE --batches 3", "--batches"),
     ("sh", "rolltree replai FILE", "no such command"),

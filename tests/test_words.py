@@ -92,7 +92,8 @@ def test_no_file_speaks_a_private_language() -> None:
     [
         "after its apprenticeship", "3 lessons", "a drafter hears of tokens", "all at nought", "a dear probe",
         "victories_[0]", "self._sown = 0", "what it harvested", "the clairvoyant", "keeps the books",
-        "a card for a person", "Told(profile)", "class Worth:", "def foresee(self)", "self._homes[key]", "a new home", "HOMES = 3",
+        "a card for a person", "Told(profile)", "class Worth:",
+        "def foresee(self)", "self._homes[key]", "a new home", "HOMES = 3",
     ],
 )  # fmt: skip
 def test_a_planted_word_is_found(text: str) -> None:
