@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^```(\w+)[ ]?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
-INLINE = re.compile(r"`([^`\n]+)`")
+INLINE = re.compile(r"`([^`]+)`")
 NOT_OURS = {"curl", "tar", "python", "vllm", "bash", "git", "cd"}
 """Commands of others; what they are given is checked where it is ours."""
 
@@ -57,7 +57,8 @@ def blocks(page: str, text: str | None = None) -> list[Block]:
 
 def prose(page: str, text: str | None = None) -> list[str]:
     """The inline code of a page, outside its blocks."""
-    return INLINE.findall(FENCE.sub("", page_text(page) if text is None else text))
+    found = INLINE.findall(FENCE.sub("", page_text(page) if text is None else text))
+    return [re.sub(r"\s+", " ", code) for code in found]
 
 
 def faults(block: Block, names: Names | None = None) -> list[str]:

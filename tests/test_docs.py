@@ -6,12 +6,17 @@ import ast
 import os
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from rolltree.errors import InvalidInputError
+from rolltree.serving.options import EngineOptions
+from rolltree.serving.request_options import RequestOptions
 from tests import doc_blocks
 from tests.doc_blocks import PAGES, ROOT, Block, Names, blocks, faults, page_text, prose
+from tests.doc_settings import settings
 
 if not (ROOT / "README.md").exists():
     pytest.skip("the tests of the wheel run without the checkout", allow_module_level=True)
@@ -119,6 +124,46 @@ def test_calls_in_the_text_exist(page: str) -> None:
             continue
         found += doc_blocks.python_faults(expression, names)
     assert found == []
+
+
+def settings_faults(page: str, text: str | None = None) -> list[str]:
+    """What the readers of our options say against the settings of a page."""
+    read = {
+        "speculative_config": lambda given: import_module(given["model"].rpartition(".")[0]),
+        "additional_config": lambda given: EngineOptions(**given["rolltree"]),
+        "extra_args": RequestOptions.read,
+        "vllm_xargs": RequestOptions.read,
+    }
+    found = []
+    for name, value in settings(page, text):
+        try:
+            read[name](value)
+        except (InvalidInputError, TypeError, ImportError) as error:
+            found.append(f"{name}: {error}")
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_are_what_our_readers_take(page: str) -> None:
+    assert settings_faults(page) == []
+
+
+def test_settings_are_found() -> None:
+    names = {name for page in PAGES for name, _ in settings(page)}
+    assert names >= {"speculative_config", "extra_args", "vllm_xargs"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Say `SamplingParams(extra_args={"rolltree": {"keys": "k"}})`.',
+        '```python\nLLM(m, additional_config={"rolltree": {"windows": 3}})\n```\n',
+        '```python\nLLM(m, speculative_config={"model": "rolltree.motor.Proposer"})\n```\n',
+        '```sh\ncurl x -d \'{"vllm_xargs":\n  {"rolltree_kind": "rollouts"}}\'\n```\n',
+    ],
+)
+def test_a_planted_setting_is_found(text: str) -> None:
+    assert len(settings_faults("page", text)) == 1
 
 
 def anchors(text: str) -> set[str]:
