@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from tests.doc_blocks import blocks, commands, page_text, prose
+from tests.doc_blocks import blocks, page_text, prose
+from tests.doc_shell import commands
 
 NAMES = ("speculative_config", "additional_config", "extra_args", "vllm_xargs")
 Setting = tuple[str, dict[str, Any]]

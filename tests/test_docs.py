@@ -14,8 +14,9 @@ import pytest
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request_options import RequestOptions
-from tests import doc_blocks
-from tests.doc_blocks import PAGES, ROOT, Block, Names, blocks, faults, page_text, prose
+from tests import doc_python, doc_shell
+from tests.doc_blocks import PAGES, ROOT, Block, blocks, faults, page_text, prose
+from tests.doc_python import Names
 from tests.doc_settings import settings
 
 if not (ROOT / "README.md").exists():
@@ -32,6 +33,8 @@ NOT_RUN = {
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_name_what_exists(page: str) -> None:
     names = Names()
+    fences = re.findall(r"^\s*```", page_text(page), re.MULTILINE)
+    assert len(fences) == 2 * len(blocks(page)), "each block names its language, and none is indented"
     assert [fault for block in blocks(page) for fault in faults(block, names)] == []
 
 
@@ -88,13 +91,13 @@ def test_commands_in_the_text_exist(page: str) -> None:
     for code in prose(page):
         command = re.match(r"(?:make|rolltree)( --?[a-z][\w-]*| [a-z0-9][a-z0-9-]*| ARGS=\S.*)+$", code)
         if command:
-            found += [fault for words in doc_blocks.commands(code) for fault in text_faults(words)]
+            found += [fault for words in doc_shell.commands(code) for fault in text_faults(words)]
     assert found == []
 
 
 def text_faults(words: list[str]) -> list[str]:
     """In running text options stand without their values, and required arguments are left out."""
-    faults = doc_blocks.command_faults(words)
+    faults = doc_shell.command_faults(words)
     return [fault for fault in faults if not re.search("Missing |requires an argument", fault)]
 
 
@@ -102,7 +105,7 @@ def text_faults(words: list[str]) -> list[str]:
 def test_options_in_the_text_exist(page: str) -> None:
     """`--option` between back quotes, alone or with a value, is an option of some command."""
     named = {match[0] for code in prose(page) if (match := re.match(r"--[a-z-]+", code))}
-    assert named - doc_blocks.cli_options() == set()
+    assert named - doc_shell.cli_options() == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -114,7 +117,7 @@ def test_calls_in_the_text_exist(page: str) -> None:
     names.things = {name: getattr(rolltree, name) for name in rolltree.__all__ if name[0].isupper()}
     if page in NOT_RUN:
         del names.things["SamplingParams"]  # there it is vLLM's
-    doc_blocks.python_faults("from rolltree.runlog import RunLog\nfrom rolltree.trl import RolloutFunction", names)
+    doc_python.python_faults("from rolltree.runlog import RunLog\nfrom rolltree.trl import RolloutFunction", names)
     found = []
     for code in prose(page):
         expression = code.replace("…", "...")
@@ -122,7 +125,7 @@ def test_calls_in_the_text_exist(page: str) -> None:
             ast.parse(expression, mode="eval")
         except SyntaxError:
             continue
-        found += doc_blocks.python_faults(expression, names)
+        found += doc_python.python_faults(expression, names)
     assert found == []
 
 
@@ -215,6 +218,7 @@ PLANTED = [
     ("sh", 'make demo ARGS="--slowly"', "--slowly"),
     ("sh", 'pip install "rolltree[vlm]"', "no extra vlm"),
     ("sh", "scripts/gone.sh", "does not exist"),
+    ("sh", "python3 -m benchmarks.gone --out x", "no such module"),
     ("sh", "rolltree doctor && frobnicate", "frobnicate"),
     ("sh", "rolltree 'doctor", "midst of a command"),
     ("json", '{"a": 1,}', "not JSON"),

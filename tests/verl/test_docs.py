@@ -8,7 +8,8 @@ import pytest
 from hydra.errors import ConfigCompositionException
 
 from rolltree.verl import VerlOptions
-from tests.doc_blocks import PAGES, blocks, commands, prose
+from tests.doc_blocks import PAGES, blocks, prose
+from tests.doc_shell import commands
 from tests.verl.test_lines import configured
 
 OVERRIDE = re.compile(r"\+?(trainer|actor_rollout_ref|data|algorithm)\.[\w.]+=\S+")

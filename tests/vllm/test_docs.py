@@ -8,7 +8,8 @@ import pytest
 from vllm.config import SpeculativeConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from tests.doc_blocks import PAGES, Names, blocks, python_faults
+from tests.doc_blocks import PAGES, blocks
+from tests.doc_python import Names, python_faults
 from tests.doc_settings import settings
 
 SHOWN = [page for page in PAGES if any("vllm" in block.text for block in blocks(page))]
