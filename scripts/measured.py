@@ -130,7 +130,7 @@ def _vllm(document: dict[str, Any]) -> str:
         speedups = [f"{cases[epoch, name]['speedup']:.2f}x" for name in names]
         rows.append((epoch, *speedups, *[f"{cases[epoch, name]['tokens_per_step']:.2f}" for name in names[1:]]))
     batch, what = document["cases"][0]["batch"], "Rollout speed in real vLLM, CPU build, relative to no speculation"
-    title = f"## `rolltree bench engine --engine vllm`\n\n{what}, demo-1m, {batch} requests at a time, T = 1"
+    title = f"## `make vllm-bench`\n\n{what}, demo-1m, {batch} requests at a time, T = 1"
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
     columns = ("epoch", *names, "tokens/step of suffix", "of rolltree")
     return title + note + _table(columns, rows) + _footnote(document["machine"])
