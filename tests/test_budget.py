@@ -27,13 +27,16 @@ def rows(*chains: list[float]) -> tuple[np.ndarray, np.ndarray]:
     st.floats(0.001, 3),
     st.floats(0, 2),
     st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([0.0, 0.1, 1.0]),
+    st.floats(0, 8),
 )
 def test_no_other_lengths_have_more_goodput(
-    factors: list[list[float]], base: float, token: float, ragged: float, cell: float
+    factors: list[list[float]], base: float, token: float, ragged: float, cell: float, row: float, floor: float
 ) -> None:
+    """The core prices a step as `CostModel.seconds` does, each of its terms and the floor."""
     chains = [np.cumprod(f).tolist() for f in factors]
     survival, lengths = rows(*chains)
-    cost = CostModel(base=base, token=token, ragged=ragged, cell=cell)
+    cost = CostModel(base=base, row=row, token=token, ragged=ragged, cell=cell, floor=floor)
 
     def rate(cut: tuple[int, ...] | np.ndarray) -> float:
         gain = sum(float(survival[b, :n].sum()) for b, n in enumerate(cut))
@@ -43,7 +46,7 @@ def test_no_other_lengths_have_more_goodput(
     assert rate(allocate(survival, lengths, cost)) == pytest.approx(best, rel=1e-5)
 
 
-def test_free_tokens_are_all_taken_and_dear_ones_none() -> None:
+def test_free_tokens_are_all_taken_and_expensive_ones_none() -> None:
     survival, lengths = rows([0.9, 0.5], [0.2])
     assert allocate(survival, lengths, CostModel(base=1, token=1e-9)).tolist() == [2, 1]
     assert allocate(survival, lengths, CostModel(base=0, token=1)).tolist() == [0, 0]
@@ -119,7 +122,7 @@ def test_files_that_hold_no_model(text: bytes, tmp_path: Path) -> None:
         CostModel.load(tmp_path / "missing.json")
 
 
-def test_break_even_is_nought_below_the_knee() -> None:
+def test_break_even_is_zero_below_the_knee() -> None:
     """There the first draft tokens are free, however unlikely they are; from the knee on each costs its share."""
     cost = CostModel(base=0.0, token=1e-5, floor=1e-2)
     assert [cost.break_even(rows) for rows in (1, 32, 999)] == [0.0, 0.0, 0.0]

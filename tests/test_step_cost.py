@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rolltree import CostModel
-from rolltree.budget import allocate
+from rolltree.budget import allocate, terms
 from rolltree.errors import InvalidInputError
 from rolltree.step_cost import PRIOR, StepCostObserver
-from rolltree.step_cost.observer import BUCKETS, TERMS, _features
+from rolltree.step_cost.observer import BUCKETS
 
 CPU = CostModel(base=1.1e-3, row=3e-5, token=2.2e-5, cell=3e-6, ragged=1e-4)
 GPU = CostModel(base=6e-3, row=1e-6, token=2e-5, cell=0.0, ragged=0.0)
@@ -116,12 +116,12 @@ def test_what_rows_and_tokens_share_is_split_as_the_prior_says() -> None:
 @pytest.mark.parametrize("prior", [None, CostModel(base=1, token=1e-4), CostModel(base=1, token=0.5)])
 def test_compute_bound_drafts_nothing_and_memory_bound_drafts(prior: CostModel | None) -> None:
     """Whatever the prior: a wrong one is found out, and the probes after that cost less than one per cent."""
-    dear = CostModel(base=1e-3, row=0.0, token=5e-4)  # a draft token costs as much as the token it may save
+    expensive = CostModel(base=1e-3, row=0.0, token=5e-4)  # a draft token costs as much as the token it may save
     observer = StepCostObserver(prior)
-    found_out = drive(observer, dear, 200, rows=lambda step: 512, accept=0.7)[1]
-    assert found_out <= 2 * 200 * dear.seconds(512)
-    drafted, seconds = drive(observer, dear, 1000, rows=lambda step: 512, accept=0.7)
-    assert seconds <= 1.01 * 1000 * dear.seconds(512)
+    found_out = drive(observer, expensive, 200, rows=lambda step: 512, accept=0.7)[1]
+    assert found_out <= 2 * 200 * expensive.seconds(512)
+    drafted, seconds = drive(observer, expensive, 1000, rows=lambda step: 512, accept=0.7)
+    assert seconds <= 1.01 * 1000 * expensive.seconds(512)
     assert drafted <= 0.01 * 1000 * 512
     observer = StepCostObserver(prior)
     drive(observer, GPU, 1000, rows=lambda step: 8, accept=0.7)
@@ -180,5 +180,5 @@ def test_saved_models_come_back(tmp_path: Path) -> None:
 def test_the_fit_prices_a_step_as_the_model_does(rows: int, drafted: int, longest: int) -> None:
     """One formula: what is fitted is the line of `CostModel.seconds`, floor and all."""
     for cost in (CPU, GPU, ROOFLINE, PRIOR):
-        line = float(_features(rows, drafted, longest) @ np.array([getattr(cost, name) for name in TERMS]))
+        line = float(np.array(terms(rows, drafted, longest)) @ np.array(cost.coefficients))
         assert max(line, cost.floor) == pytest.approx(cost.seconds(rows, drafted, longest))

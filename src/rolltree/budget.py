@@ -8,13 +8,16 @@ Pure arithmetic on given numbers: no clock, no state, so the same survivals give
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from numbers import Real
+from operator import mul
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from rolltree import _native
 from rolltree.errors import InvalidInputError
@@ -24,8 +27,26 @@ from rolltree.writing import to_json, write_text
 MOST_SECONDS = 1e12
 """Far beyond any step; sums over a batch stay finite below it."""
 
+TERMS = ("base", "row", "token", "cell", "ragged")
+"""The fields of `CostModel` that are coefficients of `terms`."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+Floats: TypeAlias = npt.NDArray[np.float64]
+Number = TypeVar("Number", float, Floats)
+
+
+def terms(rows: Number, drafted: Number, longest: Number) -> tuple[Any, ...]:
+    """What each of `TERMS` is multiplied by: the one place of the formula in Python (the core's is `StepCost`).
+
+    Args:
+        rows: requests in the step; this and the others are numbers, or arrays [n] of n steps.
+        drafted: draft tokens verified, over all rows.
+        longest: most of them in one row.
+
+    """
+    return 1.0, rows, rows + drafted, rows * (1 + longest), (drafted > 0) * 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostModel:
     """Seconds of one engine step over `rows` requests that verifies `drafted` draft tokens, at most `longest` in a row.
 
@@ -47,19 +68,28 @@ class CostModel:
     """Seconds of the smallest step: while weights stream from memory a few more tokens cost nothing (roofline)."""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in self.named.items():
             if not _is_seconds(value):
                 raise InvalidInputError(f"cost.{name}", value, f"a number of seconds from 0 to {MOST_SECONDS:g}")
         if self.base + self.row + self.token + self.cell + self.floor <= 0:
-            raise InvalidInputError("cost", asdict(self), "positive for a step of one token")
+            raise InvalidInputError("cost", self.named, "positive for a step of one token")
+
+    @cached_property
+    def named(self) -> dict[str, float]:
+        """The fields by name, made once: the budget reads them in every step. Not to be changed."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @cached_property
+    def coefficients(self) -> tuple[float, ...]:
+        """The fields `TERMS`, made once."""
+        return tuple(getattr(self, name) for name in TERMS)
 
     def seconds(self, rows: float, drafted: float = 0, longest: float = 0) -> float:
         """Seconds of a step; see the class. Means over steps may be given as well."""
         return max(self.floor, self._line(rows, drafted, longest))
 
     def _line(self, rows: float, drafted: float, longest: float) -> float:
-        per_row = self.row + self.token + self.cell * (1 + longest)
-        return self.base + per_row * rows + self.token * drafted + (self.ragged if drafted else 0.0)
+        return float(sum(map(mul, self.coefficients, terms(rows, drafted, longest))))
 
     def break_even(self, rows: int) -> float:
         """Survival below which no draft token pays in a batch of `rows` requests, whatever else is drafted.
@@ -81,15 +111,20 @@ class CostModel:
         shaped = table.ndim == 2 and table.shape[0] >= 2 and table.shape[1] == 4
         if not (shaped and np.isfinite(table).all() and (table >= 0).all() and (table[:, 3] > 0).all()):
             raise InvalidInputError("cost.observations", observations, allowed)
-        rows, drafted, longest, seconds = table.T
-        terms = [np.ones_like(rows), rows, rows + drafted, rows * (1 + longest), drafted > 0]
-        design = np.stack(terms, axis=1) / seconds[:, None]
-        base, row, token, cell, ragged = _non_negative(design, np.ones_like(seconds))
-        return cls(base=base, row=row, token=max(token, 1e-12), cell=cell, ragged=ragged)
+        seconds = table[:, 3]
+        design = np.stack(np.broadcast_arrays(*terms(*table.T[:3])), axis=1)
+        found = non_negative_least_squares(design / seconds[:, None], np.ones_like(seconds)).tolist()
+        return cls.of(found, least_token=1e-12)
+
+    @classmethod
+    def of(cls, coefficients: Iterable[float], *, least_token: float, floor: float = 0.0) -> CostModel:
+        """Make a model from the coefficients of `TERMS`; a token costs at least `least_token`."""
+        named = dict(zip(TERMS, coefficients, strict=True))
+        return cls(**named | {"token": max(named["token"], least_token)}, floor=floor)
 
     def save(self, path: str | Path) -> None:
         """Freeze into a JSON file, for tests and replays."""
-        write_text(path, to_json(asdict(self), indent=1) + "\n")
+        write_text(path, to_json(self.named, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> CostModel:
@@ -102,17 +137,27 @@ class CostModel:
 
 def _is_seconds(value: object) -> bool:
     number: Any = value
+    if type(value) is float:
+        return 0 <= value <= MOST_SECONDS
     return isinstance(value, Real) and not isinstance(value, bool) and bool(0 <= number <= MOST_SECONDS)
 
 
-def _non_negative(design: np.ndarray, target: np.ndarray) -> list[float]:
-    """Least squares with the negative coefficients dropped one by one (an active set of four needs no library)."""
-    columns = list(range(design.shape[1]))
+def non_negative_least_squares(design: Floats, target: Floats) -> Floats:
+    """Least squares of `design` [n, k] against `target` [n]; negative coefficients leave one by one.
+
+    An active set that only shrinks: five coefficients need no library.
+    """
+    scale = np.linalg.norm(design, axis=0)
+    scale[scale == 0] = 1.0
+    kept = list(range(len(scale)))
     while True:
-        solution = np.linalg.lstsq(design[:, columns], target, rcond=None)[0]
+        solution = np.linalg.lstsq(design[:, kept] / scale[kept], target, rcond=None)[0]
         if (solution >= 0).all():
-            return [float(solution[columns.index(i)]) if i in columns else 0.0 for i in range(design.shape[1])]
-        columns.pop(int(np.argmin(solution * np.linalg.norm(design[:, columns], axis=0))))
+            break
+        kept.pop(int(solution.argmin()))
+    full = np.zeros(len(scale))
+    full[kept] = solution / scale[kept]
+    return full
 
 
 def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> Int32Array:
@@ -131,5 +176,5 @@ def allocate(survival: Float32Array, lengths: Int32Array, cost: CostModel) -> In
 
     """
     verified = np.empty_like(lengths)
-    _native.allocate(np.ascontiguousarray(survival), lengths, **asdict(cost), verified=verified)
+    _native.allocate(np.ascontiguousarray(survival), lengths, **cost.named, verified=verified)
     return verified

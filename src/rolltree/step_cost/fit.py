@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rolltree.budget import Floats, non_negative_least_squares
+
 PULL = 0.01
 """Weight of the prior per coefficient against 1 for an observation: a coefficient is known to a factor of three, a step
 time to a tenth, and the ratio of these variances is 0.01."""
 MIN_PULL_SHARE = 0.02
-"""Share of a typical step up to which a coefficient that the prior has at nought may move."""
+"""Share of a typical step up to which a coefficient that is zero in the prior may move."""
 FLOOR_GAIN = 0.7
 """A floor must leave less than this share of the squared errors without it, and save at least FLOOR_ERROR."""
 FLOOR_ERROR = 0.02
@@ -29,7 +31,6 @@ STARTS = (0.25, 0.5, 0.75)
 ROUNDS = 3
 """Rounds of a search: it settles after one or two."""
 
-Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -81,24 +82,10 @@ class Fitter:
     def _with_floor(self, flat: Bools) -> Fit:
         """Fit the steps `flat` [n] by one constant, the others by a straight line."""
         target = np.concatenate((self._weight[~flat], self._pull * self._prior))
-        coefficients = _non_negative(np.concatenate((self._design[~flat], np.diag(self._pull))), target)
+        coefficients = non_negative_least_squares(np.concatenate((self._design[~flat], np.diag(self._pull))), target)
         floor = self._prior_floor
         if flat.any():
             inverse = self._weight[flat] / self._seconds[flat]
             floor = float(inverse @ self._weight[flat]) / float(inverse @ inverse)
         relative = np.maximum(self._features @ coefficients, floor) / self._seconds - 1
         return Fit(coefficients, floor, float(np.square(relative * self._weight).sum()))
-
-
-def _non_negative(design: Floats, target: Floats) -> Floats:
-    """Least squares; negative coefficients leave one by one."""
-    scale = np.linalg.norm(design, axis=0)
-    kept = list(range(len(scale)))
-    while True:
-        solution = np.linalg.lstsq(design[:, kept] / scale[kept], target, rcond=None)[0]
-        if (solution >= 0).all():
-            break
-        kept.pop(int(solution.argmin()))
-    full = np.zeros(len(scale))
-    full[kept] = solution / scale[kept]
-    return full

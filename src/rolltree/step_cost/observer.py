@@ -14,9 +14,8 @@ from collections import OrderedDict, deque
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from rolltree.budget import CostModel
+from rolltree.budget import CostModel, Floats, terms
 from rolltree.step_cost.fit import Fitter
 from rolltree.step_cost.probe import Probe
 
@@ -42,11 +41,6 @@ IMPLAUSIBLE = 100.0
 """No shape is that many times faster than the prior says, or one bad clock would rule a fit of relative errors."""
 SHORTEST, LONGEST = 1e-9, 1e9
 """Seconds between which a step time counts at all."""
-
-TERMS = ("base", "row", "token", "cell", "ragged")
-"""Fields of a cost model that are coefficients of `_features`."""
-
-Floats = npt.NDArray[np.float64]
 
 
 class _Bucket:
@@ -84,7 +78,7 @@ class StepCostObserver:
         self.prior = prior or PRIOR
         self.observations = 0
         """Steps that counted."""
-        self._shares = np.array([getattr(self.prior, name) for name in TERMS])
+        self._shares = np.array(self.prior.coefficients)
         self._buckets: OrderedDict[tuple[int, int, int], _Bucket] = OrderedDict()
         self._fitted, self._fitted_at = self.prior, 0
         self._probe = Probe()
@@ -115,7 +109,7 @@ class StepCostObserver:
         expected = self.freeze().seconds(rows, 0)
         self.observations += 1
         key = (_grade(rows), _grade(drafted), _grade(longest))
-        features = _features(rows, drafted, longest)
+        features = np.array(terms(rows, drafted, longest))
         bucket = self._buckets.setdefault(key, _Bucket(features))
         self._buckets.move_to_end(key)
         usual = self.prior.seconds(rows, drafted, longest)
@@ -146,18 +140,12 @@ class StepCostObserver:
         scale = _weighted_median(ratio, weight)
         seconds = np.maximum(ratio, scale / IMPLAUSIBLE) * np.maximum(features @ self._shares, self.prior.floor)
         found = Fitter(features, seconds, weight, self._shares * scale, self.prior.floor * scale).fit()
-        base, row, token, cell, ragged = (float(value) for value in found.coefficients)
         least = 1e-6 * float(seconds.min())  # nothing is free: an unbounded budget would follow
-        return CostModel(base=base, row=row, token=max(token, least), cell=cell, ragged=ragged, floor=found.floor)
-
-
-def _features(rows: int, drafted: int, longest: int) -> Floats:
-    """Return what `TERMS` are the coefficients of."""
-    return np.array([1.0, rows, rows + drafted, rows * (1 + longest), drafted > 0])
+        return CostModel.of(found.coefficients.tolist(), least_token=least, floor=found.floor)
 
 
 def _grade(size: int) -> int:
-    """Half octaves, nought apart."""
+    """Half octaves; zero is one of its own."""
     return int(2 * math.log2(size)) + 1 if size > 0 else 0
 
 

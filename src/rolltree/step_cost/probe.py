@@ -11,13 +11,13 @@ from dataclasses import replace
 from rolltree.budget import CostModel
 
 FIRST_PROBE = 4
-"""Steps that drafted alike before the first probe; each next one waits twice as long, because a prior may be dear."""
+"""Steps that drafted alike before the first probe; each next one waits twice as long: a probe may be expensive."""
 PROBE_EVERY = 64
 """Steps that drafted alike before a probe later on."""
 PROBE_SHARE = 0.005
-"""Share of the time that probes may cost: after a dear one the next waits longer."""
+"""Share of the time that probes may cost: after an expensive one the next waits longer."""
 PROBE_FACTOR = 4.0
-"""How much cheaper or dearer a probe makes draft tokens look: reaches a prior that is wrong by that much."""
+"""How much cheaper or more expensive a probe makes draft tokens look: reaches a prior that is wrong by that much."""
 ALIKE = 1.5
 """Ratio of draft tokens per request within which steps count as drafting alike."""
 
@@ -35,7 +35,7 @@ class Probe:
         return self._alike >= self._wait
 
     def apply(self, model: CostModel) -> CostModel:
-        """Return `model`, or the probe that is due: cheaper drafts where there were none, else dearer ones."""
+        """Return `model`, or the probe that is due: cheaper drafts where there were none, else more expensive ones."""
         if not self._due:
             return model
         factor = 1 / self._factor if self._most == 0 else self._factor
