@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rolltree.engine import Engine, EngineConfig, Request, Result
-from rolltree.engine.slots import SlotCache
+from rolltree.engine.kv_cache import SlotCache
 from rolltree.sampling import SamplingParams
 from tests.engine_tools import Oracle, prompts, tiny_model
 

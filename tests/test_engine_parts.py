@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from rolltree.engine import Engine, EngineConfig, Request
 from rolltree.engine.cost import measure_cost
 from rolltree.engine.layout import Layout, Trees
-from rolltree.sampling import SamplingParams
+from rolltree.sampling import RowParams, SamplingParams
 from tests.engine_tools import prompts, tiny_model
 
 torch.set_num_threads(1)
@@ -105,6 +107,26 @@ def test_progress_and_results_of_others() -> None:
     assert [r.id for r in engine.step()] == [other]
     assert len({r.id for r in results} | {other}) == 5
     assert engine.stats.seconds["forward"] > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NovelParams(SamplingParams):
+    """Sampling settings with a field that the sampler has yet to learn."""
+
+    novelty: float = 0.0
+
+
+@pytest.mark.parametrize(("novelty", "records"), [(0.0, 1), (0.5, 2)])
+def test_a_new_policy_field_is_not_taken_for_shared(novelty: float, records: int) -> None:
+    """Rows that differ in any field but limits, stops and seed keep settings of their own."""
+    settings = (NovelParams(max_tokens=3, seed=0), NovelParams(max_tokens=4, stop_token_ids=(1,), novelty=novelty))
+    assert len(RowParams.of(settings).host) == records
+    engine = Engine(tiny_model(), EngineConfig(slots=2, max_length=64))
+    for sampling in settings:
+        engine.submit(Request([1, 2], sampling))
+    engine.step()
+    assert engine._params is not None
+    assert len(engine._params.host) == records
 
 
 def test_measured_cost_grows_with_tokens() -> None:

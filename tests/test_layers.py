@@ -186,7 +186,7 @@ def test_planted_violation_is_found(module: str, source: str, message: str) -> N
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("engine", "import numpy.typing\nfrom torch import nn\nfrom rolltree.engine.rows import Rows"),
+        ("engine", "import numpy.typing\nfrom torch import nn\nfrom rolltree.engine.running import Rows"),
         ("cli", "def f():\n    import torch\n    from rolltree.engine import Engine"),
         ("cli", "from rolltree import __version__\nfrom rolltree.demo import run"),
         ("__init__", "if TYPE_CHECKING:\n    from rolltree.engine import Engine"),
@@ -195,3 +195,67 @@ def test_planted_violation_is_found(module: str, source: str, message: str) -> N
 def test_allowed_imports_pass(module: str, source: str) -> None:
     """The checker lets through what the table allows."""
     assert violations(module, source) == []
+
+
+KNOWN_CIRCLES: frozenset[frozenset[str]] = frozenset()
+"""Modules that import one another, directly or not, and are still to be told apart."""
+
+
+def module_of(path: Path) -> str:
+    """Return the dotted name of a source file."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(path: Path, known: set[str]) -> set[str]:
+    """Return our own modules that a file imports outside of functions, those under TYPE_CHECKING included."""
+    found: set[str] = set()
+    for node in module_level(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif node.module is not None:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (submodules & known) or {node.module}
+    return (found & known) - {module_of(path)}
+
+
+def module_level(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports that are in no function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from module_level(node)
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Return the sets of modules that reach one another, two or more each."""
+    reach = {start: reachable(graph, start) for start in graph}
+    return {
+        frozenset(circle)
+        for start in graph
+        if len(circle := {start, *(other for other in reach[start] if start in reach[other])}) > 1
+    }
+
+
+def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Return every module that `start` imports, directly or not."""
+    found, ahead = set[str](), list(graph[start])
+    while ahead:
+        if (name := ahead.pop()) not in found:
+            found.add(name)
+            ahead += graph[name]
+    return found
+
+
+def test_no_modules_import_one_another() -> None:
+    """A reader can start anywhere and go down: no import, of a type either, leads back to where it came from."""
+    known = {module_of(path) for path in SOURCES} | {"rolltree._native"}
+    found = circles({"rolltree._native": set(), **{module_of(path): imported(path, known) for path in SOURCES}})
+    assert found == KNOWN_CIRCLES, [sorted(circle) for circle in found ^ KNOWN_CIRCLES]
+
+
+def test_a_planted_circle_is_found() -> None:
+    """Over three modules, one of the imports for types alone; what a function imports is no part of it."""
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == {frozenset("abc")}
+    lines = "if TYPE_CHECKING:\n    from rolltree.budget import CostModel\ndef f():\n    import rolltree.cache"
+    assert [ast.unparse(node) for node in module_level(ast.parse(lines))] == ["from rolltree.budget import CostModel"]

@@ -11,7 +11,7 @@ import pytest
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.replay import results
-from rolltree.replay.budgets import Told
+from rolltree.replay.budgets import ExactCost
 from rolltree.replay.drafters import DrafterSpec, Limits, parse_drafters
 from rolltree.replay.profiles import Load, Measured, Roofline, load_profile
 from rolltree.replay.records import Recording, Selection, Step
@@ -19,7 +19,7 @@ from rolltree.replay.results import StepRun
 from rolltree.replay.run import ReplayConfig, replay
 from rolltree.replay.simulator import Simulator
 from rolltree.replay.tally import Tally
-from rolltree.replay.verify import verify
+from rolltree.replay.verdict import verify
 from rolltree.types import DraftBatch
 from tests.replay_tools import UNIT, Scripted, random_rollouts, rollout
 
@@ -295,7 +295,7 @@ def test_a_budget_is_told_the_step_to_come_and_the_step_that_was():
     ]  # fmt: skip
     assert drafter.cost == CostModel(base=2.0, token=1.0)
     profile = load_profile("h100-7b")
-    assert Told(profile).model(Load(3, context=50)) == profile.model(Load(3, context=50)) != profile.model(Load(3))
+    assert ExactCost(profile).model(Load(3, context=50)) == profile.model(Load(3, context=50)) != profile.model(Load(3))
 
 
 def test_a_budget_never_loses_where_every_token_costs():

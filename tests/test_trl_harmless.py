@@ -18,7 +18,7 @@ from rolltree.errors import InvalidInputError
 from rolltree.runlog import FILE, steps
 from rolltree.store import RolloutStore
 from rolltree.trl import RolloutFunction
-from rolltree.trl.metrics import MetricsFile
+from rolltree.trl.metrics_file import MetricsFile
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

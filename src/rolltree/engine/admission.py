@@ -12,11 +12,14 @@ from collections import deque
 import numpy as np
 import torch
 
-from rolltree.engine.rows import Job, Rows
-from rolltree.engine.runner import Runner
-from rolltree.engine.slots import SlotCache
+from rolltree.engine.kv_cache import SlotCache
+from rolltree.engine.runner import Runner, is_out_of_memory
+from rolltree.engine.running import Job, Rows
 from rolltree.engine.stats import EngineStats
 from rolltree.types import Int32Array
+
+SMALL_PREFILL = 64
+"""Tokens of a prefill forward after the usual size ran out of memory."""
 
 
 def seat(waiting: deque[Job], rows: Rows, cache: SlotCache) -> list[int]:
@@ -52,6 +55,35 @@ def close_holes(rows: Rows, cache: SlotCache) -> None:
         rows.count = last
 
 
+def admit(
+    waiting: deque[Job], rows: Rows, runner: Runner, limit: int, stats: EngineStats
+) -> tuple[list[int], list[int]]:
+    """Seat waiting requests and prefill their prompts, at most `limit` tokens in one forward.
+
+    Returns:
+        The rows that were given away and are ready, and those whose prompts need more memory than there is.
+
+    """
+    new = seat(waiting, rows, runner.cache)
+    if not new or _has_room(new, rows, runner, limit, stats):
+        return new, []
+    # One by one, so that only a prompt that is too much by itself fails.
+    fits = {row: _has_room([row], rows, runner, SMALL_PREFILL, stats) for row in new}
+    return [row for row in new if fits[row]], [row for row in new if not fits[row]]
+
+
+def _has_room(new: list[int], rows: Rows, runner: Runner, limit: int, stats: EngineStats) -> bool:
+    """Prefill; False where memory ran out."""
+    try:
+        prefill(new, rows, runner, limit, stats)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        stats.out_of_memory += 1
+        return False
+    return True
+
+
 def prefill(new: list[int], rows: Rows, runner: Runner, limit: int, stats: EngineStats) -> None:
     """Make the rows `new` ready; at most `limit` prompt tokens in one forward."""
     fresh, copies = _share(new, rows)
@@ -70,8 +102,7 @@ def _share(new: list[int], rows: Rows) -> tuple[list[int], list[tuple[int, int]]
     donors = {job.prompt_bytes: r for r, job in enumerate(rows.jobs[: rows.count]) if job and rows.ready[r]}
     fresh, copies = [], []
     for row in new:
-        job = rows.jobs[row]
-        assert job is not None
+        job = rows.job(row)
         donor = donors.setdefault(job.prompt_bytes, row)
         if rows.ready[row] or len(job.prompt) == 1:
             continue

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from rolltree.engine.slots import SlotCache
+from rolltree.engine.kv_cache import SlotCache
 from rolltree.errors import InvalidInputError
 
 NAME = "rolltree"

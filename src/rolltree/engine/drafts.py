@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rolltree.engine.rows import NO_HANDLE, Job, Rows
+from rolltree.engine.running import NO_HANDLE, Job, Rows
 from rolltree.engine.stats import EngineStats
 from rolltree.errors import SessionClosedError
 from rolltree.types import DraftBatch, Drafter, Int32Array, Int64Array
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Drafts:
+class CheckedDrafts:
     """Checked drafts of the B running rows."""
 
     tokens: Int32Array
@@ -36,7 +36,7 @@ class Drafts:
     """Shape [B]."""
 
     @classmethod
-    def none(cls, rows: int) -> Drafts:
+    def none(cls, rows: int) -> CheckedDrafts:
         """No drafts."""
         return cls(np.zeros((rows, 0), np.int32), None, np.zeros(rows, np.int64))
 
@@ -66,17 +66,17 @@ class DraftSource:
         self._open.add(int(handle))
         return int(handle)
 
-    def draft(self, rows: Rows) -> Drafts:
+    def draft(self, rows: Rows) -> CheckedDrafts:
         """Drafts of all running rows; a row never drafts past its end."""
         n, drafter = rows.count, self.drafter
         limits = np.minimum(rows.end[:n] - rows.length[:n] - 1, self.max_draft).astype(np.int32)
         active = np.flatnonzero((rows.handle[:n] != NO_HANDLE) & (limits > 0))
         if drafter is None or not len(active):
-            return Drafts.none(n)
+            return CheckedDrafts.none(n)
         handles, allowed = rows.handle[active], limits[active]
         checked = self._guarded(lambda: self._checked(drafter.draft(handles, allowed), allowed))
         if checked is None or not checked.lengths.any():
-            return Drafts.none(n)
+            return CheckedDrafts.none(n)
         return checked if len(active) == n else _spread(checked, active, n)
 
     def advance(self, rows: Rows, tokens: Int32Array, counts: Int64Array) -> None:
@@ -119,7 +119,7 @@ class DraftSource:
             self._count_error()
         self._open.discard(handle)
 
-    def _checked(self, batch: DraftBatch, limits: Int32Array) -> Drafts:
+    def _checked(self, batch: DraftBatch, limits: Int32Array) -> CheckedDrafts:
         width = batch.tokens.shape[1]
         assert batch.tokens.shape == batch.parents.shape == (len(limits), width)
         column = np.arange(width)
@@ -132,7 +132,7 @@ class DraftSource:
         self.stats.invalid_drafts += int((claimed - lengths).sum())
         width = int(lengths.max(initial=0))
         parents = None if batch.is_chain else batch.parents[:, :width].astype(np.int64)
-        return Drafts(batch.tokens[:, :width], parents, lengths)
+        return CheckedDrafts(batch.tokens[:, :width], parents, lengths)
 
     def _guarded(self, call: Callable[[], T]) -> T | None:
         try:
@@ -158,13 +158,13 @@ class DraftSource:
             self._logged = True
 
 
-def _spread(drafts: Drafts, active: Int64Array, rows: int) -> Drafts:
+def _spread(drafts: CheckedDrafts, active: Int64Array, rows: int) -> CheckedDrafts:
     """Drafts of the rows `active` as drafts of all rows."""
     width = drafts.tokens.shape[1]
     tokens, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int64)
     tokens[active], lengths[active] = drafts.tokens, drafts.lengths
     if drafts.parents is None:
-        return Drafts(tokens, None, lengths)
+        return CheckedDrafts(tokens, None, lengths)
     parents = np.full((rows, width), -1, np.int64)
     parents[active] = drafts.parents
-    return Drafts(tokens, parents, lengths)
+    return CheckedDrafts(tokens, parents, lengths)

@@ -1,6 +1,4 @@
-"""Cuts a step's outcome to what requests really get: stop tokens end a row, non-finite logits fail it. Pure
-numpy.
-"""
+"""Cuts a step's outcome to what requests really get: stop tokens end a row, non-finite logits fail it. Numpy alone."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rolltree.engine.rows import Rows
+from rolltree.engine.running import Rows
 from rolltree.engine.step import Outcome
 from rolltree.types import Int32Array, Int64Array
 
@@ -46,6 +44,16 @@ def emit(rows: Rows, outcome: Outcome) -> Emission:
     row, order = np.nonzero(kept)
     tokens = outcome.tokens[kept].astype(np.int32)
     return Emission(counts, row, order, tokens, outcome.logprobs[kept], stopped, failed & ~stopped)
+
+
+def commit(rows: Rows, emission: Emission) -> None:
+    """Write what the rows emitted and advance their lengths."""
+    n = len(emission.counts)
+    column = rows.length[emission.row] + emission.order
+    rows.tokens[emission.row, column] = emission.tokens
+    rows.logprobs[emission.row, column] = emission.logprobs
+    rows.length[:n] += emission.counts
+    rows.steps[:n] += 1
 
 
 def _cut(counts: Int64Array, event: npt.NDArray[np.bool_], keep: int) -> tuple[Int64Array, npt.NDArray[np.bool_]]:

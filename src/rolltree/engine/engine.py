@@ -11,35 +11,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rolltree.engine.admission import close_holes, prefill, seat
+from rolltree.engine.admission import admit, close_holes
 from rolltree.engine.config import EngineConfig
-from rolltree.engine.drafts import Drafts, DraftSource
-from rolltree.engine.emit import Emission, emit
+from rolltree.engine.drafts import CheckedDrafts, DraftSource
+from rolltree.engine.emit import Emission, commit, emit
 from rolltree.engine.families import ModelShape
 from rolltree.engine.intake import Integers, runnable, well_formed
+from rolltree.engine.kv_cache import SlotCache
 from rolltree.engine.learner import CostLearner
 from rolltree.engine.queue import Queue
 from rolltree.engine.recorder import Recorder
 from rolltree.engine.repair import repair
 from rolltree.engine.request import FinishReason, Request, Result
-from rolltree.engine.rows import OnFinish, Rows
 from rolltree.engine.runner import Runner, is_out_of_memory
+from rolltree.engine.running import OnFinish, Rows
 from rolltree.engine.selfcheck import check_model
-from rolltree.engine.slots import SlotCache
 from rolltree.engine.stats import EngineStats
 from rolltree.engine.step import Outcome, Step
-from rolltree.engine.verify import Verifier
+from rolltree.engine.verify import Verifier, tie_margin
 from rolltree.errors import RequestError
 from rolltree.sampling import RowParams
 from rolltree.store import RolloutStore
 from rolltree.types import Drafter, Int64Array
 
-FLOAT32_TIE_MARGIN = 1e-4  # ten times the largest difference seen between batch shapes
-SMALL_PREFILL = 64  # tokens of a prefill forward after the usual size ran out of memory
 DEFAULTS = EngineConfig()
 Progress = Callable[[int, int], None]
 
@@ -64,30 +61,17 @@ class Engine:
         self.config, self.shape, self.stats = config, shape, EngineStats()
         self.max_length = shape.longest(config.max_length)
         self._cache = SlotCache(
-            layers=shape.layers,
-            slots=config.slots,
-            length=self.max_length + config.max_draft + 1,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            dtype=shape.dtype,
-            device=shape.device,
-        )
+            layers=shape.layers, slots=config.slots, length=self.max_length + config.max_draft + 1,
+            kv_heads=shape.kv_heads, head_dim=shape.head_dim, dtype=shape.dtype, device=shape.device,
+        )  # fmt: skip
         self._runner = Runner(model, self._cache, shape)
         check_model(self._runner, shape, self.max_length)
-        margin = FLOAT32_TIE_MARGIN if shape.dtype == torch.float32 else 0.0
         self._verifier = Verifier(
-            rule=config.rule,
-            tie_margin=margin if config.tie_margin is None else config.tie_margin,
-            sample_elements=config.sample_elements,
-            stats=self.stats,
-            compiled=config.compile,
-        )
+            rule=config.rule, tie_margin=tie_margin(config, shape.dtype), sample_elements=config.sample_elements,
+            stats=self.stats, compiled=config.compile,
+        )  # fmt: skip
         self._source = DraftSource(
-            drafter,
-            vocab=shape.vocab,
-            max_draft=config.max_draft,
-            coupled=config.rule == "coupled",
-            stats=self.stats,
+            drafter, vocab=shape.vocab, max_draft=config.max_draft, coupled=config.rule == "coupled", stats=self.stats
         )
         self.recorder = Recorder(store, drafter, self.stats)
         self.learner = CostLearner(drafter) if config.learn_cost else None
@@ -100,20 +84,18 @@ class Engine:
         self, requests: Sequence[Request], progress: Progress | None = None, *,
         before_step: Callable[[], None] | None = None,
     ) -> list[Result]:  # fmt: skip
-        """Run the requests to their end; results in order. `progress(done, total)` is called as requests
-        finish, `before_step` before each step.
+        """Run the requests to their end; results in order.
 
-        A request that fails has its `error` set; the others go on. Leaving by an exception aborts what is
-        unfinished.
+        `progress(done, total)` is called as requests finish, `before_step` before each step. A request that fails has
+        its `error` set; the others go on. Leaving by an exception aborts what is unfinished.
 
         Raises:
             InvalidInputError: one of `requests` is no request; its place is named, and none was queued.
 
         """
         prompts = [well_formed(request, f"requests[{i}]") for i, request in enumerate(requests)]
-        results: dict[int, Result] = {}
-        others: list[Result] = []
-        wanted: dict[int, None] = {}  # in order
+        results, others = dict[int, Result](), list[Result]()
+        wanted = dict[int, None]()  # in order
         with self._runner.active():
             try:
                 for request, prompt in zip(requests, prompts, strict=True):
@@ -150,8 +132,7 @@ class Engine:
         try:
             tokens = runnable(prompt, vocab=self.shape.vocab, max_length=self.max_length)
         except RequestError as error:
-            self.stats.finished += 1
-            self.stats.failed += 1
+            self.stats.end(failed=True)
             self._queue.refuse(id, request, error, on_finish)
         else:
             if not any(self._rows.jobs):
@@ -160,16 +141,13 @@ class Engine:
         return id
 
     def abort(self, id: int, *, keep: bool = False) -> bool:
-        """End a request; its Result, with what it has, comes from the next `step`. False if it is not
-        running. `keep`: what it has stays in the drafter's memory.
-        """
+        """End a request: the next `step` returns what it has; `keep` lets the drafter remember it. False: none runs."""
         if self._queue.withdraw(id):
             return True
-        for row, running in enumerate(self._rows.jobs):
-            if running is not None and running.id == id:
-                self._finish(row, "abort", keep=keep)
-                return True
-        return False
+        row = self._rows.find(id)
+        if row is not None:
+            self._finish(row, "abort", keep=keep)
+        return row is not None
 
     @property
     def unfinished(self) -> int:
@@ -217,9 +195,7 @@ class Engine:
         """Abort everything: keep what the rows have for the results, trust nothing else of them."""
         self._source.abandon()
         for row in self._rows.live():
-            job = self._rows.jobs[row]
-            assert job is not None
-            self._queue.deliver(self._rows.take(row, "abort", None), job.on_finish)
+            self._deliver(row, "abort", None)
         self._queue.abandon()
         for row in range(self._rows.count):
             self._cache.clear_row(row)  # a forward that was cut short may have left what is not finite
@@ -233,9 +209,7 @@ class Engine:
             new = self._admit()
         with stats.timed("draft"):
             for row in new:
-                job = rows.jobs[row]
-                assert job is not None
-                rows.handle[row] = self._source.open(job)
+                rows.handle[row] = self._source.open(rows.job(row))
             close_holes(rows, self._cache)  # of prompts that ran out of memory
             if rows.count == 0:
                 return None
@@ -244,31 +218,15 @@ class Engine:
     def _admit(self) -> list[int]:
         """Rows that were given to waiting requests, their prompts in the cache."""
         rows, before = self._rows, self._rows.count
-        new = seat(self._queue.waiting, rows, self._cache)
+        new, failed = admit(self._queue.waiting, rows, self._runner, self.config.prefill_tokens, self.stats)
         if new or rows.count != before:
             self._params = None
-        if not new or self._prefill(new, self.config.prefill_tokens):
-            return new
-        for row in new:  # one by one, so that only a prompt that is too much by itself fails
-            if not self._prefill([row], SMALL_PREFILL):
-                self._finish(row, "error", RequestError("out of memory in the prefill of this prompt"))
-        return [row for row in new if rows.jobs[row]]
-
-    def _prefill(self, new: list[int], limit: int) -> bool:
-        """Whether there was enough memory."""
-        try:
-            prefill(new, self._rows, self._runner, limit, self.stats)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self.stats.out_of_memory += 1
-            return False
-        return True
+        for row in failed:
+            self._finish(row, "error", RequestError("out of memory in the prefill of this prompt"))
+        return new
 
     def _run(self, step: Step | None) -> tuple[Step, Outcome] | None:
-        """Forward and verify; out of memory, go on with less: first without drafts, then without the newest
-        request.
-        """
+        """Forward and verify; out of memory, go on with less: without drafts, then without the newest request."""
         while step is not None:
             try:
                 return step, self._verify(step)
@@ -278,24 +236,17 @@ class Engine:
             self.stats.out_of_memory += 1
             if step.layout.queries == 1:
                 self._shed()
-            step = Step.of(self._rows, Drafts.none(self._rows.count)) if self._rows.count else None
+            step = Step.of(self._rows, CheckedDrafts.none(self._rows.count)) if self._rows.count else None
         return None
 
     def _verify(self, step: Step) -> Outcome:
         rows, stats = self._rows, self.stats
-        params = self._row_params()
+        if self._params is None:  # kept while the rows stay
+            self._params = RowParams.of([rows.job(row).sampling for row in range(rows.count)], self.shape.device)
         with stats.timed("forward"):
             logits = self._runner.logits(step.layout, step.tokens, step.start, step.trees)
         with stats.timed("sample"):
-            return self._verifier.verify(step, logits, params, rows.seed[: rows.count], self._decide)
-
-    def _row_params(self) -> RowParams:
-        """Sampling settings of the running rows, kept while the rows stay."""
-        if self._params is None:
-            jobs = [job for job in self._rows.jobs[: self._rows.count] if job]
-            shared = len({job.policy for job in jobs}) == 1
-            self._params = RowParams.of([job.sampling for job in (jobs[:1] if shared else jobs)], self.shape.device)
-        return self._params
+            return self._verifier.verify(step, logits, self._params, rows.seed[: rows.count], self._decide)
 
     def _decide(self, row: int, drafted: Int64Array) -> Tensor:
         prefix = self._rows.tokens[row, : self._rows.length[row]]
@@ -303,7 +254,7 @@ class Engine:
 
     def _shed(self) -> None:
         rows = self._rows
-        newest = max(range(rows.count), key=lambda row: job.id if (job := rows.jobs[row]) else -1)
+        newest = max(range(rows.count), key=lambda row: rows.job(row).id)
         self._finish(newest, "error", RequestError("out of memory: the newest request was dropped"))
         close_holes(rows, self._cache)
 
@@ -313,7 +264,7 @@ class Engine:
             rows = self._rows
             emission = emit(rows, outcome)
             repair(self._cache, step, outcome, emission)
-            rows.append(emission)
+            commit(rows, emission)
             rows.drafted[: rows.count] += step.layout.counts - 1
             self.stats.add_step(step.layout, emission.counts)
         with self.stats.timed("draft"):
@@ -334,13 +285,15 @@ class Engine:
 
     def _finish(self, row: int, reason: FinishReason, error: RequestError | None = None, *, keep: bool = False) -> None:
         """End the request in `row`, which becomes a hole."""
-        job, done = self._rows.jobs[row], reason in ("stop", "length")
-        assert job is not None
+        job, done = self._rows.job(row), reason in ("stop", "length")
         remember = job.request.remember
         if done and remember and job.on_finish is None:
             self.recorder.finish(self._rows, row)
         self._source.close(int(self._rows.handle[row]), keep=remember and (done or keep))
-        self._queue.deliver(self._rows.take(row, reason, error), job.on_finish)
+        self._deliver(row, reason, error)
         self._params = None
-        self.stats.finished += 1
-        self.stats.failed += error is not None
+        self.stats.end(failed=error is not None)
+
+    def _deliver(self, row: int, reason: FinishReason, error: RequestError | None) -> None:
+        job = self._rows.job(row)
+        self._queue.deliver(self._rows.take(row, reason, error), job.on_finish)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rolltree.engine.attention import AttentionPlan, Rectangle
+from rolltree.engine.kv_cache import SlotCache
 from rolltree.engine.layout import Block, Layout, Trees
-from rolltree.engine.slots import SlotCache
 from rolltree.types import Int64Array
 
 _WIDTH_STEP = 16  # cache columns are read in multiples of this: aligned rows, fewer distinct shapes

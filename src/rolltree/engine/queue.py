@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection
 
 from rolltree.engine.request import FinishReason, Request, Result, unstarted
-from rolltree.engine.rows import Job, OnFinish
+from rolltree.engine.running import Job, OnFinish
 from rolltree.errors import RequestError
 from rolltree.types import Int32Array
 

@@ -7,7 +7,7 @@ Without a store it does nothing. A store that fails is gone without: counted, an
 from __future__ import annotations
 
 from rolltree.drafting import TreeDrafter
-from rolltree.engine.rows import NO_HANDLE, Rows
+from rolltree.engine.running import NO_HANDLE, Rows
 from rolltree.engine.stats import EngineStats
 from rolltree.errors import InvalidInputError
 from rolltree.runlog import SideChannel

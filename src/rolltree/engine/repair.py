@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rolltree.engine.emit import Emission
-from rolltree.engine.slots import SlotCache
+from rolltree.engine.kv_cache import SlotCache
 from rolltree.engine.step import Outcome, Step
 from rolltree.types import Int64Array
 

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from rolltree.engine.attention import NAME, attention_of, register
 from rolltree.engine.families import ModelShape
+from rolltree.engine.kv_cache import SlotCache
 from rolltree.engine.layout import Layout, Trees
 from rolltree.engine.plan import ForwardInput, Planner
-from rolltree.engine.slots import SlotCache
 from rolltree.types import Int32Array, Int64Array
 
 

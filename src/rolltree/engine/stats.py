@@ -42,6 +42,11 @@ class EngineStats(Counters):
         finally:
             self.seconds[phase] += time.perf_counter() - start
 
+    def end(self, *, failed: bool) -> None:
+        """Count a request that ended."""
+        self.finished += 1
+        self.failed += failed
+
     def add_step(self, layout: Layout, emitted: Int64Array) -> None:
         """Add a verify step of this layout, whose row b emitted `emitted[b]` tokens."""
         rows, verified = len(layout.counts), len(layout.row_of)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rolltree.engine.drafts import Drafts
+from rolltree.engine.drafts import CheckedDrafts
 from rolltree.engine.layout import Layout, Trees
-from rolltree.engine.rows import Rows
+from rolltree.engine.running import Rows
 from rolltree.types import Int64Array
 
 
@@ -30,7 +30,7 @@ class Step:
     """Shape [N]: index among the generated tokens of the token drawn after each node."""
 
     @classmethod
-    def of(cls, rows: Rows, drafts: Drafts) -> Step:
+    def of(cls, rows: Rows, drafts: CheckedDrafts) -> Step:
         """Put the committed token of each row before its draft."""
         n = rows.count
         layout = Layout.of(drafts.lengths + 1)

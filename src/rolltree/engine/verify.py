@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rolltree.engine.config import EngineConfig
 from rolltree.engine.stats import EngineStats
 from rolltree.engine.step import Outcome, Step
 from rolltree.sampling import (
@@ -32,9 +33,18 @@ from rolltree.sampling import (
 )
 from rolltree.types import Int64Array
 
+FLOAT32_TIE_MARGIN = 1e-4
+"""Ten times the largest difference seen between batch shapes."""
 UInt64Array = npt.NDArray[np.uint64]
 Decide = Callable[[int, Int64Array], Tensor]
 """(row, draft tokens after the committed ones) -> canonical logits [1, V]."""
+
+
+def tie_margin(config: EngineConfig, dtype: torch.dtype) -> float:
+    """The configured margin, or that of the model's arithmetic."""
+    if config.tie_margin is not None:
+        return config.tie_margin
+    return FLOAT32_TIE_MARGIN if dtype == torch.float32 else 0.0
 
 
 class Verifier:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.replay.account import Account
 from rolltree.replay.files import Broken, in_order, list_files, records
+from rolltree.replay.inventory import Inventory
 from rolltree.replay.parsing import Bad, Evaluation, Found, Parser, kind_of
 from rolltree.replay.records import Rollout
 from rolltree.replay.steps import StepSource, Where, whole
@@ -35,7 +35,7 @@ class Reader:
     """FIELD, file, folder or order; None looks at the known places (see `steps`)."""
     keep_evaluation: bool = False
     """Replay evaluation rollouts, too."""
-    account: Account = field(default_factory=Account)
+    account: Inventory = field(default_factory=Inventory)
     _parser: Parser = field(init=False)
     _trl: dict[Path, list[list[object]]] = field(default_factory=dict)  # rows by folder, over calls of `read`
     _files: int = 0

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rolltree.metrics import ratio
 from rolltree.replay import results
-from rolltree.replay.budgets import Budget, Learned, Told
+from rolltree.replay.budgets import Budget, ExactCost, ObservedCost
 from rolltree.replay.drafters import DrafterSpec, Limits, ReplayDrafter
 from rolltree.replay.profiles import Profile
 from rolltree.replay.records import Recording
@@ -107,7 +107,7 @@ def run_case(
 def _budget(config: ReplayConfig) -> Budget | None:
     if config.budget == "off":
         return None
-    return Told(config.profile) if config.budget == "told" else Learned()
+    return ExactCost(config.profile) if config.budget == "told" else ObservedCost()
 
 
 def _look_back(tally: Tally, drafter: ReplayDrafter, before: dict[str, tuple[int, int]]) -> None:

@@ -20,7 +20,7 @@ from rolltree.replay.drafters import ReplayDrafter
 from rolltree.replay.profiles import Load, Profile
 from rolltree.replay.records import Rollout
 from rolltree.replay.tally import Tally
-from rolltree.replay.verify import verify
+from rolltree.replay.verdict import verify
 from rolltree.types import DraftBatch, Int32Array, Int64Array
 
 Progress = Callable[[int], None]

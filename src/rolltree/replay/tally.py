@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rolltree.replay.profiles import Load
-from rolltree.replay.verify import Verdict
+from rolltree.replay.verdict import ReplayVerdict
 from rolltree.types import DraftBatch, Int64Array
 
 BINS = 20
@@ -64,7 +64,7 @@ class Tally:
         self.indexed_tokens = 0
         """At the peak."""
 
-    def step(self, load: Load, rollout: Int64Array, batch: DraftBatch, verdict: Verdict) -> None:
+    def step(self, load: Load, rollout: Int64Array, batch: DraftBatch, verdict: ReplayVerdict) -> None:
         """File one engine step of the live rollouts `rollout` [B]."""
         self.engine_steps += 1
         self.row_steps[rollout] += 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.report.figures import Figure, draw_all
-from rolltree.report.rows import read_about, read_rows
+from rolltree.report.recorded import read_about, read_rows
 from rolltree.report.summary import summarise
 from rolltree.writing import write_text
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from operator import attrgetter
+from typing import Any
 
 from rolltree.errors import InvalidInputError
 
@@ -16,6 +19,7 @@ MIN_TEMPERATURE = 1e-5  # below this logits / temperature leaves float32's usefu
 MAX_TEMPERATURE = 1e38  # float32 ends there; far below it every token is as likely as any other
 SEED_LIMIT = 1 << 64
 INT32_LIMIT = 1 << 31  # token ids and counts are int32
+_NO_POLICY = ("max_tokens", "stop_token_ids", "seed")  # what does not change a token's distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,12 @@ class SamplingParams:
             raise InvalidInputError("sampling.stop_token_ids", ids, "a tuple of token ids from 0 to 2**31 - 1")
 
     @property
+    def policy(self) -> tuple[object, ...]:
+        """What the distribution of a token depends on: every field but limits, stops and the seed."""
+        values: tuple[object, ...] = _policy_getter(type(self))(self)  # type: ignore[arg-type]
+        return values
+
+    @property
     def greedy(self) -> bool:
         """Whether the request takes the most likely token."""
         return self.temperature == 0
@@ -64,6 +74,11 @@ class SamplingParams:
     def with_seed(self) -> SamplingParams:
         """These settings with a definite seed: the given one, or a fresh one from the operating system."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(64))
+
+
+@cache
+def _policy_getter(kind: type[SamplingParams]) -> attrgetter[Any]:
+    return attrgetter(*(each.name for each in fields(kind) if each.name not in _NO_POLICY))
 
 
 def _is_integer(value: object) -> bool:

@@ -60,10 +60,9 @@ class RowParams:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str = "cpu") -> RowParams:
-        """Settings of the requests `params`, one row each."""
-        host = np.array([_column(p) for p in params], _COLUMNS)
-        if len(host) and (host == host[0]).all():
-            host = host[:1]
+        """Settings of the requests `params`, one row each, or one for all where no policy differs."""
+        shared = len({p.policy for p in params}) == 1
+        host = np.array([_column(p) for p in (params[:1] if shared else params)], _COLUMNS)
         return _build(host, torch.device(device))
 
     def rows(self, index: Int64Array) -> RowParams:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rolltree.budget import CostModel, Floats, terms
 from rolltree.step_cost.fit import Fitter
-from rolltree.step_cost.probe import Probe
+from rolltree.step_cost.probe import CostProbe
 
 PRIOR = CostModel(base=1.0, row=0.01, token=0.01, cell=0.001, ragged=0.03)
 """Shape of the cost before any step: a token costs a hundredth of the base. Between a 2-core CPU (1/40 to 1/90,
@@ -81,7 +81,7 @@ class StepCostObserver:
         self._shares = np.array(self.prior.coefficients)
         self._buckets: OrderedDict[tuple[int, int, int], _Bucket] = OrderedDict()
         self._fitted, self._fitted_at = self.prior, 0
-        self._probe = Probe()
+        self._probe = CostProbe()
 
     @property
     def model(self) -> CostModel:

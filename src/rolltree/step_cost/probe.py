@@ -22,7 +22,7 @@ ALIKE = 1.5
 """Ratio of draft tokens per request within which steps count as drafting alike."""
 
 
-class Probe:
+class CostProbe:
     """Decides when a step should draft otherwise than the fit says, so that there is something to learn from."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ from rolltree.runlog import SideChannel
 from rolltree.store import RolloutStore
 from rolltree.trl.generation import generate
 from rolltree.trl.history import RolloutRecord
-from rolltree.trl.metrics import MetricsFile
+from rolltree.trl.metrics_file import MetricsFile
 from rolltree.trl.settings import check_arguments, check_trainer, prompt_token_ids, request_seed, sampling_params
 from rolltree.types import Drafter
 

@@ -13,7 +13,7 @@ NAMED = 20
 
 
 @dataclass(slots=True)
-class Account:
+class Inventory:
     """Sums over everything that one reader read."""
 
     kinds: Counter[str] = field(default_factory=Counter)

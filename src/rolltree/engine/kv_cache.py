@@ -17,16 +17,9 @@ class SlotCache:
     """Keys and values, shape [layers, 2, slots * length, kv_heads * head_dim]."""
 
     def __init__(
-        self,
-        *,
-        layers: int,
-        slots: int,
-        length: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
+        self, *, layers: int, slots: int, length: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
         device: torch.device,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.slots, self.length, self.kv_heads, self.head_dim = slots, length, kv_heads, head_dim
         shape = (layers, 2, slots * length, kv_heads * head_dim)
         size = layers * 2 * slots * length * kv_heads * head_dim * dtype.itemsize

@@ -17,7 +17,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ReplayVerdict:
     """What became of the drafts of B rows, K columns."""
 
     accepted: Int64Array
@@ -28,7 +28,7 @@ class Verdict:
     """Shape [n]: whether the node was accepted."""
 
 
-def verify(batch: DraftBatch, truth: Int32Array) -> Verdict:
+def verify(batch: DraftBatch, truth: Int32Array) -> ReplayVerdict:
     """Judge drafts by the recorded continuation.
 
     Args:
@@ -45,7 +45,7 @@ def verify(batch: DraftBatch, truth: Int32Array) -> Verdict:
         depth = np.broadcast_to(column, inside.shape)
     else:
         good, depth = _walk(tokens, batch.parents[:, :width], inside, truth)
-    return Verdict(good.sum(axis=1), depth[inside], good[inside])
+    return ReplayVerdict(good.sum(axis=1), depth[inside], good[inside])
 
 
 def _walk(

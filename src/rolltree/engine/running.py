@@ -8,7 +8,6 @@ scheduler fills or closes holes before each step, so every step sees live rows o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,6 @@ from rolltree.errors import RequestError
 from rolltree.sampling import SamplingParams
 from rolltree.types import Int32Array, Int64Array
 
-if TYPE_CHECKING:
-    from rolltree.engine.emit import Emission
-
 NO_HANDLE = -1
 OnFinish = Callable[[Result], None]
 
@@ -28,7 +24,7 @@ OnFinish = Callable[[Result], None]
 class Job:
     """A submitted request with its definite seed; what stays on the Python side while it runs."""
 
-    __slots__ = ("id", "key", "on_finish", "policy", "prompt", "prompt_bytes", "request", "sampling", "seed")
+    __slots__ = ("id", "key", "on_finish", "prompt", "prompt_bytes", "request", "sampling", "seed")
 
     def __init__(self, id: int, request: Request, prompt: Int32Array, on_finish: OnFinish | None = None) -> None:
         """`prompt`: the request's prompt, checked; draws a seed if the request has none."""
@@ -37,8 +33,6 @@ class Job:
         self.prompt_bytes = prompt.tobytes()
         self.sampling: SamplingParams = request.sampling.with_seed()
         self.seed = self.sampling.seed or 0
-        s = self.sampling
-        self.policy = (s.temperature, s.top_k, s.top_p, s.min_p)
 
 
 class Rows:
@@ -92,6 +86,16 @@ class Rows:
             array[target] = array[source]
         self.jobs[target], self.jobs[source] = self.jobs[source], None  # last, as in `place`
 
+    def job(self, row: int) -> Job:
+        """The request of a live row."""
+        job = self.jobs[row]
+        assert job is not None
+        return job
+
+    def find(self, id: int) -> int | None:
+        """The row of a request that runs; None where none does."""
+        return next((row for row, job in enumerate(self.jobs) if job is not None and job.id == id), None)
+
     def holes(self) -> list[int]:
         """Rows below `count` without a request, ascending."""
         return [r for r in range(self.count) if self.jobs[r] is None]
@@ -108,23 +112,13 @@ class Rows:
         self.ready[:] = False
         self.handle[:] = NO_HANDLE
 
-    def append(self, emission: Emission) -> None:
-        """Write what the rows emitted and advance their lengths."""
-        n = len(emission.counts)
-        column = self.length[emission.row] + emission.order
-        self.tokens[emission.row, column] = emission.tokens
-        self.logprobs[emission.row, column] = emission.logprobs
-        self.length[:n] += emission.counts
-        self.steps[:n] += 1
-
     def forget_cached(self) -> None:
         """Let no new request take over the prompt of a finished one: the weights may have changed since."""
         self.cached = [None] * len(self.cached)
 
     def take(self, row: int, reason: FinishReason, error: RequestError | None) -> Result:
         """The result of a row, which becomes a hole."""
-        job = self.jobs[row]
-        assert job is not None
+        job = self.job(row)
         self.cached[row] = job.prompt_bytes if error is None else None
         self.jobs[row], self.handle[row] = None, NO_HANDLE
         generated = slice(self.prompt[row], self.length[row])

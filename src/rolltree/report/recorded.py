@@ -23,7 +23,7 @@ _DEEP = 8  # levels of run.json that are shown
 
 
 @dataclass(slots=True)
-class Rows:
+class Recorded:
     """What a run folder holds."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Rows:
     """Values that are no finite numbers."""
 
 
-def read_rows(folder: Path, mode: str = "train") -> Rows:
+def read_rows(folder: Path, mode: str = "train") -> Recorded:
     """Read `folder/metrics.jsonl`.
 
     Raises:
@@ -46,7 +46,7 @@ def read_rows(folder: Path, mode: str = "train") -> Rows:
     if not path.is_file():
         fix = "Name the folder that was given to RunLog, or to RolloutFunction(run_dir=…)."
         raise InvalidInputError("run_dir", str(folder), f"a folder that holds {runlog.FILE}", fix)
-    found, by_step = Rows(), dict[int, dict[str, Any]]()
+    found, by_step = Recorded(), dict[int, dict[str, Any]]()
     for line in _lines(path, found):
         if line["mode"] != mode:
             continue
@@ -59,7 +59,7 @@ def read_rows(folder: Path, mode: str = "train") -> Rows:
     return found
 
 
-def _lines(path: Path, found: Rows) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, found: Recorded) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for text in lines:
             line = _line(text, found) if text.strip() else None
@@ -69,7 +69,7 @@ def _lines(path: Path, found: Rows) -> Iterator[dict[str, Any]]:
                 found.skipped_lines += 1
 
 
-def _line(text: bytes, found: Rows) -> dict[str, Any] | None:
+def _line(text: bytes, found: Recorded) -> dict[str, Any] | None:
     """One line; None for what is none."""
     try:
         line = json.loads(text)
@@ -93,7 +93,7 @@ def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53 else None
 
 
-def _numbers(values: dict[str, Any], found: Rows) -> dict[str, float]:
+def _numbers(values: dict[str, Any], found: Recorded) -> dict[str, float]:
     kept = {name: value for name, value in values.items() if _is_number(value)}
     found.skipped_values += len(values) - len(kept)
     return kept
