@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rolltree.metrics import ratio
+from rolltree.metrics import add_up, ratio, ratios_of, with_ratios
 from rolltree.replay.records import Step
 from rolltree.replay.tally import BINS, Calibration, Tally
 
@@ -40,10 +40,8 @@ def summary(runs: Sequence[StepRun]) -> Numbers:
     host = sum(t.draft_seconds + t.update_seconds for t in tallies)
     return {
         "rollouts": len(latency),
-        "tokens": tokens,
         "engine_steps": sum(t.engine_steps for t in tallies),
-        "row_steps": row_steps,
-        **_drafting(tallies, tokens, row_steps),
+        **with_ratios({"tokens": tokens, "row_steps": row_steps, **_drafting(tallies)}),
         "generation_seconds": generation_seconds(runs),
         "generation_seconds_with_drafting": generation_seconds(runs) + host,
         **{f"latency_p{q}_seconds": float(np.percentile(latency, q)) for q in (50, 95, 99)},
@@ -55,15 +53,8 @@ def summary(runs: Sequence[StepRun]) -> Numbers:
     }
 
 
-def _drafting(tallies: Sequence[Tally], tokens: int, row_steps: int) -> Numbers:
-    drafted, accepted = (sum(int(getattr(t, name).sum()) for t in tallies) for name in ("drafted", "accepted"))
-    return {
-        "tokens_per_step": ratio(tokens, row_steps),
-        "drafted_per_step": ratio(drafted, row_steps),
-        "acceptance_rate": ratio(accepted, drafted),
-        "drafted": drafted,
-        "accepted": accepted,
-    }
+def _drafting(tallies: Sequence[Tally]) -> dict[str, int]:
+    return {name: sum(int(getattr(t, name).sum()) for t in tallies) for name in ("drafted", "accepted")}
 
 
 def by_position(runs: Sequence[StepRun]) -> list[Numbers]:
@@ -71,23 +62,17 @@ def by_position(runs: Sequence[StepRun]) -> list[Numbers]:
     drafted, accepted = (sum(getattr(run.tally, name) for run in runs) for name in ("drafted_at", "accepted_at"))
     pairs = zip(np.atleast_1d(drafted).tolist(), np.atleast_1d(accepted).tolist(), strict=True)
     return [
-        {"position": place, "drafted": d, "accepted": a, "acceptance_rate": ratio(a, d)}
-        for place, (d, a) in enumerate(pairs, 1)
-        if d
+        {"position": place, **with_ratios({"drafted": d, "accepted": a})} for place, (d, a) in enumerate(pairs, 1) if d
     ]
 
 
 def by_source(runs: Sequence[StepRun]) -> list[Numbers]:
     """Drafted and accepted tokens by whose text was copied."""
-    sums: dict[str, list[int]] = {}
+    sums: dict[str, dict[str, float]] = {}
     for run in runs:
         for name, (drafted, accepted) in run.tally.sources.items():
-            row = sums.setdefault(name, [0, 0])
-            row[0] += drafted
-            row[1] += accepted
-    return [
-        {"source": name, "drafted": d, "accepted": a, "acceptance_rate": ratio(a, d)} for name, (d, a) in sums.items()
-    ]
+            sums[name] = add_up(sums.get(name, {}), {"drafted": drafted, "accepted": accepted})
+    return [{"source": name, **with_ratios(row)} for name, row in sums.items()]
 
 
 def calibration(runs: Sequence[StepRun]) -> Numbers:
@@ -127,9 +112,7 @@ def _of_file(runs: Sequence[StepRun], name: str) -> Numbers:
     return {
         "rollouts": len(latency),
         "tokens": tokens,
-        "tokens_per_step": ratio(tokens, sums["row_steps"]),
-        "drafted_per_step": ratio(sums["drafted"], sums["row_steps"]),
-        "acceptance_rate": ratio(sums["accepted"], sums["drafted"]),
+        **ratios_of({"tokens": tokens, **sums}),
         "latency_p50_seconds": float(np.percentile(latency, 50)),
         "latency_p99_seconds": float(np.percentile(latency, 99)),
     }
