@@ -22,7 +22,7 @@ class Budget(Protocol):
         """Take in how long a step took."""
 
 
-class ExactCost:
+class GivenCost:
     """The profile's own cost model: what an engine knows that has learned perfectly."""
 
     def __init__(self, profile: Profile) -> None:
@@ -36,7 +36,7 @@ class ExactCost:
         """See Budget."""
 
 
-class ObservedCost:
+class LearnedCost:
     """A `StepCostObserver` that starts knowing nothing; steps that prefill are not shown to it."""
 
     def __init__(self) -> None:

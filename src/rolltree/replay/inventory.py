@@ -1,4 +1,4 @@
-"""What a reader found and what it left out: counted, and said in the printed card and the JSON document."""
+"""What a reader found and what it left out: counted, and said in the printed summary and the JSON document."""
 
 from __future__ import annotations
 
