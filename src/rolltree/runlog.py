@@ -17,6 +17,7 @@ import math
 import numbers
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 ABOUT = "run.json"
+LARGEST = 1e100
+"""Values beyond it are no measurements, and sums of them no numbers."""
 
 
 class SideChannel:
@@ -142,46 +145,91 @@ def _ends_in_newline(path: Path) -> bool:
         return file.read() == b"\n"
 
 
-def read(folder: str | PathLike[str], *, missing_ok: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run in the order in which they were written; torn ones are skipped.
+@dataclass(slots=True)
+class Skipped:
+    """What a reader left out."""
+
+    lines: int = 0
+    """Lines that are no metrics: torn, or something else."""
+    values: int = 0
+    """Values that are no finite numbers."""
+
+
+def read(
+    folder: str | PathLike[str], *, missing_ok: bool = False, skipped: Skipped | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a run in the order in which they were written.
+
+    Whatever a line holds, no exception comes of it: it counts, or is counted out. A run that was killed leaves half a
+    line, a logger a NaN or a null, a broken disk anything.
 
     Raises:
         InvalidInputError: the folder holds no metrics (unless `missing_ok`).
+        OSError: the file cannot be read.
 
     """
     path = Path(folder) / FILE
-    if not path.exists():
+    if not path.is_file():
         if missing_ok:
             return
         fix = "Name the folder that was given to RunLog, to RolloutFunction(run_dir=…), or to verl's option run_log."
         raise InvalidInputError("run_dir", str(folder), f"a folder that holds {FILE}", fix)
-    with path.open(errors="replace") as lines:
+    skipped = skipped or Skipped()
+    with path.open("rb") as lines:
         for text in lines:
-            line = _parsed(text)
-            if line is not None:
+            line = _parsed(text, skipped) if text.strip() else None
+            if line is not None and isinstance(line["mode"], str):
                 yield line
+            elif line is None and text.strip():
+                skipped.lines += 1
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """A line with its numbers, those that are finite; None where it is torn or none of ours."""
+def _parsed(text: bytes, skipped: Skipped) -> dict[str, Any] | None:
+    """A line with its numbers; None where it is none of ours."""
     try:
         line = json.loads(text)
-        whole = all(isinstance(line[name], int) for name in ("step", "attempt")) and isinstance(line["mode"], str)
-        known = {name: _known(_finite(line[name])) for name in ("sums", "gauges")}
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
-    return line | known if whole else None
+    if not isinstance(line, dict):
+        return None
+    step, attempt = _whole(line.get("step")), _whole(line.get("attempt"))
+    sums, gauges = line.get("sums"), line.get("gauges")
+    if step is None or attempt is None or not isinstance(sums, dict) or not isinstance(gauges, dict):
+        return None
+    return {
+        "step": step, "attempt": attempt, "mode": line.get("mode"), "sums": _numbers(sums, skipped),
+        "gauges": _numbers(gauges, skipped),
+    }  # fmt: skip
 
 
-def steps(folder: str | PathLike[str], mode: str = "train") -> list[dict[str, Any]]:
-    """One row a step, ascending: `{step, sums, ratios, gauges}`, of the latest attempt that reached the step."""
+def _whole(value: object) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**53 else None
+
+
+def _numbers(values: dict[str, Any], skipped: Skipped) -> dict[str, float]:
+    kept = {name: value for name, value in values.items() if _is_number(value)}
+    skipped.values += len(values) - len(kept)
+    return kept
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # no NaN is
+
+
+def steps(folder: str | PathLike[str], mode: str = "train", *, skipped: Skipped | None = None) -> list[dict[str, Any]]:
+    """One row a step, ascending: `{step, attempt, sums, ratios, gauges}`, of the latest attempt that reached it.
+
+    `skipped` takes the count of what was left out. Raises what `read` raises.
+    """
     rows: dict[int, dict[str, Any]] = {}
-    for line in read(folder):
+    for line in read(folder, skipped=skipped):
         if line["mode"] != mode:
             continue
         row = rows.get(line["step"])
         if row is None or row["attempt"] < line["attempt"]:
-            row = rows[line["step"]] = {"step": line["step"], "attempt": line["attempt"], "sums": {}, "gauges": {}}
+            row = rows[line["step"]] = line | {"sums": {}, "gauges": {}}
         row["sums"] = add_up(row["sums"], line["sums"])
         row["gauges"] |= line["gauges"]
     return [row | {"ratios": ratios_of(row["sums"])} for _, row in sorted(rows.items())]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.report.about import read_about
 from rolltree.report.figures import Figure, draw_all
-from rolltree.report.recorded import read_about, read_rows
 from rolltree.report.summary import summarise
+from rolltree.runlog import Skipped, steps
 from rolltree.writing import write_text
 
 PAGE = "report.html"
@@ -40,10 +41,10 @@ def write_report(run_dir: str | PathLike[str], out: str | PathLike[str] | None =
 
     """
     folder, target = Path(run_dir), Path(out or run_dir)
-    read = read_rows(folder)
-    rows = read.steps
+    left_out = Skipped()
+    rows = steps(folder, skipped=left_out)
     if not rows:
-        fix = f"{read.skipped_lines} lines are no metrics." if read.skipped_lines else ""
+        fix = f"{left_out.lines} lines are no metrics." if left_out.lines else ""
         raise InvalidInputError("run_dir", str(run_dir), "a run with at least one training step", fix)
     summary, figures = summarise(rows), draw_all(rows)
     attempts = 1 + max(row["attempt"] for row in rows)
@@ -53,7 +54,7 @@ def write_report(run_dir: str | PathLike[str], out: str | PathLike[str] | None =
         write_text(path, figure.svg)
     write_text(target / PAGE, _page(folder, summary, figures, attempts))
     files = {"page": str(target / PAGE), "figures": [str(path) for path in paths]}
-    skipped = {"skipped_lines": read.skipped_lines, "skipped_values": read.skipped_values}
+    skipped = {"skipped_lines": left_out.lines, "skipped_values": left_out.values}
     return {"run_dir": str(run_dir), **files, "attempts": attempts, **skipped, **summary}
 
 
