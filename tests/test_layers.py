@@ -45,6 +45,7 @@ ROWS = (
     row("tokens config machine metrics writing"),
     row("budget store runlog"),
     row("prompts"),
+    row("sessions"),
     row("cache"),
     row("step_cost runahead"),
     row("drafting"),

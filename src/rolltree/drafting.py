@@ -53,7 +53,7 @@ class TreeDrafter:
         self._buffers = _Buffers(64, max(1, self.config.max_draft))
         self._drafted: Int64Array = _NONE  # handles of the last draft, in its order
         self._verified: Int32Array = _NONE.astype(np.int32)
-        self._source_sums = self.cache.forest.source_sums()
+        self._source_sums = self.cache.source_sums()
 
     def open(
         self,
@@ -84,7 +84,8 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        self.cache.forest.draft_batch(handles, limits, self._floor(rows), config.min_match, tree, out.native)
+        floor = self._floor(rows)
+        self.cache.draft(handles, limits, out.native, min_survival=floor, min_match=config.min_match, tree=tree)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
         self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
@@ -111,8 +112,7 @@ class TreeDrafter:
             offsets: int32 [B + 1], row b emitted `tokens[offsets[b]:offsets[b + 1]]`.
 
         """
-        handles, tokens = as_integers(handles, np.int64, "handles"), as_integers(tokens, np.int32, "tokens")
-        offsets = as_integers(offsets, np.int32, "offsets")
+        handles = as_integers(handles, np.int64, "handles")
         stats = self.stats
         stats.steps += 1
         stats.row_steps += len(handles)
@@ -129,7 +129,7 @@ class TreeDrafter:
 
     def snapshot(self) -> DraftStats:
         """Return a copy of the statistics with the sums by source (of the whole cache) filled in."""
-        now = self.cache.forest.source_sums()
+        now = self.cache.source_sums()
         copy = self.stats.copy()
         for name, (drafted, accepted), (drafted0, accepted0) in zip(SOURCES, now, self._source_sums, strict=True):
             copy.drafted_by_source[name] = drafted - drafted0
