@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from rolltree import RolloutStore
 from rolltree.errors import InvalidInputError, RolltreeError, StoreError
 from rolltree.store import StoredRollout, verify
-from rolltree.store.traces import export_traces, import_traces, line_of, rollout_of_line
+from rolltree.store.traces import export_traces, import_traces
+from rolltree.traces.format import line_of, rollout_of_line
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 300), max_size=12)
 WHOLE = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 5)
@@ -207,7 +208,7 @@ def test_an_export_onto_a_full_disk_leaves_the_old_file(store: RolloutStore, tmp
     done = subprocess.run([sys.executable, "-c", FULL, store.path, target], capture_output=True, text=True)
     assert "File too large. Nothing was written" in done.stdout, done.stderr
     assert target.read_text() == "precious"
-    assert not list(tmp_path.glob(".rolltree-*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 KILLED = """

@@ -14,12 +14,13 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.replay.account import Account
-from rolltree.replay.files import Broken, in_order, list_files, records
+from rolltree.replay.files import in_order, list_files, records
 from rolltree.replay.parsing import Bad, Evaluation, Found, Parser, kind_of
 from rolltree.replay.records import Rollout
 from rolltree.replay.steps import StepSource, Where, whole
 from rolltree.replay.tokenizing import TextTokenizer
 from rolltree.replay.trl_log import all_alike, classify
+from rolltree.traces.lines import Broken
 
 _SHOWN = 80  # characters of a bad line that a message repeats
 _Numbered = tuple[int, object]

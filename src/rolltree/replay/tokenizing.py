@@ -19,8 +19,8 @@ import numpy as np
 
 from rolltree.errors import InvalidInputError, MissingDependencyError
 from rolltree.replay.messages import Message, Piece, read_messages
-from rolltree.replay.records import Span
 from rolltree.tokens import as_tokens
+from rolltree.traces.rollout import Span
 from rolltree.types import Int32Array
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rolltree.errors import InvalidInputError, StoreCorruptedError
-from rolltree.store.record import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.store.store import RolloutStore
 from rolltree.tokens import as_key, as_tokens, as_version
+from rolltree.traces.rollout import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.types import Float32Array, Int32Array, Int64Array
 
 _log = logging.getLogger(__name__)

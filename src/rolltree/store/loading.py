@@ -9,8 +9,8 @@ from typing import Protocol
 
 from rolltree.store.pending import Entry, unwritten
 from rolltree.store.reader import Damaged, Reader
-from rolltree.store.record import StoredRollout
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import StoredRollout
 
 
 class Restorable(Protocol):

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
 
-from rolltree.store.record import StoredRollout
 from rolltree.store.rows import Packed
+from rolltree.traces.rollout import StoredRollout
 
 
 @dataclass(slots=True, eq=False)

@@ -10,9 +10,9 @@ from typing import Any
 from rolltree.errors import StoreCorruptedError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
-from rolltree.store.record import StoredRollout
 from rolltree.store.rows import COLUMNS, rollout_of
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import StoredRollout
 
 ALL = 2**62
 PAGE = 512  # rollouts of one statement

@@ -21,9 +21,9 @@ from rolltree.errors import InvalidInputError, StoreError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
 from rolltree.store.pending import Entry, Pending
-from rolltree.store.record import StoredRollout
 from rolltree.store.rows import Packed, next_id
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import StoredRollout
 
 DELAY = 0.2  # seconds that a rollout waits for others to share a transaction with
 SLOWEST = 30.0  # seconds between two attempts at most, while they fail
