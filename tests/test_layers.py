@@ -42,8 +42,8 @@ FRAMEWORKS = "torch transformers trl datasets accelerate"
 HEAVY = "sampling engine trl"
 ROWS = (
     row("errors types _native"),
-    row("tokens config machine metrics writing"),
-    row("budget traces runlog", lazy="zstandard"),
+    row("tokens machine metrics writing"),
+    row("config budget traces runlog", lazy="zstandard"),
     row("store"),
     row("prompts"),
     row("sessions"),

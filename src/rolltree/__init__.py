@@ -14,39 +14,70 @@ if TYPE_CHECKING:
     from rolltree.config import CacheConfig, DraftConfig
     from rolltree.drafting import TreeDrafter
     from rolltree.engine import Engine, EngineConfig, Request, Result
+    from rolltree.errors import (
+        CapacityError,
+        InvalidInputError,
+        MissingDependencyError,
+        RequestError,
+        RolltreeError,
+        SessionClosedError,
+        StoreError,
+    )
     from rolltree.sampling import SamplingParams
     from rolltree.step_cost import StepCostObserver
     from rolltree.store import RolloutStore
+    from rolltree.traces import StoredRollout
+    from rolltree.types import DraftBatch, Drafter
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CacheConfig": "config",
+    "CapacityError": "errors",
     "CostModel": "budget",
+    "DraftBatch": "types",
     "DraftConfig": "config",
+    "Drafter": "types",
     "Engine": "engine",
     "EngineConfig": "engine",
+    "InvalidInputError": "errors",
+    "MissingDependencyError": "errors",
     "Request": "engine",
+    "RequestError": "errors",
     "Result": "engine",
     "RolloutCache": "cache",
     "RolloutStore": "store",
+    "RolltreeError": "errors",
     "SamplingParams": "sampling",
+    "SessionClosedError": "errors",
     "StepCostObserver": "step_cost",
+    "StoreError": "errors",
+    "StoredRollout": "traces",
     "TreeDrafter": "drafting",
 }
 
 __all__ = [
     "CacheConfig",
+    "CapacityError",
     "CostModel",
+    "DraftBatch",
     "DraftConfig",
+    "Drafter",
     "Engine",
     "EngineConfig",
+    "InvalidInputError",
+    "MissingDependencyError",
     "Request",
+    "RequestError",
     "Result",
     "RolloutCache",
     "RolloutStore",
+    "RolltreeError",
     "SamplingParams",
+    "SessionClosedError",
     "StepCostObserver",
+    "StoreError",
+    "StoredRollout",
     "TreeDrafter",
     "__version__",
 ]

@@ -116,10 +116,10 @@ class TreeDrafter:
         stats = self.stats
         stats.steps += 1
         stats.row_steps += len(handles)
-        stats.tokens += len(tokens)
         rows, verified = _find(handles, self._drafted), self._verified
         self._drafted, self._verified = _NONE, _NONE.astype(np.int32)  # a draft is judged once, also when this fails
         accepted = self.cache.settle(handles, self._buffers.native, rows, verified, tokens, offsets)
+        stats.tokens += len(tokens)
         stats.drafted += int(verified[rows[rows >= 0]].sum())
         stats.accepted += int(accepted.sum())
 

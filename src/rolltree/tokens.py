@@ -144,6 +144,23 @@ def as_version(version: object, name: str = "version") -> int:
     return as_integer(version, name)
 
 
+def check_whole(name: str, value: object, low: int, high: int, fix: str = "") -> None:
+    """Check a setting that is a whole number: no fraction, text or truth value, and no number that only looks like one.
+
+    Raises:
+        InvalidInputError: it is none, or not from `low` to `high`.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInputError(name, value, f"a whole number from {low} to {high}", fix)
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Check a setting that is a number from `low` to `high`; errors as `check_whole`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInputError(name, value, f"a number from {low:g} to {high:g}")
+
+
 def _whole(value: object) -> int | None:
     if isinstance(value, bool | np.bool_):
         return None
