@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.conversations import Conversations
 from rolltree.tokens import prompt_key
 
 REQUEST_KEY = "rolltree"
@@ -25,8 +25,6 @@ MAX_VERSION = 2**31 - 1
 VERSIONS = f"a whole number up to {MAX_VERSION}"
 LONGEST_NAME = 200
 """Characters of a prompt's name in a key."""
-SESSIONS = 100_000
-"""Conversations whose key is remembered: more than can be running at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,28 +69,12 @@ def named_key(value: object) -> str | None:
     return f"column:{text}" if len(text) <= LONGEST_NAME else f"column:#{prompt_key(list(text.encode()))}"
 
 
-class SessionKeys:
-    """The key of each conversation, made when its first turn is seen, and kept for the turns that follow."""
-
-    def __init__(self, capacity: int = SESSIONS) -> None:
-        self.capacity = capacity
-        self._keys: OrderedDict[str, str] = OrderedDict()
-
-    def key(self, session: str, prompt: Sequence[int]) -> str:
-        """Return the key of `session`; `prompt` names it when it is new."""
-        key = self._keys.pop(session, None) or prompt_key(prompt)
-        self._keys[session] = key
-        while len(self._keys) > self.capacity:
-            self._keys.popitem(last=False)
-        return key
-
-
 def marked(
-    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int], keys: SessionKeys
+    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int], conversations: Conversations
 ) -> dict[str, Any]:
     """Return a copy of `sampling_params` with the request's options in its `extra_args`; what is set there stays."""
     extra = dict(sampling_params.get("extra_args") or {})
-    options: dict[str, Any] = {"key": mark.key or keys.key(session, prompt), "session": session}
+    options: dict[str, Any] = {"key": mark.key or conversations.remember(session, prompt), "session": session}
     if mark.version is not None:
         options["version"] = mark.version
     if mark.validation:
