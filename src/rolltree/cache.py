@@ -1,13 +1,13 @@
 """The only owner of trees and of policy versions: prompts and sessions open and close here, within a byte cap.
 
 Which tree belongs to which prompt is in `prompts`, what sessions take in and draft in `sessions`. Thread-safe. Does not
-decide what is worth drafting (see `drafting`). With a store, closing a kept session commits its rollout there, and a
+decide what to draft (see `drafting`). With a store, closing a kept session commits its rollout there, and a
 prompt that is not held (evicted, or from before a restart) is rebuilt from there when opened.
 
 Invariants. After every call the prompts' own trees are within their part of `capacity_bytes` or being made smaller:
 idle prompts are evicted, least recently used first; then prompts with live sessions lose their oldest rollouts. A
 prompt with live sessions is never evicted, and no own tree makes room for the shared one, which has a part of its own.
-A session with a hole is never kept, whatever `close` is told. What the store holds changes drafts, never rollouts; a
+A session with a hole is never kept, however it is closed. What the store holds changes drafts, never rollouts; a
 store that fails is gone without.
 """
 

@@ -1,6 +1,6 @@
 """One line or row of a log to a rollout, or to the reason why it is none. No exception leaves `Parser.parse`.
 
-What a record is, is told by its keys:
+What a record is, its keys say:
 
 | Kind | Keys | Token ids |
 |---|---|---|

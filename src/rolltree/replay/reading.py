@@ -1,6 +1,6 @@
 """Reads recorded rollouts: finds the files, has each record parsed, leaves out what was not generated, counts it.
 
-What a record is, `parsing` tells; where its step stands, `steps`; which rows of TRL's files were generated, `trl_log`.
+What a record is, `parsing` says; where its step stands, `steps`; which rows of TRL's files were generated, `trl_log`.
 A record that cannot be read is named by file and number: an error, or counted with `skip_bad_lines`.
 """
 
@@ -83,7 +83,7 @@ class Reader:
         return found
 
     def _read_group(self, files: Sequence[Path]) -> Iterator[Rollout]:
-        """Read one file, or all Parquet files of one folder: TRL's rows can only be told apart together."""
+        """Read one file, or all Parquet files of one folder: TRL's rows can only be classified together."""
         if files[0].suffix != ".parquet":
             yield from self._rollouts(files[0], records(files[0]))
             return

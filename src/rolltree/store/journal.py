@@ -127,8 +127,8 @@ class Journal:
         if page is None or not keep or not page.text:
             return
         if page.logprobs is not None and len(page.logprobs) != len(page.text):
-            told = f"{len(page.logprobs)} log-probabilities for {len(page.text)} tokens"
-            _log.warning("Session %d is stored without %s", session, told)
+            counts = f"{len(page.logprobs)} log-probabilities for {len(page.text)} tokens"
+            _log.warning("Session %d is stored without %s", session, counts)
             page.logprobs = None
         try:
             self.store.add(

@@ -1,4 +1,4 @@
-"""Where a store may lie, and what a file is by its first bytes: a slip of the hand is told from a damaged store.
+"""Where a store may lie, and what a file is by its first bytes: a wrong file is not taken for a damaged store.
 
 A file that SQLite has open in this process is never opened here: closing it again would drop SQLite's own locks, since
 POSIX takes all of a process's locks on a file away when any descriptor of it is closed.

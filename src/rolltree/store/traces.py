@@ -35,8 +35,8 @@ def import_traces(
     Args:
         store: where to.
         path: see `read_rollouts`, and so `bad_line`.
-        progress: told how many so far.
-        bad_line: told of each line that is no rollout, which is then left out; None: the first one is an error.
+        progress: called with how many so far.
+        bad_line: called with each line that is no rollout, which is then left out; None: the first one is an error.
 
     Raises:
         InvalidInputError: as `read_rollouts`; what stood before was added.

@@ -37,11 +37,11 @@ def read_rollouts(path: Path, bad_line: BadLine | None = None) -> Iterator[Store
 
     Args:
         path: JSON lines, plain or compressed.
-        bad_line: told of each line that is no rollout, which is then left out; None: the first one is an error.
+        bad_line: called with each line that is no rollout, which is then left out; None: the first one is an error.
 
     Raises:
         InvalidInputError: a line is not a rollout; the message names it. Or there is no such file, it is of another
-            kind, or it ends or breaks in the midst.
+            kind, or it ends early or is damaged.
         StoreError: the system does not let us read it.
 
     """

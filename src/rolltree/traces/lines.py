@@ -38,7 +38,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         OSError: there is no such file, or it may not be read.
         MissingDependencyError: it needs a package that is not installed.
-        Exception: of the decompressor: the file is damaged, or ends in the midst. What stood before was yielded.
+        Exception: of the decompressor: the file is damaged, or ends early. What stood before was yielded.
 
     """
     with ExitStack() as stack:

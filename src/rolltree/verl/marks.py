@@ -8,21 +8,18 @@ request that goes on after an abort, as a new prompt.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-from rolltree.errors import InvalidInputError
 from rolltree.serving.conversations import Conversations
-from rolltree.tokens import prompt_key
+from rolltree.tokens import as_integer, prompt_key
 
 REQUEST_KEY = "rolltree"
 """The entry of a request's `extra_args` that `rolltree.vllm` reads."""
 MAX_VERSION = 2**31 - 1
-VERSIONS = f"a whole number up to {MAX_VERSION}"
+"""Of the policy, as a request can say it."""
 LONGEST_NAME = 200
 """Characters of a prompt's name in a key."""
 
@@ -48,13 +45,7 @@ def policy_version(step: object) -> int | None:
     Raises:
         InvalidInputError: no whole number, or more than a request can say.
     """
-    try:
-        is_whole = isinstance(step, Real) and float(step).is_integer()  # 3.0 and numpy's 3.0 as well
-        number = int(step) if is_whole else operator.index(step)  # type: ignore[call-overload, arg-type]
-    except (TypeError, OverflowError):
-        raise InvalidInputError("global_steps", step, VERSIONS) from None
-    if number > MAX_VERSION:
-        raise InvalidInputError("global_steps", step, VERSIONS)
+    number = as_integer(step, "global_steps", high=MAX_VERSION)
     return number if number >= 0 else None
 
 

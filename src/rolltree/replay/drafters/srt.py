@@ -44,5 +44,5 @@ class SrtDrafter(RolltreeDrafter):
         self.cache.append(handles, tokens, offsets)
 
     def sources(self) -> dict[str, tuple[int, int]]:
-        """See ReplayDrafter; one tree, not told apart."""
+        """See ReplayDrafter; one tree, one source."""
         return {}

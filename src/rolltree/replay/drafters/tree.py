@@ -1,4 +1,4 @@
-"""Drafters over rolltree's own cache: ours, ours without live text (HistoSpec's idea), and the clairvoyant."""
+"""Drafters over rolltree's own cache: ours, ours without live text (HistoSpec's idea), and the oracle."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class HistoryDrafter(RolltreeDrafter):
 
 
 class CeilingDrafter(RolltreeDrafter):
-    """The clairvoyant: at each step the longest piece of the true continuation that follows any suffix in the tree."""
+    """The oracle: at each step the longest piece of the true continuation that follows any suffix in the tree."""
 
     budgeted = False
 
