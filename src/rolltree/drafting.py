@@ -7,6 +7,7 @@ acceptance estimates to the native core. Not thread-safe: one drafter an engine 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rolltree._native import Drafts
 from rolltree.budget import CostModel, allocate
@@ -67,7 +68,7 @@ class TreeDrafter:
         """Start a request; see `RolloutCache.open`."""
         return self.cache.open(prompt, key=key, seed=seed, coupled=coupled, run_ahead=run_ahead)
 
-    def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
+    def draft(self, handles: ArrayLike, limits: ArrayLike) -> DraftBatch:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
 
         Args:
@@ -103,7 +104,7 @@ class TreeDrafter:
             return self.config.min_survival
         return max(self.config.min_survival, min(_DOUBT * self.cost.break_even(rows), 1.0))
 
-    def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
+    def advance(self, handles: ArrayLike, tokens: ArrayLike, offsets: ArrayLike) -> None:
         """Commit the tokens emitted in this step and learn from the verdicts.
 
         Args:
@@ -119,7 +120,7 @@ class TreeDrafter:
         rows, verified = _find(handles, self._drafted), self._verified
         self._drafted, self._verified = _NONE, _NONE.astype(np.int32)  # a draft is judged once, also when this fails
         accepted = self.cache.settle(handles, self._buffers.native, rows, verified, tokens, offsets)
-        stats.tokens += len(tokens)
+        stats.tokens += np.size(tokens)
         stats.drafted += int(verified[rows[rows >= 0]].sum())
         stats.accepted += int(accepted.sum())
 

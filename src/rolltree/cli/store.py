@@ -98,7 +98,7 @@ def compact(
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="The store's file, made when missing.", show_default=False)],
-    traces: Annotated[list[Path], typer.Argument(help="Trace files: JSON lines, gzipped or not.", show_default=False)],
+    traces: Annotated[list[Path], typer.Argument(help="Trace files: JSON lines, packed or not.", show_default=False)],
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Leave out lines that are no rollout, name the first and count.")
     ] = False,

@@ -44,21 +44,6 @@ class Reader:
     def __post_init__(self) -> None:
         self._parser = Parser(self.tokenizer, StepSource(self.step_from))
 
-    @property
-    def skipped(self) -> int:
-        """Lines that could not be read, with `skip_bad_lines`."""
-        return self.account.skipped
-
-    @property
-    def empty(self) -> int:
-        """Rollouts without a generated token."""
-        return self.account.empty
-
-    @property
-    def repeated(self) -> int:
-        """Rows that a TRL log had in the file before."""
-        return self.account.repeated
-
     def read(self, paths: Sequence[Path]) -> list[Rollout]:
         """Read all files, in order.
 

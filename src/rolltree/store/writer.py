@@ -223,7 +223,9 @@ def _write(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tuple[E
         for entry in batch:
             database.execute("SAVEPOINT one")
             try:
-                _write_one(database, entry, id)
+                assert entry.packed is not None
+                entry.packed.write(database, id)
+                entry.id = id
                 id += 1
             except Exception as error:
                 if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
@@ -240,9 +242,3 @@ def _write(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tuple[E
             database.execute("ROLLBACK")
         raise
     return lost
-
-
-def _write_one(database: sqlite3.Connection, entry: Entry, id: int) -> None:
-    assert entry.packed is not None
-    entry.packed.write(database, id)
-    entry.id = id
