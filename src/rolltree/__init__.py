@@ -31,30 +31,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "CacheConfig": "config",
-    "CapacityError": "errors",
-    "CostModel": "budget",
-    "DraftBatch": "types",
-    "DraftConfig": "config",
-    "Drafter": "types",
-    "Engine": "engine",
-    "EngineConfig": "engine",
-    "InvalidInputError": "errors",
-    "MissingDependencyError": "errors",
-    "Request": "engine",
-    "RequestError": "errors",
-    "Result": "engine",
-    "RolloutCache": "cache",
-    "RolloutStore": "store",
-    "RolltreeError": "errors",
-    "SamplingParams": "sampling",
-    "SessionClosedError": "errors",
-    "StepCostObserver": "step_cost",
-    "StoreError": "errors",
-    "StoredRollout": "traces",
-    "TreeDrafter": "drafting",
+_NAMES = {
+    "budget": "CostModel",
+    "cache": "RolloutCache",
+    "config": "CacheConfig DraftConfig",
+    "drafting": "TreeDrafter",
+    "engine": "Engine EngineConfig Request Result",
+    "errors": (
+        "CapacityError InvalidInputError MissingDependencyError RequestError RolltreeError SessionClosedError StoreError"
+    ),
+    "sampling": "SamplingParams",
+    "step_cost": "StepCostObserver",
+    "store": "RolloutStore",
+    "traces": "StoredRollout",
+    "types": "DraftBatch Drafter",
 }
+_MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "CacheConfig",
@@ -84,6 +76,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module 'rolltree' has no attribute {name!r}")
-    return getattr(import_module(f"rolltree.{_HOME[name]}"), name)
+    return getattr(import_module(f"rolltree.{_MODULE[name]}"), name)

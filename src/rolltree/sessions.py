@@ -70,7 +70,7 @@ class Sessions:
             offsets: int32 [B + 1].
 
         Raises:
-            SessionClosedError, InvalidInputError: nothing was appended; as after any exception, no session of the call
+            SessionClosedError, InvalidInputError: nothing was appended. As after any exception, no session of the call
                 will be kept, because it lacks what was generated.
 
         """

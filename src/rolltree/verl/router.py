@@ -14,7 +14,7 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.recent import Recent
-from rolltree.tokens import prompt_key
+from rolltree.tokens import check_whole, prompt_key
 from rolltree.verl.marks import REQUEST_KEY
 from rolltree.verl.placement import Placement
 
@@ -128,8 +128,7 @@ def settings(config: object) -> tuple[float, int]:
         if name not in ("bound", "slack"):
             raise InvalidInputError(f"router.{name}", value, "left out: known are bound and slack")
     slack = given.get("slack", 0)
-    if type(slack) is not int or not 0 <= slack < 2**31:
-        raise InvalidInputError("router.slack", slack, "a whole number of requests from 0 to 2147483647")
+    check_whole("router.slack", slack, 0, 2**31 - 1, "Requests a replica may always have running.")
     return _bound(given.get("bound", DEFAULT_BOUND)), slack
 
 
