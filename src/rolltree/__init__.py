@@ -38,7 +38,8 @@ _NAMES = {
     "drafting": "TreeDrafter",
     "engine": "Engine EngineConfig Request Result",
     "errors": (
-        "CapacityError InvalidInputError MissingDependencyError RequestError RolltreeError SessionClosedError StoreError"
+        "CapacityError InvalidInputError MissingDependencyError RequestError RolltreeError"
+        " SessionClosedError StoreError"
     ),
     "sampling": "SamplingParams",
     "step_cost": "StepCostObserver",
