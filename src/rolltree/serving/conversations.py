@@ -30,8 +30,15 @@ class Conversations:
         self._first[name] = first = first or (len(prompt), prompt_key(prompt))
         return first[1]
 
-    def root(self, name: str, prompt: TokenIds) -> Int32Array:
-        """Return the first prompt of the conversation when `prompt` extends it, else `prompt`; errors as above."""
+    def root(self, id: str, session: str | None, prompt: TokenIds) -> Int32Array:
+        """Return what a request's tree begins with: its prompt, or the first of its conversation, which it extends.
+
+        `session` names the conversation; None: that of the request alone, remembered where it was restarted.
+        """
+        name = f"request:{id}" if session is None else f"session:{session}"
         tokens, (length, key) = as_tokens(prompt, "prompt"), self._first.get(name, (0, ""))
         start = tokens[:length]
-        return start if len(start) == length and prompt_key(start) == key else tokens
+        root = start if len(start) == length and prompt_key(start) == key else tokens
+        if session is not None:
+            self.remember(name, root)
+        return root

@@ -194,7 +194,7 @@ class RequestBook:
         if options.version is not None and options.version > self.cache.version:
             self.cache.set_version(options.version)
         key = options.key
-        root = prompt if key is not None else self._root(id, options.session, prompt)
+        root = prompt if key is not None else self._conversations.root(id, options.session, prompt)
         if key is None and any(place < len(root) for place, _ in facts.media):
             key = prompt_key(root, media=facts.media)
         read_only = not options.remembered
@@ -203,14 +203,6 @@ class RequestBook:
         if len(root) < len(prompt):
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle
-
-    def _root(self, id: str, session: str | None, prompt: Int32Array) -> Int32Array:
-        """Return what a request's tree begins with: its prompt, or that of its conversation's first turn."""
-        name = f"request:{id}" if session is None else f"session:{session}"
-        root = self._conversations.root(name, prompt)
-        if session is not None:
-            self._conversations.remember(name, root)
-        return root
 
     def _release(self, slot: int, *, keep: bool = True) -> None:
         facts, handle = self._slots.facts[slot], int(self._slots.handle[slot])
