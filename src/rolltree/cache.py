@@ -1,4 +1,4 @@
-"""The only owner of trees and of policy versions: prompts and sessions open and close here, within a byte cap.
+"""The only owner of trees and of policy versions: prompts and sessions open and close here, within a capacity.
 
 Which tree belongs to which prompt is in `prompts`, what sessions take in and draft in `sessions`. Thread-safe. Does not
 decide what to draft (see `drafting`). With a store, closing a kept session commits its rollout there, and a
