@@ -11,7 +11,7 @@ import pytest
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.replay import results
-from rolltree.replay.budgets import GivenCost
+from rolltree.replay.budgets import Told
 from rolltree.replay.drafters import DrafterSpec, Limits, parse_drafters
 from rolltree.replay.profiles import Load, Measured, Roofline, load_profile
 from rolltree.replay.records import Recording, Selection, Step
@@ -269,9 +269,9 @@ def test_the_ceiling_is_that_of_equal_drafts():
     for case in (wide, narrow, ngram, none):
         assert case["ceiling_share"] == pytest.approx(case["tokens_per_step"] / case["ceiling_tokens_per_step"])
         assert case["ceiling_share"] < 1
-    oracle = run(two_steps(), "ceiling", budget="off")[0]
-    assert oracle["drafted"] == oracle["accepted"] > 0
-    assert oracle["ceiling_share"] == 1
+    clairvoyant = run(two_steps(), "ceiling", budget="off")[0]
+    assert clairvoyant["drafted"] == clairvoyant["accepted"] > 0
+    assert clairvoyant["ceiling_share"] == 1
 
 
 def test_a_budget_is_told_the_step_to_come_and_the_step_that_was():
@@ -295,7 +295,7 @@ def test_a_budget_is_told_the_step_to_come_and_the_step_that_was():
     ]  # fmt: skip
     assert drafter.cost == CostModel(base=2.0, token=1.0)
     profile = load_profile("h100-7b")
-    assert GivenCost(profile).model(Load(3, context=50)) == profile.model(Load(3, context=50)) != profile.model(Load(3))
+    assert Told(profile).model(Load(3, context=50)) == profile.model(Load(3, context=50)) != profile.model(Load(3))
 
 
 def test_a_budget_never_loses_where_every_token_costs():

@@ -180,7 +180,7 @@ def test_history_never_reads_live_text():
     assert draft(drafter, [c], 2)[0][0] == [3, 4]
 
 
-def test_the_oracle_finds_the_longest_piece_after_any_suffix():
+def test_the_clairvoyant_finds_the_longest_piece_after_any_suffix():
     drafter = DrafterSpec.parse("ceiling:shared=false").make(Limits(max_draft=6))
     drafter.remember([rollout("p", [1, 2, 3, 4, 5, 8, 2, 3, 6, 7, 9])])
     handle = drafter.open(rollout("p", [1]).prompt, key="p")

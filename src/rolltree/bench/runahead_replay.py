@@ -19,7 +19,7 @@ import numpy as np
 from rolltree import machine
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
-from rolltree.replay.budgets import GivenCost
+from rolltree.replay.budgets import Told
 from rolltree.replay.drafters.base import NoDrafter, ReplayDrafter
 from rolltree.replay.drafters.tree import RolltreeDrafter
 from rolltree.replay.profiles import Load, Profile
@@ -64,7 +64,7 @@ class AheadSimulator(Simulator):
         control: RunAhead, lengths: LengthEstimator, *, slots: int,
     ) -> None:  # fmt: skip
         tally = Tally(len(rollouts) + len(ahead), MAX_DRAFT)
-        super().__init__(rollouts, drafter, profile, tally, slots=slots, max_draft=MAX_DRAFT, budget=GivenCost(profile))
+        super().__init__(rollouts, drafter, profile, tally, slots=slots, max_draft=MAX_DRAFT, budget=Told(profile))
         self.text = Text([*rollouts, *(a.rollout for a in ahead)], MAX_DRAFT + 1)
         self.real, self.control, self.lengths, self.cache = len(rollouts), control, lengths, drafter.cache
         self.idle_steps = self.used_steps = 0

@@ -41,7 +41,7 @@ def run(
     cost: Profile = "h100-7b",
     budget: Annotated[bool, typer.Option(help="Weigh the cost of a step; without: verify all drafts.")] = True,
     learn_cost: Annotated[bool, typer.Option("--learn-cost", help="The budget learns what steps cost.")] = False,
-    ceiling: Annotated[bool, typer.Option(help="Replay the oracle, too.")] = True,
+    ceiling: Annotated[bool, typer.Option(help="Replay the clairvoyant, too.")] = True,
     split: Annotated[str, typer.Option(help="all, or every second prompt: even or odd.")] = "all",
     seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For files that hold text.")] = None,

@@ -1,4 +1,4 @@
-"""What a reader found and what it left out: counted, and said in the printed summary and the JSON document."""
+"""What a reader found and what it left out: counted, and said in the printed card and the JSON document."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Account:
     media: int = 0
     """Pictures and sounds in messages."""
     notes: list[str] = field(default_factory=list)
-    """Sentences about what could not be distinguished."""
+    """Sentences about what could not be told apart."""
 
     def add(self, found: Found) -> None:
         """Count one rollout that was read."""

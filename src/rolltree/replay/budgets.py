@@ -1,6 +1,6 @@
-"""The cost model that a drafter's budget is given before each simulated step.
+"""The cost model that a drafter's budget is told before each simulated step.
 
-Given exactly from the profile, or learned from the simulated steps as an engine would learn it from real ones.
+Told exactly from the profile, or learned from the simulated steps as an engine would learn it from real ones.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Budget(Protocol):
         """The cost model for a step like `load`, whose drafts are not known yet."""
 
     def observe(self, load: Load, seconds: float) -> None:
-        """See how long a step took."""
+        """Hear how long a step took."""
 
 
-class GivenCost:
+class Told:
     """The profile's own cost model: what an engine knows that has learned perfectly."""
 
     def __init__(self, profile: Profile) -> None:
@@ -36,7 +36,7 @@ class GivenCost:
         """See Budget."""
 
 
-class LearnedCost:
+class Learned:
     """A `StepCostObserver` that starts knowing nothing; steps that prefill are not shown to it."""
 
     def __init__(self) -> None:

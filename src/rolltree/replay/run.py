@@ -1,6 +1,6 @@
-"""All cases of a replay: every drafter at every batch size, against plain decoding and the ceiling of an oracle.
+"""All cases of a replay: every drafter at every batch size, against plain decoding and the clairvoyant ceiling.
 
-Each case starts from nothing and is given the history first. Returns the JSON document of `rolltree replay`.
+Each case starts from nothing and is told the history first. Returns the JSON document of `rolltree replay`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rolltree.metrics import ratio
 from rolltree.replay import results
-from rolltree.replay.budgets import Budget, GivenCost, LearnedCost
+from rolltree.replay.budgets import Budget, Learned, Told
 from rolltree.replay.drafters import DrafterSpec, Limits, ReplayDrafter
 from rolltree.replay.profiles import Profile
 from rolltree.replay.records import Recording
@@ -21,7 +21,7 @@ from rolltree.replay.simulator import Simulator
 from rolltree.replay.tally import Tally
 
 Progress = Callable[[str, int], None]
-"""Called with the name of the case and how many more tokens it decoded."""
+"""Hears the name of the case and how many more tokens it decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +34,10 @@ class ReplayConfig:
     profile: Profile
     limits: Limits
     budget: Literal["told", "learned", "off"] = "told"
-    """Drafters that can do so weigh the cost of a step, given exactly or learned step by step; off: all that is drafted
+    """Drafters that can do so weigh the cost of a step, told exactly or learned step by step; off: all that is drafted
     is verified."""
     ceiling: bool = True
-    """Replay the oracle, too."""
+    """Replay the clairvoyant, too."""
 
     @property
     def passes(self) -> int:
@@ -47,7 +47,7 @@ class ReplayConfig:
         return len(names) * len(self.batches)
 
     def ceiling_of(self, spec: DrafterSpec) -> str:
-        """Return the oracle with as many draft tokens as a drafter has."""
+        """Return the clairvoyant with as many draft tokens as a drafter has."""
         own = spec.limits(self.limits).max_draft
         return "ceiling" if own == self.limits.max_draft else f"ceiling:max_draft={own}"
 
@@ -107,7 +107,7 @@ def run_case(
 def _budget(config: ReplayConfig) -> Budget | None:
     if config.budget == "off":
         return None
-    return GivenCost(config.profile) if config.budget == "told" else LearnedCost()
+    return Told(config.profile) if config.budget == "told" else Learned()
 
 
 def _look_back(tally: Tally, drafter: ReplayDrafter, before: dict[str, tuple[int, int]]) -> None:

@@ -24,7 +24,7 @@ from rolltree.replay.verify import verify
 from rolltree.types import DraftBatch, Int32Array, Int64Array
 
 Progress = Callable[[int], None]
-"""Called with how many more tokens were decoded."""
+"""Hears how many more tokens were decoded."""
 
 _MEMORY_EVERY = 128  # engine steps between two looks at the drafter's memory
 _REPORT_EVERY = 64  # engine steps between two reports of progress

@@ -13,7 +13,7 @@ from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
 
 class ReplayDrafter(ABC):
-    """A `rolltree.types.Drafter` that is also given history and policy steps. Handles are never re-used."""
+    """A `rolltree.types.Drafter` that also hears of history and of policy steps. Handles are never re-used."""
 
     cost: CostModel | None = None
     """Set before each step when the drafter has a budget (`budgeted`)."""
@@ -37,7 +37,7 @@ class ReplayDrafter(ABC):
         """See Drafter."""
 
     def take_in(self, handle: int, tokens: Int32Array) -> None:
-        """Take in text that a request goes on with and did not generate (tool output)."""
+        """Hear of text that a request goes on with and did not generate (tool output)."""
         self.advance(np.array([handle], np.int64), tokens, np.array([0, len(tokens)], np.int32))
 
     def remember(self, rollouts: Sequence[Rollout]) -> None:
@@ -53,7 +53,7 @@ class ReplayDrafter(ABC):
         return
 
     def reveal(self, truth: Int32Array) -> None:
-        """See what comes next, int32 [B, K + 1], before `draft`: for the oracle alone."""
+        """Hear what comes next, int32 [B, K + 1], before `draft`: for the clairvoyant alone."""
         return
 
     def memory(self) -> tuple[int, int]:
