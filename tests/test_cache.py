@@ -14,15 +14,15 @@ PROMPT = [1, 2, 3, 4]
 
 
 def tree_of(cache: RolloutCache, session: int) -> int:
-    return cache._totals.live[session].tree
+    return cache._live[session].tree
 
 
 def count(cache: RolloutCache, session: int, text: list[int]) -> float:
-    return cache.forest.count(tree_of(cache, session), np.array(text, np.int32)) / 64
+    return cache._forest.count(tree_of(cache, session), np.array(text, np.int32)) / 64
 
 
 def bytes_of_trees(cache: RolloutCache) -> int:
-    return sum(cache.forest.stats(entry.tree)["bytes"] for entry in cache._prompts)
+    return sum(cache._forest.stats(entry.tree)["bytes"] for entry in cache._prompts)
 
 
 def test_sessions_of_one_prompt_share_a_tree() -> None:
@@ -222,5 +222,5 @@ def test_threads_share_a_cache() -> None:
     assert not errors
     cache.check()
     assert cache.stats().sessions == 0
-    assert bytes_of_trees(cache) + cache.forest.shared_stats()["bytes"] == cache.stats().bytes == cache.bytes
-    assert cache.forest.shared_stats()["kept"] <= 8
+    assert bytes_of_trees(cache) + cache._forest.shared_stats()["bytes"] == cache.stats().bytes == cache.bytes
+    assert cache._forest.shared_stats()["kept"] <= 8

@@ -66,10 +66,10 @@ def test_a_failing_step_is_in_neither_trees_nor_store(tmp_path: Path, owner: str
         kept = [rollout.token_ids.tolist() for rollout in store.rollouts(PROMPT)]
         assert kept == [[10, 11, 12, 13, 14, 15, 16, 17], [40, 41, 42, 43, 44, 45, 46, 47]]
         assert cache.rollouts(PROMPT) == 2
-        cache.forest.finish()
+        cache._forest.finish()
         probe = cache.open(PROMPT)
-        tree = cache._totals.live[probe].tree
-        counts = [cache.forest.count(tree, np.array([token], np.int32)) for token in (10, 21, 24, 30, 36, 47)]
+        tree = cache._live[probe].tree
+        counts = [cache._forest.count(tree, np.array([token], np.int32)) for token in (10, 21, 24, 30, 36, 47)]
         assert counts == [64, 0, 0, 0, 0, 64]
         cache.check()
 
@@ -122,4 +122,4 @@ def test_an_open_that_fails_leaves_no_session(tmp_path: Path) -> None:
         with pytest.raises(Failure):
             cache.open(PROMPT)
         probe = cache.open(PROMPT)
-        assert cache.forest.stats(cache._totals.live[probe].tree)["live"] == 1
+        assert cache._forest.stats(cache._live[probe].tree)["live"] == 1

@@ -31,11 +31,11 @@ def test_the_shared_tree_starves_no_prompt() -> None:
     for prompt in range(500):
         cache.add([prompt], noise(prompt, 800))
         assert within(cache)
-        assert cache.forest.shared_stats()["bytes"] <= 1.05 * MIB
+        assert cache._forest.shared_stats()["bytes"] <= 1.05 * MIB
     held = cache.stats().prompts
-    assert cache.forest.own_bytes() > 0.8 * 7 * MIB
+    assert cache._forest.own_bytes() > 0.8 * 7 * MIB
     assert all(cache.rollouts([prompt]) == 1 for prompt in range(500 - held, 500))
-    assert cache.forest.shared_stats()["kept"] >= 4
+    assert cache._forest.shared_stats()["kept"] >= 4
     cache.check()
 
 
@@ -46,10 +46,10 @@ def test_the_shared_trees_part_is_set_and_counted() -> None:
         large.add([prompt], noise(prompt, 800))
         assert within(large)
     assert small.stats().prompts > large.stats().prompts
-    assert small.forest.shared_stats()["bytes"] < large.forest.shared_stats()["bytes"]
-    trees = sum(large.forest.stats(entry.tree)["bytes"] for entry in large._prompts)
-    large.forest.finish()
-    assert large.bytes == trees + large.forest.shared_stats()["bytes"]
+    assert small._forest.shared_stats()["bytes"] < large._forest.shared_stats()["bytes"]
+    trees = sum(large._forest.stats(entry.tree)["bytes"] for entry in large._prompts)
+    large._forest.finish()
+    assert large.bytes == trees + large._forest.shared_stats()["bytes"]
 
 
 def test_one_prompt_larger_than_the_cap_keeps_its_latest_rollouts() -> None:
@@ -105,16 +105,16 @@ def test_text_that_leaves_leaves_in_slices() -> None:
     keeper, aborted = cache.open([1]), cache.open([1])
     text = noise(0, 60_000)
     cache.extend(aborted, text)
-    tree = cache._totals.live[keeper].tree
+    tree = cache._live[keeper].tree
     cache.close(aborted, keep=False)
-    assert cache.forest.stats(tree)["pending"]
-    assert cache.forest.count(tree, text[-8:]) > 0
+    assert cache._forest.stats(tree)["pending"]
+    assert cache._forest.count(tree, text[-8:]) > 0
     calls = 0
-    while cache.forest.stats(tree)["pending"]:
+    while cache._forest.stats(tree)["pending"]:
         cache.extend(keeper, [7])
         calls += 1
     assert calls > 5
-    assert cache.forest.count(tree, text[-8:]) == 0
+    assert cache._forest.count(tree, text[-8:]) == 0
     cache.check()
 
 
@@ -162,8 +162,8 @@ def test_an_empty_first_prompt_under_a_key() -> None:
     cache = RolloutCache(CacheConfig(shared_window=0))
     cache.open([], key="k")
     second = cache.open([7, 8, 9], key="k")
-    tree = cache._totals.live[second].tree
-    assert [cache.forest.count(tree, np.array([token], np.int32)) for token in (7, 8, 9)] == [16] * 3
+    tree = cache._live[second].tree
+    assert [cache._forest.count(tree, np.array([token], np.int32)) for token in (7, 8, 9)] == [16] * 3
 
 
 @pytest.mark.parametrize("what", ["set_threads", "delete", "draft"])

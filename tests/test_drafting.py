@@ -111,7 +111,7 @@ def test_what_the_budget_left_out_teaches_too() -> None:
     d.cost = CostModel(base=0, token=1)  # every draft token costs as much as a step: never worth it
     h = d.open(PROMPT)
     assert step(d, [h], 4, [[10]]) == [[]]
-    assert d.cache.forest.learned() == 1
+    assert d.cache._forest.learned() == 1
     assert d.stats.drafted == 0
 
 
@@ -218,7 +218,7 @@ def test_rows_may_come_back_in_another_order_or_be_missing() -> None:
     d.advance(np.array([b, late, a]), emitted, np.array([0, 3, 4, 5], np.int32))
     assert (d.stats.drafted, d.stats.accepted) == (3, 2)
     assert d.stats.tokens == 9
-    assert d.cache.forest.generated(late) == 1
+    assert d.cache._forest.generated(late) == 1
 
 
 def test_settings_are_checked() -> None:

@@ -68,8 +68,8 @@ def pairs(text: list[int]) -> set[tuple[int, int]]:
 def pairs_held(cache: RolloutCache, prompt: list[int], *, shared: bool) -> set[tuple[int, int]]:
     """Every two tokens that stand side by side anywhere in the prompt's tree, or in the one of all prompts."""
     session = cache.open(prompt, read_only=True)
-    reach = cache.forest.longest_continuation
-    found = {p for p in product(range(VOCAB), repeat=2) if reach(session, np.array(p, np.int32), shared) == 2}
+    reach = cache.longest_continuation
+    found = {p for p in product(range(VOCAB), repeat=2) if reach(session, np.array(p, np.int32), shared=shared) == 2}
     cache.close(session, keep=False)
     return found
 

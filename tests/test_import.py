@@ -40,6 +40,21 @@ def test_import_of_the_package_alone_loads_no_core() -> None:
     assert loaded_after("import rolltree") & {"numpy", "typer", "rich"} == set()
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from rolltree import RolloutCache, TreeDrafter\nd = TreeDrafter(RolloutCache())\nd.close(d.open([1]))",
+        "import rolltree.vllm.proposer, rolltree.serving.load",
+        "import rolltree.verl.marks, rolltree.verl.router",
+    ],
+)
+def test_the_store_is_loaded_by_those_who_have_one(code: str) -> None:
+    """A drafter inside a vLLM worker needs neither the store nor SQLite."""
+    told = [f"{code}\nimport sys\nfor name in ('sqlite3', 'rolltree.store'): sys.modules.setdefault(name, None)"]
+    told.append("assert sys.modules['sqlite3'] is sys.modules['rolltree.store'] is None, sorted(sys.modules)")
+    subprocess.run([sys.executable, "-c", "\n".join(told)], check=True)
+
+
 def test_a_framework_would_be_seen() -> None:
     """The probe reports what was imported."""
     assert "json" in loaded_after("import json")

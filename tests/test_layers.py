@@ -42,9 +42,11 @@ FRAMEWORKS = "torch transformers trl datasets accelerate"
 HEAVY = "sampling engine trl"
 ROWS = (
     row("errors types _native"),
-    row("tokens config machine metrics writing"),
-    row("budget store runlog"),
+    row("tokens machine metrics recent writing"),
+    row("config budget traces runlog", lazy="zstandard"),
+    row("store"),
     row("prompts"),
+    row("sessions"),
     row("cache"),
     row("step_cost runahead"),
     row("drafting"),
@@ -55,7 +57,7 @@ ROWS = (
     row("vllm", "numpy", lazy="torch vllm prometheus_client"),
     row("demo", f"numpy rich {FRAMEWORKS}", lazy="matplotlib reasoning_gym gguf"),
     row("verl", "numpy ray omegaconf verl torch", lazy="vllm pandas transformers rich"),
-    row("replay", "numpy", lazy="arctic_inference matplotlib pyarrow tokenizers transformers zstandard"),
+    row("replay", "numpy", lazy="arctic_inference matplotlib pyarrow tokenizers transformers"),
     row("report", "", lazy="matplotlib jinja2"),
     row("bench", f"numpy rich {FRAMEWORKS}", lazy="arctic_inference vllm"),
     row("__init__", "", lazy_rows=HEAVY),

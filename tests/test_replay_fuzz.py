@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 import rolltree
 from rolltree.errors import RolltreeError
-from rolltree.replay.files import decode, records
+from rolltree.replay.files import records
 from rolltree.replay.parsing import Bad, Evaluation, Found, Parser
 from rolltree.replay.reading import Reader
 from rolltree.replay.steps import Where
 from rolltree.replay.tokenizing import TextTokenizer
 from rolltree.replay.trl_log import classify
+from rolltree.traces.lines import decode
 
 EXAMPLES = int(os.environ.get("ROLLTREE_FUZZ_EXAMPLES", "0"))
 fuzz = settings(

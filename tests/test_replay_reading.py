@@ -79,7 +79,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, why):
     assert "--skip-bad-lines" in str(error.value)
     reader = Reader(skip_bad_lines=True)
     assert len(reader.read([path])) == 2
-    assert reader.skipped == 1
+    assert reader.account.skipped == 1
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
@@ -93,7 +93,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
 def test_rollouts_without_a_token_are_counted(tmp_path):
     reader = Reader()
     assert len(reader.read([write(tmp_path / "r.jsonl", {**RECORD, "token_ids": []}, RECORD)])) == 1
-    assert reader.empty == 1
+    assert reader.account.empty == 1
 
 
 @pytest.mark.parametrize("name", ["r.jsonl.gz", "r.parquet"])
@@ -187,7 +187,7 @@ def test_trls_own_log_of_a_real_training(tmp_path, tokenizer, capsys):
     rollouts = reader.read([tmp_path / "completions"])
     assert len(list((tmp_path / "completions").iterdir())) == 4
     assert sorted({r.step for r in rollouts}) == [1, 3]  # two generations, each logged for its two optimizer steps
-    assert (len(rollouts), reader.repeated) == (16, 16)
+    assert (len(rollouts), reader.account.repeated) == (16, 16)
     assert {r.sample for r in rollouts} == {0, 1}
     assert all(1 <= len(r.tokens) <= 10 for r in rollouts)
 
@@ -242,7 +242,7 @@ def test_a_file_that_ends_before_its_end_is_never_a_whole_one(tmp_path):
         reader = Reader(skip_bad_lines=True)
         good = write(tmp_path / "good.jsonl", RECORD)
         assert 1 <= len(reader.read([path, good])) <= 5
-        assert (reader.skipped, reader.account.damaged) == (1, [str(path)])
+        assert (reader.account.skipped, reader.account.damaged) == (1, [str(path)])
     damaged = bytearray(whole)
     damaged[-5] ^= 1  # the checksum
     path.write_bytes(damaged)
@@ -306,7 +306,7 @@ def test_context_of_a_trace_is_not_generated(tmp_path):
     first, second = reader.read([path])
     assert (first.tokens.tolist(), first.context, first.generated) == ([1, 2, 3, 4], ((1, 3),), 2)  # cut where it ends
     assert (second.context, second.generated) == ((), 3)
-    assert (reader.empty, reader.account.context_tokens, reader.account.context_spans) == (1, 2, 1)
+    assert (reader.account.empty, reader.account.context_tokens, reader.account.context_spans) == (1, 2, 1)
     for spans in ([[2, 1]], [[0, 9]], [[1, 2], [0, 1]], [[-1, 1]], [[0, 1.5]], [1], "x", {"0": 1}):
         with pytest.raises(InvalidInputError, match="context"):
             Reader().read([write(tmp_path / "b.jsonl", RECORD | {"context": spans})])
@@ -376,4 +376,4 @@ def test_a_history_of_the_same_trl_log_is_not_repeated(tmp_path, tokenizer):
     reader = Reader(tokenizer)
     assert len(reader.read([first])) == 2
     assert [r.step for r in reader.read([third, second])] == [10, 10]
-    assert reader.repeated == 2
+    assert reader.account.repeated == 2

@@ -37,7 +37,7 @@ class Engine:
             return None
         lengths = np.array([len(self.text[id]) for id in ids] + [0] * (4 - len(ids)), np.int32)
         work = self.book.step(Batch(ids, list(sampled.values()), lengths, self.tokens), self.facts.__getitem__)
-        self.book.cache.forest.append_batch(work.handles, work.tokens, work.offsets)  # the drafter's part
+        self.book.cache.append(work.handles, work.tokens, work.offsets)  # the drafter's part
         return work
 
 
@@ -107,7 +107,7 @@ def test_reused_rows_leak_nothing(engine: Engine) -> None:
     engine.book.finish(["b"])
     cache = engine.book.cache
     handle = cache.open([3])
-    assert cache.forest.longest_continuation(handle, np.array([6, 5], np.int32)) == 1  # 6, then nothing
+    assert cache.longest_continuation(handle, np.array([6, 5], np.int32)) == 1  # 6, then nothing
 
 
 def test_max_tokens_and_stop_tokens_trim(engine: Engine) -> None:
@@ -207,7 +207,7 @@ def test_cut_keeps_only_what_counts(engine: Engine) -> None:
     engine.book.end("a", [5, 6])
     cache = engine.book.cache
     handle = cache.open([1, 2])
-    assert cache.forest.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 2
+    assert cache.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 2
 
 
 def test_finish_and_drop_restart_running_requests(engine: Engine) -> None:
@@ -231,7 +231,7 @@ def test_drop_forgets_what_was_running(engine: Engine) -> None:
     engine.book.drop()
     assert (cache.stats().sessions, cache.stats().rollouts) == (0, 0)
     handle = cache.open([1, 2], read_only=True)
-    assert cache.forest.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 0
+    assert cache.longest_continuation(handle, np.array([5, 6, 7], np.int32)) == 0
     assert len(engine.book) == 0
 
 

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolltree import RolloutStore
+from rolltree import RolloutCache, RolloutStore
 from rolltree.errors import InvalidInputError, RolltreeError, StoreError
+from rolltree.serving.load import load_rollouts
 from rolltree.store import StoredRollout, verify
-from rolltree.store.traces import export_traces, import_traces, line_of, rollout_of_line
+from rolltree.store.traces import export_traces, import_traces
+from rolltree.traces.format import line_of, rollout_of_line
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 300), max_size=12)
 WHOLE = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 5)
@@ -187,7 +189,7 @@ def test_a_file_that_comes_meanwhile_is_not_written_over(store: RolloutStore, tm
 
 FULL = """
 import resource, signal, sys
-from rolltree import RolloutStore
+from rolltree import RolloutCache, RolloutStore
 from rolltree.errors import StoreError
 from rolltree.store.traces import export_traces
 store = RolloutStore(sys.argv[1])
@@ -207,7 +209,7 @@ def test_an_export_onto_a_full_disk_leaves_the_old_file(store: RolloutStore, tmp
     done = subprocess.run([sys.executable, "-c", FULL, store.path, target], capture_output=True, text=True)
     assert "File too large. Nothing was written" in done.stdout, done.stderr
     assert target.read_text() == "precious"
-    assert not list(tmp_path.glob(".rolltree-*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 KILLED = """
@@ -333,3 +335,18 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
     with RolloutStore(tmp_path / "a.db") as store:
         assert import_traces(store, pipe) == 1
     assert writer.wait() == 0
+
+
+def test_a_trace_fills_a_cache_as_a_store_of_it_does(store: RolloutStore, tmp_path: Path) -> None:
+    """The version is that of the newest, each rollout has its own, and nothing is loaded of a file with a bad line."""
+    trace, bad = tmp_path / "t.jsonl.gz", tmp_path / "bad.jsonl"
+    export_traces(store, trace)
+    bad.write_bytes(gzip.decompress(trace.read_bytes()) + b"no rollout")
+    straight, by_store = RolloutCache(), RolloutCache()
+    assert load_rollouts(straight, trace) == store.load_into(by_store) == len(store)
+    assert straight.version == by_store.version
+    assert straight.stats() == by_store.stats()
+    empty = RolloutCache()
+    with pytest.raises(InvalidInputError, match=r"bad\.jsonl, line 6"):
+        load_rollouts(empty, bad)
+    assert (empty.version, empty.stats().rollouts) == (0, 0)

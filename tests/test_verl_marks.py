@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from rolltree.errors import InvalidInputError
+from rolltree.serving.conversations import Conversations
 from rolltree.serving.request_options import RequestOptions
 from rolltree.tokens import prompt_key
 from rolltree.verl.client import MarkingClient
-from rolltree.verl.marks import CURRENT, Mark, SessionKeys, marked, named_key, policy_version
+from rolltree.verl.marks import CURRENT, Mark, marked, named_key, policy_version
 from rolltree.verl.options import VerlOptions
 
 PROMPT = [5, 6, 7]
@@ -42,31 +43,31 @@ def test_key_depends_on_the_tokens_alone() -> None:
 
 
 def test_later_turns_keep_the_first_turns_key() -> None:
-    keys = SessionKeys()
-    first = marked({}, Mark(), session="a", prompt=PROMPT, keys=keys)
-    second = marked({}, Mark(), session="a", prompt=[*PROMPT, 8, 9], keys=keys)
-    other = marked({}, Mark(), session="b", prompt=PROMPT, keys=keys)
+    conversations = Conversations()
+    first = marked({}, Mark(), session="a", prompt=PROMPT, conversations=conversations)
+    second = marked({}, Mark(), session="a", prompt=[*PROMPT, 8, 9], conversations=conversations)
+    other = marked({}, Mark(), session="b", prompt=PROMPT, conversations=conversations)
     assert options_of(first)["key"] == options_of(second)["key"] == options_of(other)["key"]
     assert options_of(first)["session"] == options_of(second)["session"] != options_of(other)["session"]
 
 
 def test_a_forgotten_conversation_is_the_oldest() -> None:
-    keys = SessionKeys(capacity=2)
+    conversations = Conversations(capacity=2)
     for session in ("a", "b", "a", "c"):
-        keys.key(session, PROMPT)
-    assert keys.key("a", [1]) == prompt_key(PROMPT)
-    assert keys.key("b", [1]) == prompt_key([1])
+        conversations.remember(session, PROMPT)
+    assert conversations.remember("a", [1]) == prompt_key(PROMPT)
+    assert conversations.remember("b", [1]) == prompt_key([1])
 
 
 def test_mark_names_validation_version_and_column() -> None:
     mark = Mark(validation=True, version=7, key="column:sum-1")
-    options = options_of(marked({"temperature": 0}, mark, session="a", prompt=PROMPT, keys=SessionKeys()))
+    options = options_of(marked({"temperature": 0}, mark, session="a", prompt=PROMPT, conversations=Conversations()))
     assert options == {"key": "column:sum-1", "session": "a", "version": 7, "kind": "validation"}
 
 
 def test_training_has_no_kind_and_what_the_user_set_stays() -> None:
     given = {"extra_args": {"mine": 1, "rolltree": {"draft": False, "session": "s"}}, "top_p": 0.9}
-    out = marked(given, Mark(), session="a", prompt=PROMPT, keys=SessionKeys())
+    out = marked(given, Mark(), session="a", prompt=PROMPT, conversations=Conversations())
     assert out["extra_args"]["mine"] == 1
     assert out["extra_args"]["rolltree"] == {"key": prompt_key(PROMPT), "session": "s", "draft": False}
     assert given["extra_args"] == {"mine": 1, "rolltree": {"draft": False, "session": "s"}}, (
@@ -168,6 +169,6 @@ def test_a_request_that_cannot_be_marked_is_made_all_the_same(caplog: pytest.Log
 def test_flat_names_of_a_request_stay() -> None:
     """vLLM refuses a request that says the same thing twice."""
     sampling = {"extra_args": {"rolltree_key": "mine", "rolltree_version": 7}}
-    made = marked(sampling, Mark(version=3), session="s", prompt=[1, 2], keys=SessionKeys())
+    made = marked(sampling, Mark(version=3), session="s", prompt=[1, 2], conversations=Conversations())
     assert made["extra_args"] == {"rolltree_key": "mine", "rolltree_version": 7, "rolltree": {"session": "s"}}
     assert RequestOptions.read(made["extra_args"]).key == "mine"

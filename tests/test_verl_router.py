@@ -74,27 +74,27 @@ def test_a_replica_that_leaves_takes_only_its_own_prompts_along() -> None:
     after = places()
     assert {key for key in keys if before[key] != after[key]} == {key for key in keys if before[key] == SERVERS[3]}
     placement.add(SERVERS[3])
-    assert places() == after, "homes win over the ring"
+    assert places() == after, "where they were wins over the ring"
 
 
-def test_a_batch_goes_where_it_was_foreseen() -> None:
+def test_a_batch_goes_where_it_was_previewed() -> None:
     placement = Placement(["a", "b", "c"])
     keys = [f"prompt {index}" for index in range(50)]
-    homes = placement.foresee(keys, 8)
+    replicas = placement.preview(keys, 8)
     assert placement.loads == {"a": 0, "b": 0, "c": 0}
-    assert [[placement.place(key) for _ in range(8)] for key in keys] == [[home] * 8 for home in homes]
+    assert [[placement.place(key) for _ in range(8)] for key in keys] == [[replica] * 8 for replica in replicas]
     assert max(placement.loads.values()) <= 1.25 * 400 / 3 + 8
     with pytest.raises(LookupError):
-        Placement().foresee(["prompt"], 1)
+        Placement().preview(["prompt"], 1)
 
 
-def test_foreseen_places_are_kept_when_requests_come_in_another_order() -> None:
+def test_previewed_places_are_kept_when_requests_come_in_another_order() -> None:
     keys = [f"prompt {index}" for index in range(50)]
     knowing, unknowing = Placement(["a", "b", "c"]), Placement(["a", "b", "c"])
-    foreseen = dict(zip(keys, knowing.foresee(keys, 8), strict=True))
+    previewed = dict(zip(keys, knowing.preview(keys, 8), strict=True))
     random.Random(1).shuffle(keys)
     kept = [
-        sum({placement.place(key) for _ in range(8)} == {foreseen[key]} for key in keys)
+        sum({placement.place(key) for _ in range(8)} == {previewed[key]} for key in keys)
         for placement in (knowing, unknowing)
     ]
     assert kept[0] > kept[1]

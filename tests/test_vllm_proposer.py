@@ -45,7 +45,7 @@ def kept_exactly(engine: FakeEngine) -> int:
             assert kept == 1, "the prompts of these tests differ"
             handle = cache.open(prompt, read_only=True)
             text = np.array(engine.texts[id], np.int32)
-            assert cache.forest.longest_continuation(handle, text) == len(text)
+            assert cache.longest_continuation(handle, text) == len(text)
             cache.close(handle)
             tokens, count = tokens + len(prompt) + len(text), count + 1
     known = [prompt for prompt in engine.prompts.values() if not cache.rollouts(prompt)]

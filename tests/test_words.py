@@ -40,10 +40,7 @@ PENDING = frozenset(
         "src/rolltree/runahead/returns.py",
         "src/rolltree/serving/agreement.py",
         "src/rolltree/serving/slots.py",
-        "src/rolltree/verl/ahead.py",
         "src/rolltree/verl/cpu/settings.py",
-        "src/rolltree/verl/placement.py",
-        "src/rolltree/verl/router.py",
         "src/rolltree/vllm/facts.py",
         "src/rolltree/vllm/proposer.py",
     }

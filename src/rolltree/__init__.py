@@ -14,45 +14,69 @@ if TYPE_CHECKING:
     from rolltree.config import CacheConfig, DraftConfig
     from rolltree.drafting import TreeDrafter
     from rolltree.engine import Engine, EngineConfig, Request, Result
+    from rolltree.errors import (
+        CapacityError,
+        InvalidInputError,
+        MissingDependencyError,
+        RequestError,
+        RolltreeError,
+        SessionClosedError,
+        StoreError,
+    )
     from rolltree.sampling import SamplingParams
     from rolltree.step_cost import StepCostObserver
     from rolltree.store import RolloutStore
+    from rolltree.traces import StoredRollout
+    from rolltree.types import DraftBatch, Drafter
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "CacheConfig": "config",
-    "CostModel": "budget",
-    "DraftConfig": "config",
-    "Engine": "engine",
-    "EngineConfig": "engine",
-    "Request": "engine",
-    "Result": "engine",
-    "RolloutCache": "cache",
-    "RolloutStore": "store",
-    "SamplingParams": "sampling",
-    "StepCostObserver": "step_cost",
-    "TreeDrafter": "drafting",
+_NAMES = {
+    "budget": "CostModel",
+    "cache": "RolloutCache",
+    "config": "CacheConfig DraftConfig",
+    "drafting": "TreeDrafter",
+    "engine": "Engine EngineConfig Request Result",
+    "errors": (
+        "CapacityError InvalidInputError MissingDependencyError RequestError RolltreeError"
+        " SessionClosedError StoreError"
+    ),
+    "sampling": "SamplingParams",
+    "step_cost": "StepCostObserver",
+    "store": "RolloutStore",
+    "traces": "StoredRollout",
+    "types": "DraftBatch Drafter",
 }
+_MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "CacheConfig",
+    "CapacityError",
     "CostModel",
+    "DraftBatch",
     "DraftConfig",
+    "Drafter",
     "Engine",
     "EngineConfig",
+    "InvalidInputError",
+    "MissingDependencyError",
     "Request",
+    "RequestError",
     "Result",
     "RolloutCache",
     "RolloutStore",
+    "RolltreeError",
     "SamplingParams",
+    "SessionClosedError",
     "StepCostObserver",
+    "StoreError",
+    "StoredRollout",
     "TreeDrafter",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module 'rolltree' has no attribute {name!r}")
-    return getattr(import_module(f"rolltree.{_HOME[name]}"), name)
+    return getattr(import_module(f"rolltree.{_MODULE[name]}"), name)

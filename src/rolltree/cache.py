@@ -1,47 +1,39 @@
-"""The only owner of trees and of their text: sessions, policy versions, the shared tree, the byte cap.
+"""The only owner of trees and of policy versions: prompts and sessions open and close here, within a capacity.
 
-Which tree belongs to which prompt is in `prompts`. Thread-safe. Does not decide what is worth drafting (see
-`drafting`). With a store, closing a kept session commits its rollout there, and a prompt that is not held (evicted, or
-from before a restart) is rebuilt from there when opened.
+Which tree belongs to which prompt is in `prompts`, what sessions take in and draft in `sessions`. Thread-safe. Does not
+decide what to draft (see `drafting`). With a store, closing a kept session commits its rollout there, and a
+prompt that is not held (evicted, or from before a restart) is rebuilt from there when opened.
 
-Invariants. Trees and store hold the same text: append, settle and journal go through here alone, and a session that
-missed a token through an exception is never kept, whatever `close` is told. After every call the prompts' own trees
-are within their part of `capacity_bytes` or being made smaller: idle prompts are evicted, least recently used first;
-then prompts with live sessions lose their oldest rollouts. A prompt with live sessions is never evicted, and no own
-tree makes room for the shared one, which has a part of its own. What the store holds changes drafts, never rollouts;
-a store that fails is gone without.
+Invariants. After every call the prompts' own trees are within their part of `capacity_bytes` or being made smaller:
+idle prompts are evicted, least recently used first; then prompts with live sessions lose their oldest rollouts. A
+prompt with live sessions is never evicted, and no own tree makes room for the shared one, which has a part of its own.
+A session with a hole is never kept, however it is closed. What the store holds changes drafts, never rollouts; a
+store that fails is gone without.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from rolltree._native import Drafts, Forest
+from rolltree._native import Forest
 from rolltree.config import CacheConfig
 from rolltree.errors import InvalidInputError, SessionClosedError
 from rolltree.metrics import CacheStats
-from rolltree.prompts import Entry, PromptTable
-from rolltree.store import RolloutStore, StoredRollout
-from rolltree.store.journal import Journal
-from rolltree.tokens import as_key, as_tokens, as_version
-from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
+from rolltree.prompts import PromptTable
+from rolltree.sessions import Sessions
+from rolltree.tokens import as_integer, as_key, as_tokens, as_version
+from rolltree.types import TokenIds
+
+if TYPE_CHECKING:
+    from rolltree.store import RolloutStore, StoredRollout
+    from rolltree.store.journal import Journal
+
+_ANY_SEED = 2**64
 
 
-@dataclass(slots=True)
-class _Totals:
-    opened: int = 0
-    hits: int = 0
-    live: dict[int, Entry] = field(default_factory=dict)
-    holes: set[int] = field(default_factory=set)
-    """Live sessions that missed a token."""
-
-
-class RolloutCache:
+class RolloutCache(Sessions):
     """Trees of earlier and running rollouts, one a prompt.
 
     Args:
@@ -51,35 +43,29 @@ class RolloutCache:
     """
 
     def __init__(self, config: CacheConfig | None = None, *, store: RolloutStore | None = None) -> None:
-        self.config = config or CacheConfig()
+        self.config = config = config or CacheConfig()
         self.store = store
-        self._journal = None if store is None else Journal(store)
-        self._lock = threading.RLock()
+        shared = int(config.capacity_bytes * config.shared_fraction) if config.shared_window else 0
+        own = config.capacity_bytes - shared
+        forest = Forest(
+            depth=config.depth, window=config.window, decay=config.decay,
+            context_weight=max(1, round(64 * config.context_weight)), shared_window=config.shared_window,
+            own_bytes=own, shared_bytes=shared,
+        )  # fmt: skip
+        if config.threads:
+            forest.set_threads(config.threads)
+        super().__init__(forest, None if store is None else _journal(store))
         self._version = 0
-        self._totals = _Totals()
-        shared = int(self.config.capacity_bytes * self.config.shared_fraction) if self.config.shared_window else 0
-        own = self.config.capacity_bytes - shared
-        self._forest = Forest(
-            depth=self.config.depth,
-            window=self.config.window,
-            decay=self.config.decay,
-            context_weight=max(1, round(64 * self.config.context_weight)),
-            shared_window=self.config.shared_window,
-            own_bytes=own,
-            shared_bytes=shared,
-        )
-        if self.config.threads:
-            self._forest.set_threads(self.config.threads)
-        self._prompts = PromptTable(self._forest, self._journal, window=self.config.window, own_bytes=own)
-
-    @property
-    def forest(self) -> Forest:
-        """The native core, to read or draft from; text goes in through the cache alone."""
-        return self._forest
+        self._opened = self._hits = 0
+        self._prompts = PromptTable(forest, self._journal, window=config.window, own_bytes=own)
 
     @property
     def version(self) -> int:
-        """Version of the policy that generates now."""
+        """Version of the policy that generates now: owned here alone.
+
+        A trainer announces it with `set_version`, a request through the one it was made for; sessions, rollouts and
+        stores hold the version that generated them, and whoever else needs to know asks here.
+        """
         return self._version
 
     @property
@@ -131,25 +117,21 @@ class RolloutCache:
             A handle, never re-used.
 
         Raises:
-            InvalidInputError: bad token ids, key or version.
+            InvalidInputError: bad token ids, key, version or seed.
 
         """
         tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         wanted = None if version is None else as_version(version)
+        noise = 0 if seed is None else as_integer(seed, "seed", -_ANY_SEED, _ANY_SEED) % _ANY_SEED
         with self._lock:
             entry, start = self._prompts.find(tokens, key, self._version)
             number = self._version if wanted is None else wanted
-            self._totals.opened += 1
-            self._totals.hits += self._forest.stats(entry.tree)["kept"] > 0
+            self._opened += 1
+            self._hits += self._forest.stats(entry.tree)["kept"] > 0
             handle = self._forest.open(
-                entry.tree,
-                number,
-                read_only,
-                start is not None,
-                (seed or 0) % 2**64,
-                coupled and seed is not None,
-                run_ahead,
-            )
+                entry.tree, number, bool(read_only), start is not None, noise, bool(coupled) and seed is not None,
+                bool(run_ahead),
+            )  # fmt: skip
             try:
                 self._prompts.quote(handle, tokens, start)
                 if self._journal is not None and not (read_only or run_ahead):
@@ -158,7 +140,7 @@ class RolloutCache:
                 self._forest.close(handle, False)
                 raise
             entry.live += 1
-            self._totals.live[handle] = entry
+            self._live[handle] = entry
             self._prompts.touch(entry)
             self._keep_within()
             return handle
@@ -170,96 +152,6 @@ class RolloutCache:
             entry = self._prompts.known(tokens, key)
             return 0 if entry is None else self._forest.stats(entry.tree)["kept"]
 
-    def extend(self, session: int, tokens: TokenIds, *, context: bool = False) -> None:
-        """Append generated tokens, or tool output (`context=True`: counted like prompt text).
-
-        Raises:
-            SessionClosedError: the session is closed or never existed.
-            InvalidInputError: bad token ids; nothing was appended.
-
-        """
-        checked = as_tokens(tokens)
-        try:
-            self._forest.append(session, checked, context)
-            if self._journal is not None:
-                self._journal.extend(session, checked, context)
-        except (InvalidInputError, SessionClosedError):
-            raise
-        except BaseException:
-            self._missed((session,))
-            raise
-        self._keep_within()
-
-    def append(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
-        """Append generated tokens to many sessions: session b gets `tokens[offsets[b]:offsets[b + 1]]`.
-
-        Args:
-            sessions: int64 [B], live sessions.
-            tokens: int32 [n].
-            offsets: int32 [B + 1].
-
-        Raises:
-            SessionClosedError, InvalidInputError: nothing was appended; as after any exception, no session of the call
-                will be kept, because it lacks what was generated.
-
-        """
-        with self._whole(sessions):
-            self._forest.append_batch(sessions, tokens, offsets)
-            self._write_along(sessions, tokens, offsets)
-
-    def settle(
-        self, sessions: Int64Array, drafts: Drafts, rows: Int32Array, verified: Int32Array,
-        tokens: Int32Array, offsets: Int32Array,
-    ) -> Int32Array:  # fmt: skip
-        """Judge drafts by the tokens really emitted, learn from the tokens, and append them.
-
-        Args:
-            sessions: int64 [B], live sessions.
-            drafts: as filled by the core's `draft_batch`.
-            rows: int32 [B], the row of each session's draft, -1 where it has none.
-            verified: int32 [rows of the draft], how many nodes of each row were verified.
-            tokens: int32 [n], all emitted tokens.
-            offsets: int32 [B + 1], session b emitted `tokens[offsets[b]:offsets[b + 1]]`.
-
-        Returns:
-            int32 [B], accepted draft tokens.
-
-        Raises:
-            SessionClosedError, InvalidInputError: see `append`.
-
-        """
-        accepted = np.empty(len(sessions), np.int32)
-        with self._whole(sessions):
-            self._forest.settle(sessions, drafts, rows, verified, tokens, offsets, accepted)
-            self._write_along(sessions, tokens, offsets)
-        return accepted
-
-    def _write_along(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
-        if self._journal is not None:
-            self._journal.advance(sessions, tokens, offsets)
-
-    @contextmanager
-    def _whole(self, sessions: Int64Array) -> Iterator[None]:
-        """Sessions whose tokens were not all taken in are never kept."""
-        try:
-            yield
-        except BaseException:
-            self._missed(sessions.tolist())
-            raise
-        self._keep_within()
-
-    def _missed(self, sessions: Iterable[int]) -> None:
-        with self._lock:
-            self._totals.holes.update(session for session in sessions if session in self._totals.live)
-
-    def annotate(
-        self, session: int, *, sample: int | None = None, reward: float | None = None,
-        logprobs: Sequence[float] | Float32Array | None = None,
-    ) -> None:  # fmt: skip
-        """Say what the store should know of a session's rollout besides its text; nothing without a store."""
-        if self._journal is not None:
-            self._journal.annotate(session, sample=sample, reward=reward, logprobs=logprobs)
-
     def close(self, session: int, *, keep: bool = True) -> None:
         """End a session; its rollout stays in the tree, and goes to the store, unless `keep` is False.
 
@@ -268,12 +160,13 @@ class RolloutCache:
             InvalidInputError: the store was closed; the session is, too, and its rollout in memory only.
 
         """
+        session = as_integer(session, "session")
         with self._lock:
-            if session not in self._totals.live:
+            if session not in self._live:
                 raise SessionClosedError(f"session {session} is closed or never existed: open a new one")
-            entry = self._totals.live.pop(session)
-            keep = keep and session not in self._totals.holes
-            self._totals.holes.discard(session)
+            entry = self._live.pop(session)
+            keep = keep and session not in self._holes
+            self._holes.discard(session)
             self._forest.close(session, keep)
             entry.live -= 1
             self._keep_within()
@@ -317,8 +210,8 @@ class RolloutCache:
 
         """
         with self._lock:
-            if self._totals.live:
-                raise InvalidInputError("sessions", len(self._totals.live), "0", "Close the live sessions first.")
+            if self._live:
+                raise InvalidInputError("sessions", len(self._live), "0", "Close the live sessions first.")
             self._prompts.clear()
 
     def stats(self) -> CacheStats:
@@ -327,13 +220,13 @@ class RolloutCache:
             trees = [self._forest.stats(e.tree) for e in self._prompts]
             return CacheStats(
                 prompts=len(trees),
-                sessions=len(self._totals.live),
+                sessions=len(self._live),
                 rollouts=sum(t["kept"] for t in trees),
                 tokens=sum(t["tokens"] for t in trees),
                 bytes=self._forest.bytes(),
                 evicted_prompts=self._prompts.evicted,
-                hits=self._totals.hits,
-                opened=self._totals.opened,
+                hits=self._hits,
+                opened=self._opened,
                 rebuilt_prompts=self._prompts.rebuilt,
             )
 
@@ -359,3 +252,9 @@ class RolloutCache:
         if self._prompts.is_full():
             with self._lock:
                 self._prompts.make_room()
+
+
+def _journal(store: RolloutStore) -> Journal:
+    from rolltree.store.journal import Journal  # SQLite, for those alone who have a store
+
+    return Journal(store)

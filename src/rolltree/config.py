@@ -9,18 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rolltree.errors import InvalidInputError
+from rolltree.tokens import check_number, check_whole
 
 GIB = 2**30
-
-
-def _whole(section: str, name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidInputError(f"{section}.{name}", value, f"a whole number from {low} to {high}")
-
-
-def _within(section: str, name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidInputError(f"{section}.{name}", value, f"a number from {low:g} to {high:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +37,14 @@ class CacheConfig:
     """Threads that draft large batches, the drafts are the same with any; 0 takes half of the cores, at most 4."""
 
     def __post_init__(self) -> None:
-        _whole("cache", "capacity_bytes", self.capacity_bytes, 1, 2**63 - 1)
-        _whole("cache", "window", self.window, 0, 2**31 - 1)
-        _whole("cache", "shared_window", self.shared_window, 0, 2**31 - 1)
-        _within("cache", "shared_fraction", self.shared_fraction, 0.01, 0.9)
-        _whole("cache", "depth", self.depth, 2, 4096)
-        _within("cache", "decay", self.decay, 1e-6, 1)
-        _within("cache", "context_weight", self.context_weight, 1 / 64, 1)
-        _whole("cache", "threads", self.threads, 0, 256)
+        check_whole("cache.capacity_bytes", self.capacity_bytes, 1, 2**63 - 1)
+        check_whole("cache.window", self.window, 0, 2**31 - 1)
+        check_whole("cache.shared_window", self.shared_window, 0, 2**31 - 1)
+        check_number("cache.shared_fraction", self.shared_fraction, 0.01, 0.9)
+        check_whole("cache.depth", self.depth, 2, 4096)
+        check_number("cache.decay", self.decay, 1e-6, 1)
+        check_number("cache.context_weight", self.context_weight, 1 / 64, 1)
+        check_whole("cache.threads", self.threads, 0, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +61,8 @@ class DraftConfig:
     """Shortest matched context to predict from, tokens."""
 
     def __post_init__(self) -> None:
-        _whole("draft", "max_draft", self.max_draft, 0, 1024)
-        _within("draft", "min_survival", self.min_survival, 0, 1)
-        _whole("draft", "min_match", self.min_match, 1, 4096)
+        check_whole("draft.max_draft", self.max_draft, 0, 1024)
+        check_number("draft.min_survival", self.min_survival, 0, 1)
+        check_whole("draft.min_match", self.min_match, 1, 4096)
         if self.shape not in ("chain", "tree"):
             raise InvalidInputError("draft.shape", self.shape, "'chain' or 'tree'")

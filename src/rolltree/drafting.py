@@ -7,6 +7,7 @@ acceptance estimates to the native core. Not thread-safe: one drafter an engine 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rolltree._native import Drafts
 from rolltree.budget import CostModel, allocate
@@ -53,7 +54,7 @@ class TreeDrafter:
         self._buffers = _Buffers(64, max(1, self.config.max_draft))
         self._drafted: Int64Array = _NONE  # handles of the last draft, in its order
         self._verified: Int32Array = _NONE.astype(np.int32)
-        self._source_sums = self.cache.forest.source_sums()
+        self._source_sums = self.cache.source_sums()
 
     def open(
         self,
@@ -67,7 +68,7 @@ class TreeDrafter:
         """Start a request; see `RolloutCache.open`."""
         return self.cache.open(prompt, key=key, seed=seed, coupled=coupled, run_ahead=run_ahead)
 
-    def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
+    def draft(self, handles: ArrayLike, limits: ArrayLike) -> DraftBatch:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
 
         Args:
@@ -84,7 +85,8 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        self.cache.forest.draft_batch(handles, limits, self._floor(rows), config.min_match, tree, out.native)
+        floor = self._floor(rows)
+        self.cache.draft(handles, limits, out.native, min_survival=floor, min_match=config.min_match, tree=tree)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
         self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
@@ -102,7 +104,7 @@ class TreeDrafter:
             return self.config.min_survival
         return max(self.config.min_survival, min(_DOUBT * self.cost.break_even(rows), 1.0))
 
-    def advance(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
+    def advance(self, handles: ArrayLike, tokens: ArrayLike, offsets: ArrayLike) -> None:
         """Commit the tokens emitted in this step and learn from the verdicts.
 
         Args:
@@ -111,15 +113,14 @@ class TreeDrafter:
             offsets: int32 [B + 1], row b emitted `tokens[offsets[b]:offsets[b + 1]]`.
 
         """
-        handles, tokens = as_integers(handles, np.int64, "handles"), as_integers(tokens, np.int32, "tokens")
-        offsets = as_integers(offsets, np.int32, "offsets")
+        handles = as_integers(handles, np.int64, "handles")
         stats = self.stats
         stats.steps += 1
         stats.row_steps += len(handles)
-        stats.tokens += len(tokens)
         rows, verified = _find(handles, self._drafted), self._verified
         self._drafted, self._verified = _NONE, _NONE.astype(np.int32)  # a draft is judged once, also when this fails
         accepted = self.cache.settle(handles, self._buffers.native, rows, verified, tokens, offsets)
+        stats.tokens += np.size(tokens)
         stats.drafted += int(verified[rows[rows >= 0]].sum())
         stats.accepted += int(accepted.sum())
 
@@ -129,7 +130,7 @@ class TreeDrafter:
 
     def snapshot(self) -> DraftStats:
         """Return a copy of the statistics with the sums by source (of the whole cache) filled in."""
-        now = self.cache.forest.source_sums()
+        now = self.cache.source_sums()
         copy = self.stats.copy()
         for name, (drafted, accepted), (drafted0, accepted0) in zip(SOURCES, now, self._source_sums, strict=True):
             copy.drafted_by_source[name] = drafted - drafted0

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rolltree._native import Forest
-from rolltree.store import StoredRollout
-from rolltree.store.journal import Journal
 from rolltree.tokens import prompt_key
 from rolltree.types import Int32Array
+
+if TYPE_CHECKING:
+    from rolltree.store import StoredRollout
+    from rolltree.store.journal import Journal
 
 _FULL = 0.95
 """Part of the own trees' bytes above which something must go: what is being rebuilt takes memory until it is done."""

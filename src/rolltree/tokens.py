@@ -35,17 +35,9 @@ def as_integers(values: ArrayLike, dtype: type[_Integer], name: str) -> npt.NDAr
     """
     if type(values) is np.ndarray and values.dtype == dtype and values.ndim == 1 and values.flags.c_contiguous:
         return values
-    array = np.asarray(values)
-    if array.ndim != 1:
-        raise InvalidInputError(f"{name}.ndim", array.ndim, "1", "Pass one flat list of whole numbers.")
-    if array.size == 0:
-        return np.zeros(0, dtype)
-    if array.dtype.kind not in "iu":
-        raise InvalidInputError(f"{name}.dtype", str(array.dtype), "an integer type")
-    low, high = int(array.min()), int(array.max())
-    least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-    if low < least or high > most:
-        raise InvalidInputError(name, low if low < least else high, f"whole numbers from {least} to {most}")
+    array, least, most = _flat(values, name), int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if array.size and (bad := _outside(array, least, most)) is not None:
+        raise InvalidInputError(name, int(array[bad]), f"whole numbers from {least} to {most}")
     return np.ascontiguousarray(array, dtype=dtype)
 
 
@@ -56,22 +48,31 @@ def as_tokens(tokens: TokenIds, name: str = "tokens") -> Int32Array:
         InvalidInputError: not one-dimensional, not integers, negative, or beyond 2^31 - 1.
 
     """
-    try:
-        array = np.asarray(tokens)
-    except Exception as error:  # rows of several lengths, a tensor on a GPU
-        raise InvalidInputError(name, tokens, "one flat list of token ids", str(error)) from error
-    if array.size == 0 and array.ndim == 1:
-        return np.zeros(0, np.int32)
-    if array.ndim != 1:
-        raise InvalidInputError(f"{name}.ndim", array.ndim, "1", "Pass one flat list of token ids.")
-    if array.dtype.kind not in "iu":
-        raise InvalidInputError(f"{name}.dtype", str(array.dtype), "an integer type", "Token ids are whole numbers.")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > _MAX:
-        bad = low if low < 0 else high
-        where = int(np.flatnonzero(array == bad)[0])
-        raise InvalidInputError(f"{name}[{where}]", bad, f"a token id from 0 to {_MAX}")
+    array = _flat(tokens, name)
+    if array.size and (bad := _outside(array, 0, _MAX)) is not None:
+        raise InvalidInputError(f"{name}[{bad}]", int(array[bad]), f"a token id from 0 to {_MAX}")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _flat(values: ArrayLike, name: str) -> npt.NDArray[np.integer]:
+    """One-dimensional whole numbers of any integer type, as they are."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # rows of several lengths, a tensor on a GPU
+        raise InvalidInputError(name, values, "one flat list of whole numbers", str(error)) from error
+    if array.ndim != 1:
+        raise InvalidInputError(f"{name}.ndim", array.ndim, "1", "Pass one flat list of whole numbers.")
+    if array.size and array.dtype.kind not in "iu":
+        raise InvalidInputError(f"{name}.dtype", str(array.dtype), "an integer type", "Pass whole numbers.")
+    return array
+
+
+def _outside(array: npt.NDArray[np.integer], low: int, high: int) -> int | None:
+    """Where the least or the greatest stands that is not within the bounds; None where all are."""
+    least, greatest = int(array.argmin()), int(array.argmax())
+    if int(array[least]) < low:
+        return least
+    return greatest if int(array[greatest]) > high else None
 
 
 def prompt_digest(prompt: Int32Array) -> bytes:
@@ -141,6 +142,23 @@ def as_integer(value: object, name: str, low: int = -(2**63), high: int = 2**63 
 def as_version(version: object, name: str = "version") -> int:
     """Return a policy version as a plain int; errors as `as_integer`."""
     return as_integer(version, name)
+
+
+def check_whole(name: str, value: object, low: int, high: int, fix: str = "") -> None:
+    """Check a setting that is a whole number: no fraction, text or truth value, and no number that only looks like one.
+
+    Raises:
+        InvalidInputError: it is none, or not from `low` to `high`.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInputError(name, value, f"a whole number from {low} to {high}", fix)
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Check a setting that is a number from `low` to `high`; errors as `check_whole`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInputError(name, value, f"a number from {low:g} to {high:g}")
 
 
 def _whole(value: object) -> int | None:

@@ -39,13 +39,14 @@ def to_json(document: Any, *, indent: int | None = None) -> str:
 
 
 @contextmanager
-def beside(path: str | PathLike[str]) -> Iterator[Path]:
+def beside(path: str | PathLike[str], *, replace: bool = True) -> Iterator[Path]:
     """Yield a path to write to, in the target's folder; it is renamed to `path` when the block ends well.
 
     A device or a pipe is written to directly; through a link, the file that it points to is replaced.
 
     Raises:
-        OSError: the folder is missing or not writable, the disk is full, the target is a folder.
+        OSError: the folder is missing or not writable, the disk is full, the target is a folder. FileExistsError:
+            without `replace`, it came into being meanwhile.
 
     """
     target = Path(path)
@@ -57,11 +58,23 @@ def beside(path: str | PathLike[str]) -> Iterator[Path]:
     draft = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(4)}{suffix}")
     try:
         yield draft
-        if target.exists():
-            draft.chmod(stat.S_IMODE(target.stat().st_mode))
-        draft.replace(target)
+        if replace:
+            if target.exists():
+                draft.chmod(stat.S_IMODE(target.stat().st_mode))
+            draft.replace(target)
+        else:
+            _name_new(draft, target)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _name_new(draft: Path, target: Path) -> None:
+    try:
+        os.link(draft, target)  # unlike a rename, never onto a file that came meanwhile
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        draft.rename(target)
 
 
 def write_text(path: str | PathLike[str], text: str) -> None:

@@ -37,7 +37,7 @@ TURNS = RunSettings(
 AHEAD = RunSettings(
     algorithm="grpo", prompts=24, replicas=2, extra=("trainer.save_freq=2", "data.shuffle=True", "data.seed=3")
 )
-"""GRPO at random: three steps an epoch, shuffled; checkpoints in mid-epoch; two replicas, so that the router foresees
+"""GRPO at random: three steps an epoch, shuffled; checkpoints in mid-epoch; two replicas, so that the router previews
 who gets what."""
 CUT = 4
 """Step from whose checkpoint another training goes on, without run-ahead."""

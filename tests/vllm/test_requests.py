@@ -84,10 +84,10 @@ def test_nothing_leaks_between_prompts(llm: Any) -> None:
 
     for row, (item, text) in enumerate(zip(inputs, texts, strict=True)):
         handle = cache.open(item["prompt_token_ids"], read_only=True)
-        assert cache.forest.longest_continuation(handle, np.array(text, np.int32)) == len(text)
+        assert cache.longest_continuation(handle, np.array(text, np.int32)) == len(text)
         tree = cache.stats()
         other = np.array([*item["prompt_token_ids"], *texts[row - 1]], np.int32)
-        assert cache.forest.longest_continuation(handle, np.array(texts[row - 1], np.int32)) < len(texts[row - 1])
+        assert cache.longest_continuation(handle, np.array(texts[row - 1], np.int32)) < len(texts[row - 1])
         assert tree.prompts == len(inputs)
         assert len(other)
         cache.close(handle)

@@ -98,7 +98,7 @@ def compact(
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="The store's file, made when missing.", show_default=False)],
-    traces: Annotated[list[Path], typer.Argument(help="Trace files: JSON lines, gzipped or not.", show_default=False)],
+    traces: Annotated[list[Path], typer.Argument(help="Trace files: JSON lines, packed or not.", show_default=False)],
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Leave out lines that are no rollout, name the first and count.")
     ] = False,
@@ -109,8 +109,7 @@ def import_(
     Example: rolltree store import rollouts.db earlier.jsonl.gz later.jsonl.gz
     """
     from rolltree.store import RolloutStore
-    from rolltree.store.lines import check_trace
-    from rolltree.store.traces import import_traces
+    from rolltree.store.traces import check_trace, import_traces
 
     screen, total, begin, bad = console(json_output), 0, time.perf_counter(), list[InvalidInputError]()
     with sentences(path):
@@ -142,9 +141,8 @@ def export(
     Example: rolltree store export rollouts.db rollouts.jsonl.gz
     """
     from rolltree.store import RolloutStore
-    from rolltree.store.lines import check_target
     from rolltree.store.location import existing
-    from rolltree.store.traces import export_traces
+    from rolltree.store.traces import check_target, export_traces
 
     screen = console(json_output)
     with sentences(path):

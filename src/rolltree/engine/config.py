@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rolltree.errors import InvalidInputError
+from rolltree.tokens import check_whole
 
 Rule = Literal["coupled", "one-hot"]
 _LIMITS = {
@@ -48,7 +49,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Raise InvalidInputError naming the first field that is out of range."""
         for name, (low, high) in _LIMITS.items():
-            self._check_integer(name, low, high)
+            if name != "max_length" or self.max_length is not None:
+                check_whole(f"engine.{name}", getattr(self, name), low, high)
         for name in ("compile", "learn_cost"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"engine.{name}", getattr(self, name), "True or False")
@@ -57,11 +59,3 @@ class EngineConfig:
         margin = self.tie_margin
         if margin is not None and not (type(margin) in (int, float) and 0 <= margin < 1):
             raise InvalidInputError("engine.tie_margin", margin, "None or a number in [0, 1)")
-
-    def _check_integer(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if value is None and name == "max_length":
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            allowed = f"an integer from {low} to {high}" + (", or None" if name == "max_length" else "")
-            raise InvalidInputError(f"engine.{name}", value, allowed)

@@ -12,6 +12,7 @@ from rolltree.engine.stats import EngineStats
 from rolltree.errors import InvalidInputError
 from rolltree.runlog import SideChannel
 from rolltree.store import RolloutStore
+from rolltree.tokens import as_version
 from rolltree.types import Drafter
 
 
@@ -21,7 +22,7 @@ class Recorder:
     def __init__(self, store: RolloutStore | None, drafter: Drafter | None, stats: EngineStats) -> None:
         """Raise InvalidInputError when the drafter's cache commits to another store."""
         self.store = store
-        self.version = 0
+        self._version = 0
         self._cache = drafter.cache if isinstance(drafter, TreeDrafter) else None
         committed = None if self._cache is None else self._cache.store
         if store is not None and committed is not None and committed is not store:
@@ -30,6 +31,18 @@ class Recorder:
         self._by_cache = store is not None and committed is store
         self._stats = stats
         self._guard = SideChannel("the engine's store")
+
+    @property
+    def version(self) -> int:
+        """Version of the policy that generates now: the cache's, where there is one; setting it announces it there."""
+        return self._version if self._cache is None else self._cache.version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        if self._cache is None:
+            self._version = as_version(version)
+        else:
+            self._cache.set_version(version)
 
     def finish(self, rows: Rows, row: int) -> None:
         """Record the rollout in `row`, before its session closes."""
@@ -47,5 +60,4 @@ class Recorder:
         if self._by_cache and self._cache is not None and handle != NO_HANDLE:
             self._cache.annotate(handle, logprobs=logprobs)
             return
-        version = self.version if self._cache is None else self._cache.version
-        self.store.add(job.prompt, rows.tokens[row, generated], key=job.key, version=version, logprobs=logprobs)
+        self.store.add(job.prompt, rows.tokens[row, generated], key=job.key, version=self.version, logprobs=logprobs)

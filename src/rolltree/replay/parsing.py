@@ -1,6 +1,6 @@
 """One line or row of a log to a rollout, or to the reason why it is none. No exception leaves `Parser.parse`.
 
-What a record is, is told by its keys:
+What a record is, its keys say:
 
 | Kind | Keys | Token ids |
 |---|---|---|
@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from rolltree.replay.files import Broken
 from rolltree.replay.messages import read_messages
-from rolltree.replay.records import Rollout, Span
+from rolltree.replay.records import Rollout
 from rolltree.replay.steps import StepSource, Where, whole
 from rolltree.replay.tokenizing import Answer, TextTokenizer
 from rolltree.tokens import as_tokens, prompt_key
+from rolltree.traces.lines import Broken
+from rolltree.traces.rollout import Span, as_spans
 from rolltree.types import Int32Array
 
 TEXTS = {
@@ -120,7 +121,7 @@ class Parser:
         return self._text(record[question], record[reply], (question, reply))
 
     def _ours(self, record: Mapping[str, Any]) -> tuple[str, Int32Array, Answer]:
-        tokens, given = (_ids(record, name) for name in ("token_ids", "prompt_token_ids"))
+        tokens, given = (as_tokens(record[name], name) for name in ("token_ids", "prompt_token_ids"))
         name = record["prompt_id"]
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(f"prompt_id is a {type(name).__name__}, not a text or a whole number")
@@ -129,7 +130,7 @@ class Parser:
 
     def _masked(self, record: Mapping[str, Any]) -> tuple[str, Int32Array, Answer]:
         """A whole sequence with a mask of what was generated: the prompt ends where it first was."""
-        ids, mask = _ids(record, "token_ids"), record["loss_mask"]
+        ids, mask = as_tokens(record["token_ids"], "token_ids"), record["loss_mask"]
         if not isinstance(mask, Sequence) or len(mask) != len(ids) or any(flag not in (0, 1) for flag in mask):
             raise ValueError(f"loss_mask is not a list of {len(ids)} truth values, one for each token")
         written = np.flatnonzero(np.array(mask, bool))
@@ -187,26 +188,10 @@ def _is_evaluation(record: Mapping[Any, Any]) -> bool:
     )
 
 
-def _ids(record: Mapping[str, Any], name: str) -> Int32Array:
-    value = record[name]
-    if not isinstance(value, list | np.ndarray):
-        raise ValueError(f"{name}.ndim = 0: must be 1, a flat list of token ids; it is a {type(value).__name__}")
-    return as_tokens(value, name)
-
-
 def _spans(value: object, length: int) -> tuple[Span, ...]:
     """Parts that were not generated, put together where they touch."""
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise ValueError(f"context is a {type(value).__name__}, not a list of [start, stop]")
     spans: list[Span] = []
-    for item in value:
-        if not isinstance(item, list | tuple) or len(item) != 2:
-            raise ValueError(f"context is not a list of [start, stop]: {item!s:.40}")
-        start, stop = (whole(edge, "context") for edge in item)
-        if not (spans[-1][1] if spans else 0) <= start <= stop <= length:
-            raise ValueError(f"context [{start}, {stop}] is not in order inside 0..{length}")
+    for start, stop in as_spans(() if value is None else value, length):
         if spans and spans[-1][1] == start:
             spans[-1] = (spans[-1][0], stop)
         elif stop > start:

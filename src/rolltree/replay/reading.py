@@ -1,6 +1,6 @@
 """Reads recorded rollouts: finds the files, has each record parsed, leaves out what was not generated, counts it.
 
-What a record is, `parsing` tells; where its step stands, `steps`; which rows of TRL's files were generated, `trl_log`.
+What a record is, `parsing` says; where its step stands, `steps`; which rows of TRL's files were generated, `trl_log`.
 A record that cannot be read is named by file and number: an error, or counted with `skip_bad_lines`.
 """
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.replay.files import Broken, in_order, list_files, records
+from rolltree.replay.files import in_order, list_files, records
 from rolltree.replay.inventory import Inventory
 from rolltree.replay.parsing import Bad, Evaluation, Found, Parser, kind_of
 from rolltree.replay.records import Rollout
 from rolltree.replay.steps import StepSource, Where, whole
 from rolltree.replay.tokenizing import TextTokenizer
 from rolltree.replay.trl_log import all_alike, classify
+from rolltree.traces.lines import Broken
 
 _SHOWN = 80  # characters of a bad line that a message repeats
 _Numbered = tuple[int, object]
@@ -42,21 +43,6 @@ class Reader:
 
     def __post_init__(self) -> None:
         self._parser = Parser(self.tokenizer, StepSource(self.step_from))
-
-    @property
-    def skipped(self) -> int:
-        """Lines that could not be read, with `skip_bad_lines`."""
-        return self.account.skipped
-
-    @property
-    def empty(self) -> int:
-        """Rollouts without a generated token."""
-        return self.account.empty
-
-    @property
-    def repeated(self) -> int:
-        """Rows that a TRL log had in the file before."""
-        return self.account.repeated
 
     def read(self, paths: Sequence[Path]) -> list[Rollout]:
         """Read all files, in order.
@@ -82,7 +68,7 @@ class Reader:
         return found
 
     def _read_group(self, files: Sequence[Path]) -> Iterator[Rollout]:
-        """Read one file, or all Parquet files of one folder: TRL's rows can only be told apart together."""
+        """Read one file, or all Parquet files of one folder: TRL's rows can only be classified together."""
         if files[0].suffix != ".parquet":
             yield from self._rollouts(files[0], records(files[0]))
             return

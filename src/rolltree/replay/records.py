@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rolltree.errors import InvalidInputError
+from rolltree.traces.rollout import Span, segments
 from rolltree.types import Int32Array
 
 Split = Literal["all", "even", "odd"]
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +42,7 @@ class Rollout:
 
     def segments(self) -> Iterator[tuple[Int32Array, bool]]:
         """The rollout cut into (tokens, whether they are context), in order."""
-        at = 0
-        for start, stop in (*self.context, (len(self.tokens),) * 2):
-            if start > at:
-                yield self.tokens[at:start], False
-            if stop > start:
-                yield self.tokens[start:stop], True
-            at = stop
+        return segments(self.tokens, self.context)
 
     def cut(self, length: int) -> Rollout:
         """The first `length` tokens, ending with one that was generated."""

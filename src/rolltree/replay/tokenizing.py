@@ -19,8 +19,8 @@ import numpy as np
 
 from rolltree.errors import InvalidInputError, MissingDependencyError
 from rolltree.replay.messages import Message, Piece, read_messages
-from rolltree.replay.records import Span
 from rolltree.tokens import as_tokens
+from rolltree.traces.rollout import Span
 from rolltree.types import Int32Array
 
 
@@ -96,11 +96,11 @@ class TextTokenizer:
 
     def _templated(self, earlier: Sequence[Message], answer: Sequence[Message]) -> list[Piece] | None:
         """The answer as the chat template writes it; None where the template changes what it wrote before."""
-        told, said = [*earlier], self._rendered(earlier, open_turn=True)
+        before, said = [*earlier], self._rendered(earlier, open_turn=True)
         pieces: list[Piece] = []
         for message in answer:
             if message.generated:
-                start, end = self._rendered(told, open_turn=True), self._rendered([*told, message], open_turn=False)
+                start, end = self._rendered(before, open_turn=True), self._rendered([*before, message], open_turn=False)
                 if said is None or start is None or end is None or not start.startswith(said):
                     return None
                 if not end.startswith(start):
@@ -108,7 +108,7 @@ class TextTokenizer:
                 written = end[len(start) :].rstrip("\n")  # a line break after the turn's end is the template's
                 pieces += [Piece(start[len(said) :], False), Piece(written, True)]
                 said = start + written
-            told.append(message)
+            before.append(message)
         return pieces
 
     def _rendered(self, messages: Sequence[Message], *, open_turn: bool) -> str | None:

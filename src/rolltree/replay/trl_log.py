@@ -12,7 +12,7 @@ What follows from that, and is done here:
   prompts each time, are evaluation, and so are all rows of known evaluation prompts at the end of a file.
 
 Prompts that also occur elsewhere are never taken for evaluation. An evaluation that occurs once and fills the queue, or
-one whose prompts are training prompts, cannot be told apart: the format does not say.
+one whose prompts are training prompts, cannot be distinguished: the format does not say.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rolltree.errors import InvalidInputError
+from rolltree.tokens import check_number, check_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +29,13 @@ class RunAheadConfig:
     """Launch where it is not expected to pay as well: to measure, not to use."""
 
     def __post_init__(self) -> None:
-        _within("budget_share", self.budget_share, 0, 100)
-        _within("max_slowdown", self.max_slowdown, 0, 100)
-        _whole("samples", self.samples, 1, 1024)
-        _whole("warm_rollouts", self.warm_rollouts, 1, 2**31)
+        check_number("runahead.budget_share", self.budget_share, 0, 100)
+        check_number("runahead.max_slowdown", self.max_slowdown, 0, 100)
+        check_whole("runahead.samples", self.samples, 1, 1024)
+        check_whole("runahead.warm_rollouts", self.warm_rollouts, 1, 2**31)
         if type(self.holdout) is not int or not (self.holdout == 0 or 2 <= self.holdout <= 65535):
             raise InvalidInputError("runahead.holdout", self.holdout, "0 or a whole number from 2 to 65535")
         if self.budget_tokens is not None:
-            _whole("budget_tokens", self.budget_tokens, 0, 2**62)
+            check_whole("runahead.budget_tokens", self.budget_tokens, 0, 2**62)
         if not isinstance(self.always, bool):
             raise InvalidInputError("runahead.always", self.always, "true or false")
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidInputError(f"runahead.{name}", value, f"a number from {low:g} to {high:g}")
-
-
-def _whole(name: str, value: int, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidInputError(f"runahead.{name}", value, f"a whole number from {low} to {high}")

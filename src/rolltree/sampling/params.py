@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.tokens import check_whole
 
 MIN_TEMPERATURE = 1e-5  # below this logits / temperature leaves float32's useful range; 0 says greedy exactly
 MAX_TEMPERATURE = 1e38  # float32 ends there; far below it every token is as likely as any other
@@ -43,10 +44,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_number("temperature", self.temperature, self._temperature_ok, "0, or from 1e-05 to 1e+38")
-        _check_integer("top_k", self.top_k, 0, "0 keeps all tokens.")
+        check_whole("sampling.top_k", self.top_k, 0, INT32_LIMIT - 1, "0 keeps all tokens.")
         _check_number("top_p", self.top_p, lambda x: 0 < x <= 1, "in (0, 1]", "1 keeps all tokens.")
         _check_number("min_p", self.min_p, lambda x: 0 <= x <= 1, "in [0, 1]", "0 keeps all tokens.")
-        _check_integer("max_tokens", self.max_tokens, 1)
+        check_whole("sampling.max_tokens", self.max_tokens, 1, INT32_LIMIT - 1)
         self._check_stop_token_ids()
         if self.seed is not None and not (_is_integer(self.seed) and 0 <= self.seed < SEED_LIMIT):
             raise InvalidInputError("sampling.seed", self.seed, "None or an integer in [0, 2**64)")
@@ -83,11 +84,6 @@ def _policy_getter(kind: type[SamplingParams]) -> attrgetter[Any]:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_integer(name: str, value: object, minimum: int, fix: str = "") -> None:
-    if not (isinstance(value, int) and _is_integer(value) and minimum <= value < INT32_LIMIT):
-        raise InvalidInputError(f"sampling.{name}", value, f"an integer from {minimum} to 2**31 - 1", fix)
 
 
 def _check_number(name: str, value: object, ok: Callable[[float], bool], allowed: str, fix: str = "") -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from rolltree.budget import CostModel
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
+from rolltree.recent import MANY
 from rolltree.serving.request_options import REQUEST_KEY, refuse_unknown
 
 ENVIRONMENT_PREFIX = "ROLLTREE_VLLM_"
@@ -46,7 +47,7 @@ class EngineOptions:
     cost: str = "observed"
     """Step-cost model behind the budget: `observed` learns it from this engine's steps, `off` verifies every draft, a
     path is a file written by `CostModel.save` (frozen: drafts do not depend on time)."""
-    sessions: int = 4096
+    sessions: int = MANY
     """Conversations whose first prompt is remembered, so that later turns find its tree."""
     logits_bytes: int = 0
     """Bytes that the logits of one step may take with all their copies, which bounds the drafts of a step; 0: what

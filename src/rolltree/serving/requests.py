@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rolltree.cache import RolloutCache
+from rolltree.serving.conversations import Conversations
 from rolltree.serving.request_options import KINDS
-from rolltree.serving.slots import NO_HANDLE, Facts, Roots, Slots
+from rolltree.serving.slots import NO_HANDLE, Facts, Slots
 from rolltree.tokens import as_tokens, prompt_key
 from rolltree.types import Int32Array, Int64Array
 
@@ -72,7 +73,7 @@ class RequestBook:
         self.tokens_by_kind = dict.fromkeys(KINDS, 0)
         self.row_steps_by_kind = dict.fromkeys(KINDS, 0)
         """(request, engine step) pairs in which it got tokens."""
-        self._roots = Roots(sessions)
+        self._conversations = Conversations(sessions)
         self._slot_of: dict[str, int] = {}
         self._slots = Slots()
         self._ids: list[str] | None = None
@@ -149,7 +150,7 @@ class RequestBook:
             slot = self._slot_of.get(id, NO_SLOT)
             facts = self._slots.facts[slot] if slot != NO_SLOT else None
             if facts is not None and facts.prompt is not None:
-                self._roots.remember(f"request:{id}", as_tokens(facts.prompt))
+                self._conversations.remember(f"request:{id}", facts.prompt)
                 self.finish([id])
 
     def drop(self) -> None:
@@ -193,7 +194,7 @@ class RequestBook:
         if options.version is not None and options.version > self.cache.version:
             self.cache.set_version(options.version)
         key = options.key
-        root = prompt if key is not None else self._roots.root(id, facts, prompt)
+        root = prompt if key is not None else self._conversations.root(id, options.session, prompt)
         if key is None and any(place < len(root) for place, _ in facts.media):
             key = prompt_key(root, media=facts.media)
         read_only = not options.remembered

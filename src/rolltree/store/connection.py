@@ -41,7 +41,7 @@ class Connection:
     def __init__(self, path: Path, *, make: bool = True) -> None:
         """Open the file; errors of `schema.connect`, and InvalidInputError for one that was in use at a fork."""
         self.path, self._file = path, Path(os.path.abspath(path))  # the folder of the process may change
-        self._lock = threading.RLock()  # a signal handler may read in the midst of a read
+        self._lock = threading.RLock()  # a signal handler may read during a read
         self._database: sqlite3.Connection | None = None
         self._process, self._closed, self._number = os.getpid(), False, next(_numbers)
         self._users = 0
@@ -126,7 +126,7 @@ class Connection:
         """Before a fork: wait for the statement that runs, then close. False for what cannot be had in time."""
         if not self._lock.acquire(timeout=FORK_SECONDS):
             return False
-        if self._users == 0:  # otherwise a signal handler forks in the midst of a statement of its own thread
+        if self._users == 0:  # otherwise a signal handler forks during a statement of its own thread
             with suppress(sqlite3.Error):
                 self.park()
                 return True

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rolltree.errors import InvalidInputError, StoreCorruptedError
-from rolltree.store.record import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.store.store import RolloutStore
 from rolltree.tokens import as_key, as_tokens, as_version
+from rolltree.traces.rollout import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.types import Float32Array, Int32Array, Int64Array
 
 _log = logging.getLogger(__name__)
@@ -127,8 +127,8 @@ class Journal:
         if page is None or not keep or not page.text:
             return
         if page.logprobs is not None and len(page.logprobs) != len(page.text):
-            told = f"{len(page.logprobs)} log-probabilities for {len(page.text)} tokens"
-            _log.warning("Session %d is stored without %s", session, told)
+            counts = f"{len(page.logprobs)} log-probabilities for {len(page.text)} tokens"
+            _log.warning("Session %d is stored without %s", session, counts)
             page.logprobs = None
         try:
             self.store.add(

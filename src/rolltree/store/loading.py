@@ -9,8 +9,8 @@ from typing import Protocol
 
 from rolltree.store.pending import Entry, unwritten
 from rolltree.store.reader import Damaged, Reader
-from rolltree.store.record import StoredRollout
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import StoredRollout
 
 
 class Restorable(Protocol):
@@ -33,7 +33,11 @@ def load(
 ) -> int:  # fmt: skip
     """See `RolloutStore.load_into`; `waiting` was asked for before anything is read."""
     newest = reader.count()[1]
-    listed = chain(_in_memory(unwritten(waiting, newest)), _in_file(reader, newest))
+    later_on = reversed(unwritten(waiting, newest))
+    listed = chain[_Listed](
+        ((one, len(one.token_ids), (one.key, prompt_digest(one.prompt_token_ids))) for one in later_on),
+        ((id, n if isinstance(n, int) else 0, (key, digest)) for id, n, key, digest in reader.names(newest)),
+    )
     chosen = list(_chosen(listed, window, max_tokens))[::-1]
     ids = [one for one in chosen if isinstance(one, int)]
     later = [one for one in chosen if isinstance(one, StoredRollout)]
@@ -49,16 +53,6 @@ def load(
 
 _Listed = tuple[int | StoredRollout, int, object]
 """A row's id, or a rollout that waits; its tokens; what names its prompt."""
-
-
-def _in_memory(rollouts: list[StoredRollout]) -> Iterator[_Listed]:
-    for rollout in reversed(rollouts):
-        yield rollout, len(rollout.token_ids), (rollout.key, prompt_digest(rollout.prompt_token_ids))
-
-
-def _in_file(reader: Reader, newest: int) -> Iterator[_Listed]:
-    for id, tokens, key, digest in reader.names(newest):
-        yield id, tokens if isinstance(tokens, int) else 0, (key, digest)
 
 
 def _chosen(listed: Iterable[_Listed], window: int, max_tokens: int) -> Iterator[int | StoredRollout]:

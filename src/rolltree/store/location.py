@@ -1,4 +1,4 @@
-"""Where a store may lie, and what a file is by its first bytes: a slip of the hand is told from a damaged store.
+"""Where a store may lie, and what a file is by its first bytes: a wrong file is not taken for a damaged store.
 
 A file that SQLite has open in this process is never opened here: closing it again would drop SQLite's own locks, since
 POSIX takes all of a process's locks on a file away when any descriptor of it is closed.
@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rolltree.errors import InvalidInputError, StoreCorruptedError, StoreError
-
-SQLITE = b"SQLite format 3\0"
-_KINDS = {
-    b"\x1f\x8b": "gzip file", b"\x28\xb5\x2f\xfd": "Zstandard file", b"PAR1": "Parquet file", b"PK\3\4": "zip file",
-    b"{": "file of JSON lines", b"[": "JSON file",
-}  # fmt: skip
+from rolltree.traces.format import SQLITE, first_bytes, kind_of
 
 Identity = tuple[int, int]
 """Device and inode: the file itself, whatever it is called; (0, 0) for none."""
@@ -130,15 +125,9 @@ def beginning(path: Path) -> bytes:
     """The first 16 bytes of a file that is not `in_use`; raise StoreError where it cannot be read."""
     assert not in_use(path), path
     try:
-        with path.open("rb") as file:
-            return file.read(len(SQLITE))
+        return first_bytes(path)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}. Check who may read the file and its folder.") from error
-
-
-def kind_of(head: bytes) -> str:
-    """What a file that begins with `head` is; empty for a store, an empty file, and what is not known."""
-    return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), "")
 
 
 def _mode(path: Path) -> int | None:

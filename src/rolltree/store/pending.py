@@ -10,8 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
 
-from rolltree.store.record import StoredRollout
 from rolltree.store.rows import Packed
+from rolltree.traces.rollout import StoredRollout
 
 
 @dataclass(slots=True, eq=False)
@@ -35,15 +35,14 @@ class Entry:
 
 
 class Pending:
-    """A queue that can also be asked by prompt; all O(1) but `entries`."""
+    """A queue that can also be asked by prompt; all O(1) but `entries`, and `drop` while something is being written."""
 
     def __init__(self) -> None:
         self.put = 0
         """Rollouts that were ever handed over."""
         self._all: OrderedDict[int, Entry] = OrderedDict()
         self._named: dict[str | bytes, dict[int, Entry]] = {}
-        self._flying = self._flight = 0  # up to this number they are being written, and so many are
-        self._dropped = 0  # no entry at rest has a number below this while something is being written
+        self._flying = self._flight = 0  # the first are being written: up to this number, and so many
 
     def __len__(self) -> int:
         return len(self._all)
@@ -80,11 +79,8 @@ class Pending:
 
     def drop(self) -> Entry | None:
         """Give up the oldest that is not being written; None where there is none."""
-        number = max(self._flying + 1, self._dropped) if self._flying else next(iter(self._all), 1)
-        while number <= self.put and number not in self._all:
-            number += 1
-        self._dropped = number + 1
-        if (entry := self._all.get(number)) is not None:
+        entry = next(islice(self._all.values(), self._flight, None), None)
+        if entry is not None:
             self.remove(entry)
         return entry
 

@@ -10,9 +10,9 @@ from typing import Any
 from rolltree.errors import StoreCorruptedError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
-from rolltree.store.record import StoredRollout
 from rolltree.store.rows import COLUMNS, rollout_of
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import StoredRollout
 
 ALL = 2**62
 PAGE = 512  # rollouts of one statement
@@ -49,7 +49,7 @@ class Reader:
     def newest_version(self) -> int:
         """Largest policy version of a sound rollout; 0 for an empty store."""
         for (id,) in self._rows("SELECT id FROM rollout ORDER BY version DESC LIMIT 1000"):
-            for rollout in self._of_ids([id], lambda error: None):
+            for rollout in self.of_ids([id], lambda error: None):
                 return rollout.version
         return 0
 
@@ -89,20 +89,17 @@ class Reader:
     def of_ids(self, ids: list[int], damaged: Damaged) -> Iterator[StoredRollout]:
         """Those of some rows, in the order given, a page at a time; rows that are gone are left out."""
         for start in range(0, len(ids), PAGE):
-            yield from self._of_ids(ids[start : start + PAGE], damaged)
+            page = ids[start : start + PAGE]
+            marks = ",".join("?" * len(page))
+            yield from self._rollouts(self._rows(COLUMNS + f"WHERE r.id IN ({marks}) ORDER BY r.id", page), damaged)
 
     def fault(self, id: int) -> str:
         """What is wrong with a rollout; empty when it can be read, or is gone."""
         try:
-            list(self._of_ids([id], refuse))
+            list(self.of_ids([id], refuse))
         except StoreCorruptedError as error:
             return str(error)
         return ""
-
-    def _of_ids(self, ids: list[int], damaged: Damaged) -> Iterator[StoredRollout]:
-        marks = ",".join("?" * len(ids))
-        rows = self._rows(COLUMNS + f"WHERE r.id IN ({marks}) ORDER BY r.id", ids)
-        yield from self._rollouts(rows, damaged)
 
     def _check_order(self, ids: list[int]) -> None:
         """Each page goes on from the last: in a damaged file, ids out of order would make that endless."""

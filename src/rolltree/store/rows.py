@@ -15,8 +15,8 @@ from typing import Any
 
 from rolltree.errors import StoreCorruptedError
 from rolltree.store.codec import pack_floats, pack_tokens, unpack_and_rest, unpack_floats, unpack_tokens
-from rolltree.store.record import Span, StoredRollout
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import Span, StoredRollout
 
 CHECK = 8  # bytes
 COLUMNS = (

@@ -19,9 +19,9 @@ from rolltree.store.loading import Restorable, load
 from rolltree.store.location import as_path, is_empty
 from rolltree.store.pending import Entry, unwritten
 from rolltree.store.reader import ALL, Damaged, Reader, refuse
-from rolltree.store.record import Span, StoredRollout
 from rolltree.store.writer import Writer
 from rolltree.tokens import as_integer, as_key, as_tokens, as_version, prompt_digest
+from rolltree.traces.rollout import Span, StoredRollout
 from rolltree.types import Float32Array, TokenIds
 
 _log = logging.getLogger(__name__)

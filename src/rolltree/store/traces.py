@@ -1,63 +1,51 @@
-"""Stores to and from the trace format: JSON lines, one rollout each, gzipped when the name ends in .gz.
+"""Stores from and to trace files: JSON lines (see `rolltree.traces`), gzipped when the name ends in .gz.
 
-What goes out comes back: keys, versions, samples, rewards, log-probabilities bit by bit, tool output, order.
+No file is ever seen half written under its final name, and none is written over unless that was asked for.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-import math
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import IO, cast
 
-import numpy as np
-
-from rolltree.errors import InvalidInputError
-from rolltree.store.lines import check_target, read_lines, writing
-from rolltree.store.location import as_path
-from rolltree.store.record import StoredRollout
+from rolltree.errors import InvalidInputError, StoreError
+from rolltree.store.location import as_path, beginning, in_use
 from rolltree.store.store import RolloutStore
-from rolltree.tokens import prompt_digest
+from rolltree.traces import format as trace_format
+from rolltree.traces.format import SQLITE, BadLine, line_of, read_rollouts
+from rolltree.traces.rollout import StoredRollout
+from rolltree.writing import beside
 
 Progress = Callable[[int], None]
-_NAMES = {math.inf: "Infinity", -math.inf: "-Infinity"}  # JSON has no word for them
-_NUMBERS = {name: number for number, name in _NAMES.items()}
-_SHOWN = 60  # characters of a bad line that a message repeats
 
 
 def import_traces(
     store: RolloutStore, path: str | PathLike[str], progress: Progress = lambda rollouts: None, *,
-    bad_line: Callable[[InvalidInputError], None] | None = None,
+    bad_line: BadLine | None = None,
 ) -> int:  # fmt: skip
     """Add every rollout of a trace file, in its order; returns how many.
 
-    `step` is the version; a line's `key` is the rollout's, and where there is none, the prompt is its own.
-
     Args:
         store: where to.
-        path: JSON lines, plain or gzipped.
-        progress: told how many so far.
-        bad_line: told of each line that is no rollout, which is then left out; None: the first one is an error.
+        path: see `read_rollouts`, and so `bad_line`.
+        progress: called with how many so far.
+        bad_line: called with each line that is no rollout, which is then left out; None: the first one is an error.
 
     Raises:
-        InvalidInputError: a line is not a rollout; the message names it. The lines before it were added. Or the file
-            cannot be read, or ends in the midst.
-        StoreError: the store cannot be written.
+        InvalidInputError: as `read_rollouts`; what stood before was added.
+        StoreError: the file cannot be read, or the store cannot be written.
 
     """
     count = 0
-    for number, line in read_lines(as_path(path, "FILE")):
-        try:
-            rollout = rollout_of_line(line, f"{path}, line {number}")
-        except InvalidInputError as error:
-            if bad_line is None:
-                raise
-            bad_line(error)
-            continue
+    for count, rollout in enumerate(read_rollouts(check_trace(as_path(path, "FILE")), bad_line), 1):
         store.put(rollout)
-        count += 1
         if count % 4096 == 0:  # a bound on what waits in memory
             store.flush()
             progress(count)
@@ -83,7 +71,7 @@ def export_traces(
     path = as_path(path, "FILE")
     target = check_target(path, source, overwrite)
     count, samples = 0, Counter[tuple[str, int]]()
-    with writing(target, overwrite=overwrite, packed=path.suffix == ".gz") as lines:
+    with _written(target, overwrite=overwrite, packed=path.suffix == ".gz") as lines:
         for count, rollout in enumerate(rollouts, 1):
             text = json.dumps(line_of(rollout, samples), separators=(",", ":"), allow_nan=False)
             lines.write(text.encode("ascii") + b"\n")
@@ -92,60 +80,69 @@ def export_traces(
     return count
 
 
-def line_of(rollout: StoredRollout, samples: Counter[tuple[str, int]]) -> dict[str, Any]:
-    """What a line says; `samples` counts those of a prompt and step."""
-    prompt_id = rollout.key if rollout.key is not None else prompt_digest(rollout.prompt_token_ids).hex()
-    counted = rollout.sample is None
-    line: dict[str, Any] = {
-        "prompt_id": prompt_id,
-        "step": rollout.version,
-        "sample": samples[prompt_id, rollout.version] if counted else rollout.sample,
-        "prompt_token_ids": rollout.prompt_token_ids.tolist(),
-        "token_ids": rollout.token_ids.tolist(),
-    }
-    samples[prompt_id, rollout.version] += counted
-    optional = {
-        "key": rollout.key,
-        "sample_counted": counted or None,
-        "reward": None if rollout.reward is None else _number(rollout.reward),
-        "logprobs": None if rollout.logprobs is None else [_number(_shortest(p)) for p in rollout.logprobs],
-        "context": [list(span) for span in rollout.context] or None,
-    }
-    return line | {name: value for name, value in optional.items() if value is not None}
+def check_trace(path: Path) -> Path:
+    """`path`, which can be a trace file and no store that is in use; errors as `traces.format.read_rollouts`."""
+    path = as_path(path, "FILE")
+    if in_use(path):  # it must not even be opened
+        raise InvalidInputError("FILE", str(path), "recorded rollouts as JSON lines", "This is a store.")
+    return trace_format.check_trace(path)
 
 
-def rollout_of_line(text: bytes, where: str) -> StoredRollout:
-    """The rollout that a line of JSON says; raise InvalidInputError, and nothing else, with the reason and `where`."""
+def check_target(path: Path, source: Path | None, overwrite: bool) -> Path:
+    """Where `path` really lies (behind links), checked before anything is read or written.
+
+    Raises:
+        InvalidInputError: no folder for it, a folder, a device, the source or its log, another compression than
+            gzip, or a file that exists (without `overwrite`).
+        StoreError: the system does not let us look.
+
+    """
+    path = as_path(path, "FILE")
+    if path.suffix in (".zst", ".bz2", ".xz", ".parquet"):
+        raise InvalidInputError("FILE", str(path), "named .jsonl or .jsonl.gz", "Others are not written.")
     try:
-        line = json.loads(text)
-        if not isinstance(line, dict):
-            raise TypeError(f"{type(line).__name__} in the place of an object")
-        return StoredRollout.of(
-            line["prompt_token_ids"], line["token_ids"], key=line.get("key"), version=line.get("step", 0),
-            sample=None if line.get("sample_counted") is True else line.get("sample"),
-            reward=_read(line.get("reward")), logprobs=_read_all(line.get("logprobs")),
-            context=line.get("context") or (),
-        )  # fmt: skip
-    except Exception as error:  # no JSON, no UTF-8, nested too deeply, a field that is missing or wrong
-        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        shown = text[:_SHOWN].decode("utf-8", "replace").strip()
-        fix = f"{why.rstrip('.')}. See the trace format in docs/store.md."
-        raise InvalidInputError(where, shown, "a rollout", fix) from error
+        real = Path(os.path.realpath(path))
+        if not real.parent.is_dir():
+            raise InvalidInputError("FILE", str(path), "a file in a folder that exists", "Make the folder first.")
+        if source is not None and _is_of(real, source):
+            raise InvalidInputError("FILE", str(path), "another file than the store", "Nothing was changed.")
+        if real.exists() and not real.is_file():
+            raise InvalidInputError("FILE", str(path), "a file", "This is a folder, a device or a pipe.")
+        if real.exists() and (in_use(real) or beginning(real) == SQLITE):
+            raise InvalidInputError("FILE", str(path), "another file than a store", "Nothing was changed.")
+        if real.exists() and not overwrite:
+            raise InvalidInputError("FILE", str(path), "a new file", "It exists: --force replaces it.")
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from error
+    return real
 
 
-def _number(value: float) -> float | str | None:
-    return None if math.isnan(value) else _NAMES.get(value, value)
+@contextmanager
+def _written(path: Path, *, overwrite: bool, packed: bool) -> Iterator[IO[bytes]]:
+    """A file that gets its name when the block has ended well; otherwise nothing has changed.
+
+    Raises:
+        StoreError: it cannot be written: full, no permission.
+        InvalidInputError: it came into being meanwhile (without `overwrite`).
+
+    """
+    try:
+        with beside(path, replace=overwrite) as draft, draft.open("xb") as file:
+            with gzip.GzipFile("", "wb", fileobj=file) if packed else nullcontext(file) as lines:
+                yield cast("IO[bytes]", lines)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError as error:
+        raise InvalidInputError("FILE", str(path), "a new file", "It came into being meanwhile.") from error
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}. Nothing was written") from error
 
 
-def _shortest(value: np.float32) -> float:
-    """The number with the fewest digits that reads back as `value`."""
-    short = float(str(value))
-    return short if np.float32(short) == value else float(value)
+def _is_of(path: Path, source: Path) -> bool:
+    """Whether `path` is the store or one of the files beside it."""
+    files = [source.with_name(source.name + tail) for tail in ("", "-wal", "-shm", "-journal")]
+    return any(path == Path(os.path.realpath(file)) or _same(path, file) for file in files)
 
 
-def _read(value: object) -> Any:
-    return _NUMBERS.get(value, value) if isinstance(value, str) else value
-
-
-def _read_all(values: object) -> Any:
-    return [_read(value) for value in values] if isinstance(values, list) else values
+def _same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)

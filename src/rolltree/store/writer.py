@@ -21,13 +21,13 @@ from rolltree.errors import InvalidInputError, StoreError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
 from rolltree.store.pending import Entry, Pending
-from rolltree.store.record import StoredRollout
 from rolltree.store.rows import Packed, next_id
 from rolltree.tokens import prompt_digest
+from rolltree.traces.rollout import StoredRollout
 
 DELAY = 0.2  # seconds that a rollout waits for others to share a transaction with
 SLOWEST = 30.0  # seconds between two attempts at most, while they fail
-BATCH = 256  # rollouts that are not worth waiting for more
+BATCH = 256  # rollouts that are committed without waiting for more
 MOST_WAITING = 65536
 _log = logging.getLogger(__name__)
 
@@ -167,13 +167,7 @@ class Writer:
                 good.append(entry)
             except Exception as error:
                 lost.append((entry, error))
-        try:
-            self._database.use(lambda database: _write(database, good), schema.BUSY_SECONDS)
-        except StoreError:
-            raise
-        except Exception:  # some row is at fault: each for itself
-            lost += self._database.use(lambda database: _write_each(database, good), schema.BUSY_SECONDS)
-        return lost
+        return lost + self._database.use(lambda database: _write(database, good), schema.BUSY_SECONDS)
 
     def _settle(self, batch: Sequence[Entry], lost: Sequence[tuple[Entry, Exception]]) -> None:
         with self._changed:
@@ -220,27 +214,19 @@ class Writer:
             _log.error("%d rollouts lost to %s, %s; the first: %s. %s", count, self.path, whole, first.named(), why)
 
 
-def _write(database: sqlite3.Connection, batch: Sequence[Entry]) -> None:
-    """One transaction: all or none."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        for id, entry in enumerate(batch, next_id(database)):
-            _write_one(database, entry, id)
-        database.execute("COMMIT")
-    except BaseException:
-        _undo(database, batch)
-        raise
-
-
-def _write_each(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tuple[Entry, Exception]]:
+def _write(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tuple[Entry, Exception]]:
     """One transaction, without the rows at fault, which are returned."""
     lost = list[tuple[Entry, Exception]]()
     database.execute("BEGIN IMMEDIATE")
     try:
+        id = next_id(database)
         for entry in batch:
             database.execute("SAVEPOINT one")
             try:
-                _write_one(database, entry, next_id(database))
+                assert entry.packed is not None
+                entry.packed.write(database, id)
+                entry.id = id
+                id += 1
             except Exception as error:
                 if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
                     raise  # the disk's fault
@@ -250,19 +236,9 @@ def _write_each(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tu
             database.execute("RELEASE one")
         database.execute("COMMIT")
     except BaseException:
-        _undo(database, batch)
+        for entry in batch:  # before the lock is let go: from then on, another process may use these ids
+            entry.id = 0
+        if database.in_transaction:
+            database.execute("ROLLBACK")
         raise
     return lost
-
-
-def _write_one(database: sqlite3.Connection, entry: Entry, id: int) -> None:
-    assert entry.packed is not None
-    entry.packed.write(database, id)
-    entry.id = id
-
-
-def _undo(database: sqlite3.Connection, batch: Sequence[Entry]) -> None:
-    for entry in batch:  # before the lock is let go: from then on, another process may use these ids
-        entry.id = 0
-    if database.in_transaction:
-        database.execute("ROLLBACK")

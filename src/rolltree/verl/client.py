@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rolltree.serving.conversations import Conversations
 from rolltree.verl.first_turns import PROBE, FirstTurn
 from rolltree.verl.guard import Guard
-from rolltree.verl.marks import CURRENT, REQUEST_KEY, SessionKeys, marked
+from rolltree.verl.marks import CURRENT, REQUEST_KEY, marked
 
 UNMARKED = Guard("a request's mark: it drafts from a tree of its own prompt")
 
@@ -21,7 +22,7 @@ class MarkingClient:
 
     def __init__(self, client: Any) -> None:
         self.__dict__["_client"] = client
-        self.__dict__["_keys"] = SessionKeys()
+        self.__dict__["_conversations"] = Conversations()
 
     async def generate(
         self, request_id: str, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **kwargs: Any
@@ -33,14 +34,17 @@ class MarkingClient:
         """
         params = sampling_params
         with UNMARKED:
-            params = marked(sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids, keys=self._keys)
+            params = marked(
+                sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids,
+                conversations=self._conversations,
+            )  # fmt: skip
         if probe := PROBE.get():
             mark = params["extra_args"][REQUEST_KEY]
             probe.see(FirstTurn(mark["key"], mark.get("version"), [int(t) for t in prompt_ids], params), kwargs)
         return await self._client.generate(request_id, prompt_ids=prompt_ids, sampling_params=params, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_client", "_keys"):  # not there yet while Ray unpickles
+        if name in ("_client", "_conversations"):  # not there yet while Ray unpickles
             raise AttributeError(name)
         return getattr(self._client, name)
 

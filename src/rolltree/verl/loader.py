@@ -53,7 +53,7 @@ class PeekingLoader:
 
 
 def attach(trainer: Any) -> PeekingLoader:
-    """Put a `PeekingLoader` in the place of a verl trainer's loader, in the midst of an epoch."""
+    """Put a `PeekingLoader` in the place of a verl trainer's loader, within an epoch."""
     loader = trainer.train_dataloader
     if not isinstance(loader, PeekingLoader):
         loader = PeekingLoader(loader, trainer.train_dataloader_it)

@@ -8,25 +8,20 @@ request that goes on after an abort, as a new prompt.
 from __future__ import annotations
 
 import math
-import operator
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-from rolltree.errors import InvalidInputError
-from rolltree.tokens import prompt_key
+from rolltree.serving.conversations import Conversations
+from rolltree.tokens import as_integer, prompt_key
 
 REQUEST_KEY = "rolltree"
 """The entry of a request's `extra_args` that `rolltree.vllm` reads."""
 MAX_VERSION = 2**31 - 1
-VERSIONS = f"a whole number up to {MAX_VERSION}"
+"""Of the policy, as a request can say it."""
 LONGEST_NAME = 200
 """Characters of a prompt's name in a key."""
-SESSIONS = 100_000
-"""Conversations whose key is remembered: more than can be running at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +45,7 @@ def policy_version(step: object) -> int | None:
     Raises:
         InvalidInputError: no whole number, or more than a request can say.
     """
-    try:
-        is_whole = isinstance(step, Real) and float(step).is_integer()  # 3.0 and numpy's 3.0 as well
-        number = int(step) if is_whole else operator.index(step)  # type: ignore[call-overload, arg-type]
-    except (TypeError, OverflowError):
-        raise InvalidInputError("global_steps", step, VERSIONS) from None
-    if number > MAX_VERSION:
-        raise InvalidInputError("global_steps", step, VERSIONS)
+    number = as_integer(step, "global_steps", high=MAX_VERSION)
     return number if number >= 0 else None
 
 
@@ -71,28 +60,12 @@ def named_key(value: object) -> str | None:
     return f"column:{text}" if len(text) <= LONGEST_NAME else f"column:#{prompt_key(list(text.encode()))}"
 
 
-class SessionKeys:
-    """The key of each conversation, made when its first turn is seen, and kept for the turns that follow."""
-
-    def __init__(self, capacity: int = SESSIONS) -> None:
-        self.capacity = capacity
-        self._keys: OrderedDict[str, str] = OrderedDict()
-
-    def key(self, session: str, prompt: Sequence[int]) -> str:
-        """Return the key of `session`; `prompt` names it when it is new."""
-        key = self._keys.pop(session, None) or prompt_key(prompt)
-        self._keys[session] = key
-        while len(self._keys) > self.capacity:
-            self._keys.popitem(last=False)
-        return key
-
-
 def marked(
-    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int], keys: SessionKeys
+    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int], conversations: Conversations
 ) -> dict[str, Any]:
     """Return a copy of `sampling_params` with the request's options in its `extra_args`; what is set there stays."""
     extra = dict(sampling_params.get("extra_args") or {})
-    options: dict[str, Any] = {"key": mark.key or keys.key(session, prompt), "session": session}
+    options: dict[str, Any] = {"key": mark.key or conversations.remember(session, prompt), "session": session}
     if mark.version is not None:
         options["version"] = mark.version
     if mark.validation:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+
+from rolltree.recent import Recent
 
 POINTS = 64
 """Points of a replica on the ring: with 64 the arcs differ by about an eighth."""
-HOMES = 1_000_000
+PROMPTS = 1_000_000
 """Prompts whose replica is remembered; about 150 bytes each."""
 
 
@@ -28,12 +29,14 @@ class Placement:
         slack: requests that a replica may have running whatever the mean is, so that a group of samples stays together.
     """
 
-    def __init__(self, servers: Iterable[str] = (), *, bound: float = 1.25, slack: int = 0, homes: int = HOMES) -> None:
-        self.bound, self.slack, self._capacity = bound, slack, homes
+    def __init__(
+        self, servers: Iterable[str] = (), *, bound: float = 1.25, slack: int = 0, prompts: int = PROMPTS
+    ) -> None:
+        self.bound, self.slack = bound, slack
         self.loads: dict[str, int] = {}
         """Running requests of each replica."""
         self._ring: list[tuple[int, str]] = []
-        self._homes: OrderedDict[str, str] = OrderedDict()
+        self._replicas: Recent[str] = Recent(prompts)  # prompt -> replica
         self._running: dict[str, int] = {}
         self.placed = self.stayed = 0
         """Groups placed, and those of them that found the replica of the time before."""
@@ -49,23 +52,25 @@ class Placement:
             bisect.insort(self._ring, (_hash(f"{server}/{point}"), server))
 
     def remove(self, server: str) -> None:
-        """Forget a replica; its prompts get a new home when they come again."""
+        """Forget a replica; its prompts get another when they come again."""
         self.loads.pop(server, None)
         self._ring = [entry for entry in self._ring if entry[1] != server]
 
-    def foresee(self, keys: Sequence[str], requests: int) -> list[str]:
+    def preview(self, keys: Sequence[str], requests: int) -> list[str]:
         """Return where a batch to come will be placed, `requests` for each key, in this order and with nothing else
-        running; these places become the prompts' homes, which they get while the bound allows.
+        running; the prompts are placed there while the bound allows.
 
         Raises:
             LookupError: there are no replicas.
         """
         trial = Placement(self.loads, bound=self.bound, slack=self.slack)
-        trial._homes.update((key, self._homes[key]) for key in keys if key in self._homes)
+        for key in keys:
+            if key in self._replicas:
+                trial._replicas[key] = self._replicas[key]
         for key in keys:
             for _ in range(requests):
-                self._remember(key, trial.place(key))
-        return [trial._homes[key] for key in keys]
+                self._replicas[key] = trial.place(key)
+        return [trial._replicas[key] for key in keys]
 
     def place(self, key: str) -> str:
         """Return the replica for one more request of this prompt; it counts as running from now on.
@@ -75,13 +80,13 @@ class Placement:
         Raises:
             LookupError: there are no replicas.
         """
-        home = self._homes.get(key)
-        if not (home in self.loads and self._running.get(key)):
-            home = self._choose(key, home)
-        assert home is not None
-        self._remember(key, home)
-        self.start(home, key)
-        return home
+        replica = self._replicas.get(key)
+        if not (replica in self.loads and self._running.get(key)):
+            replica = self._choose(key, replica)
+        assert replica is not None
+        self._replicas[key] = replica
+        self.start(replica, key)
+        return replica
 
     def start(self, server: str, key: str) -> None:
         """Count one more running request of `key` on `server`."""
@@ -97,20 +102,14 @@ class Placement:
             if not self._running[key]:
                 del self._running[key]
 
-    def _remember(self, key: str, home: str) -> None:
-        self._homes[key] = home
-        self._homes.move_to_end(key)
-        if len(self._homes) > self._capacity:
-            self._homes.popitem(last=False)
-
-    def _choose(self, key: str, home: str | None) -> str:
+    def _choose(self, key: str, before: str | None) -> str:
         if not self.loads:
             raise LookupError("no replicas")
         cap = max(self.slack, self.bound * (sum(self.loads.values()) + 1) / len(self.loads))
-        self.placed += home is not None
-        if home in self.loads and self.loads[home] < cap:
+        self.placed += before is not None
+        if before in self.loads and self.loads[before] < cap:
             self.stayed += 1
-            return home
+            return before
         start = bisect.bisect(self._ring, (_hash(key), ""))
         walk = (self._ring[(start + step) % len(self._ring)][1] for step in range(len(self._ring)))
         # Some replica is below the cap, because the cap is at least the mean after one more request.

@@ -8,13 +8,13 @@ conversation stays on its replica. The seam for sharing: `placement` knows which
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.tokens import prompt_key
+from rolltree.recent import Recent
+from rolltree.tokens import check_whole, prompt_key
 from rolltree.verl.marks import REQUEST_KEY
 from rolltree.verl.placement import Placement
 
@@ -22,8 +22,6 @@ CONFIG_PATH = Path(__file__).with_name("router.yaml")
 DEFAULT_BOUND = 1.25
 NO_BOUND = 1e9
 """A replica cannot have this many times the mean: bounds from here on are none."""
-CONVERSATIONS = 100_000
-"""Conversations whose replica is remembered."""
 
 
 class PromptRouter:
@@ -41,7 +39,7 @@ class PromptRouter:
         bound, slack = settings(config)
         self._servers = dict(servers)
         self.placement = Placement(self._servers, bound=bound, slack=slack)
-        self._conversations: OrderedDict[str, tuple[str, str]] = OrderedDict()  # request -> server, key
+        self._conversations: Recent[tuple[str, str]] = Recent()  # request -> server, key
 
     def acquire_server(
         self, request_id: str, sampling_params: Mapping[str, Any] | None = None, prompt_ids: Sequence[int] = ()
@@ -56,9 +54,6 @@ class PromptRouter:
             key = _key(sampling_params, prompt_ids)
             server = self.placement.place(key)
         self._conversations[request_id] = (server, key)
-        self._conversations.move_to_end(request_id)
-        if len(self._conversations) > CONVERSATIONS:
-            self._conversations.popitem(last=False)
         return server, self._servers[server]
 
     def release_server(self, server_id: str, request_id: str | None = None) -> None:
@@ -66,9 +61,9 @@ class PromptRouter:
         _, key = self._conversations.get(request_id or "", ("", None))
         self.placement.finish(server_id, key)
 
-    def foresee(self, keys: Sequence[str], requests: int) -> list[str]:
+    def preview(self, keys: Sequence[str], requests: int) -> list[str]:
         """Return the names of the replicas that will get a batch to come, `requests` for each key."""
-        return self.placement.foresee(keys, requests)
+        return self.placement.preview(keys, requests)
 
     def require_acquire_fields(self) -> list[str]:
         """What verl is to send along: rolltree's key is in the sampling parameters, the prompt is the fallback."""
@@ -133,8 +128,7 @@ def settings(config: object) -> tuple[float, int]:
         if name not in ("bound", "slack"):
             raise InvalidInputError(f"router.{name}", value, "left out: known are bound and slack")
     slack = given.get("slack", 0)
-    if type(slack) is not int or not 0 <= slack < 2**31:
-        raise InvalidInputError("router.slack", slack, "a whole number of requests from 0 to 2147483647")
+    check_whole("router.slack", slack, 0, 2**31 - 1, "Requests a replica may always have running.")
     return _bound(given.get("bound", DEFAULT_BOUND)), slack
 
 

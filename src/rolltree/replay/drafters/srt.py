@@ -29,13 +29,11 @@ class SrtDrafter(RolltreeDrafter):
 
     def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
         """See Drafter."""
-        rows, tree, forest = len(handles), self._config.shape == "tree", self.cache.forest
+        rows, tree = len(handles), self._config.shape == "tree"
         if rows > len(self._out.lengths):
             self._out = Drafts(2 * rows, self._config.max_draft)
-        match = np.empty(rows, np.int32)
-        forest.matches(handles, match)
-        bound = np.clip(np.rint(self._per_match * match), 1, limits).astype(np.int32)
-        forest.draft_batch(handles, bound, 0.0, 1, tree, self._out, raw=True)
+        bound = np.clip(np.rint(self._per_match * self.cache.matches(handles)), 1, limits).astype(np.int32)
+        self.cache.draft(handles, bound, self._out, min_survival=0.0, min_match=1, tree=tree, raw=True)
         return DraftBatch(
             tokens=self._out.tokens[:rows], parents=self._out.parents[:rows], lengths=self._out.lengths[:rows],
             survival=self._out.survival[:rows], is_chain=not tree,
@@ -46,5 +44,5 @@ class SrtDrafter(RolltreeDrafter):
         self.cache.append(handles, tokens, offsets)
 
     def sources(self) -> dict[str, tuple[int, int]]:
-        """See ReplayDrafter; one tree, not told apart."""
+        """See ReplayDrafter; one tree, one source."""
         return {}

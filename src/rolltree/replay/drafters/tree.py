@@ -105,13 +105,9 @@ class CeilingDrafter(RolltreeDrafter):
 
     def draft(self, handles: Int64Array, limits: Int32Array) -> DraftBatch:
         """See Drafter; `limits` are the same for all rows in a replay."""
-        truth, find, shared = (
-            np.ascontiguousarray(self._truth[:, :-1]),
-            self.cache.forest.longest_continuation,
-            self._shared,
-        )
+        truth, find, shared = np.ascontiguousarray(self._truth[:, :-1]), self.cache.longest_continuation, self._shared
         known = (truth >= 0).sum(axis=1).tolist()
-        found = [find(h, row[:n], shared) for h, row, n in zip(handles.tolist(), truth, known, strict=True)]
+        found = [find(h, row[:n], shared=shared) for h, row, n in zip(handles.tolist(), truth, known, strict=True)]
         parents = np.broadcast_to(np.arange(-1, truth.shape[1] - 1, dtype=np.int32), truth.shape)
         return DraftBatch(
             tokens=truth, parents=parents, lengths=np.minimum(found, limits).astype(np.int32),

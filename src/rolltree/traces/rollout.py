@@ -1,8 +1,8 @@
-"""One finished rollout as the store holds it. Plain data; checked when made by `StoredRollout.of`."""
+"""One finished rollout as the store and the trace format hold it. Plain data; checked by `StoredRollout.of`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,13 +68,20 @@ class StoredRollout:
             logprobs=self.logprobs, reward=self.reward, context=self.context,
         )  # fmt: skip
 
-    def segments(self) -> list[tuple[Int32Array, bool]]:
+    def segments(self) -> Iterator[tuple[Int32Array, bool]]:
         """The rollout cut into (tokens, whether they are context), in order."""
-        cuts, at = list[tuple[Int32Array, bool]](), 0
-        for start, stop in (*self.context, (len(self.token_ids),) * 2):
-            cuts += [(self.token_ids[at:start], False), (self.token_ids[start:stop], True)]
-            at = stop
-        return [(part, tool) for part, tool in cuts if len(part)]
+        return segments(self.token_ids, self.context)
+
+
+def segments(tokens: Int32Array, context: Sequence[Span]) -> Iterator[tuple[Int32Array, bool]]:
+    """Text cut into (tokens, whether they are context), in order; nothing empty."""
+    at = 0
+    for start, stop in (*context, (len(tokens),) * 2):
+        if start > at:
+            yield tokens[at:start], False
+        if stop > start:
+            yield tokens[start:stop], True
+        at = stop
 
 
 def as_sample(sample: object) -> int | None:
