@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rolltree.cache import RolloutCache
+from rolltree.serving.batch import Batch, Work
 from rolltree.serving.request import Request
 from rolltree.serving.request_options import RequestOptions
-from rolltree.serving.requests import Batch, RequestBook, Work
+from rolltree.serving.requests import RequestBook
 
 WIDTH = 64
 
@@ -190,8 +191,8 @@ def test_key_version_and_opt_outs(engine: Engine) -> None:
     assert cache.version == 3
     engine.book.finish("abcd")
     assert cache.stats().rollouts == 2
-    assert engine.book.tokens_by_kind == {"rollout": 2, "validation": 1, "run-ahead": 0}
-    assert engine.book.row_steps_by_kind == {"rollout": 2, "validation": 1, "run-ahead": 0}
+    assert engine.book.counts.tokens_by_kind == {"rollout": 2, "validation": 1, "run-ahead": 0}
+    assert engine.book.counts.row_steps_by_kind == {"rollout": 2, "validation": 1, "run-ahead": 0}
 
 
 def test_prompts_without_tokens_are_left_alone(engine: Engine) -> None:

@@ -157,7 +157,7 @@ def test_a_failure_anywhere_keeps_nothing_that_was_not_generated(
     for id, text in engine.texts.items():
         assert text == plain(engine.prompts[id], len(text))
     planted = calls[0] > nth
-    assert proposer.core.errors == planted
+    assert proposer.core.counts.errors == planted
     assert proposer.core.stats()["cache_sessions"] == (
         planted and after and call == "cache.open"
     )  # nobody has its handle
@@ -205,7 +205,7 @@ def test_clear_while_requests_run(engine: FakeEngine, proposer: Proposer) -> Non
                 commands.run(proposer.core, "clear")
                 assert proposer.core.stats()["cache_prompts"] == 0
     engine.step()
-    assert proposer.core.errors == 0
+    assert proposer.core.counts.errors == 0
     assert all(text == plain(engine.prompts[id], 20) for id, text in engine.texts.items())
     assert before["accepted"] > 0
     assert before["tokens_per_step"] == before["tokens"] / before["row_steps"]
@@ -377,7 +377,7 @@ def test_a_width_that_vllm_does_not_verify_stops_the_start(monkeypatch: pytest.M
 def test_a_host_that_never_shows_its_schedule_is_said(proposer: Proposer, caplog: pytest.LogCaptureFixture) -> None:
     """Another runner than the one that is hooked: no drafts, an error that says why, and no exception."""
     assert proposer.propose([[1]], np.array([3]), np.zeros((1, 8), np.int32)) == [[]]
-    assert proposer.core.errors == 1
+    assert proposer.core.counts.errors == 1
     assert "another model runner" in caplog.text
 
 

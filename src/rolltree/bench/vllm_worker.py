@@ -137,4 +137,4 @@ def _sums(llm: Any, spec: EngineSpec) -> Any:
     """Draft tokens that were verified and accepted by vLLM's own counters, seconds by ours."""
     values = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
     counted = [values.get(f"vllm:spec_decode_num_{name}_tokens", 0.0) for name in ("draft", "accepted")]
-    return np.array([*counted, _proposer(llm).core.draft_seconds if spec.drafter == "rolltree" else 0.0])
+    return np.array([*counted, _proposer(llm).core.counts.draft_seconds if spec.drafter == "rolltree" else 0.0])

@@ -6,14 +6,23 @@ The worker's side; how a command gets there is the host's business (vLLM: `rollt
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.core import ServingCore
 
+
+def _cost(core: ServingCore) -> dict[str, float] | None:
+    """The step-cost model in use, seconds by name; None while nothing was observed, or without a budget."""
+    if core.observer is None:
+        return None if core.drafter.cost is None else asdict(core.drafter.cost)
+    return asdict(core.observer.freeze()) if core.observer.observations else None
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "stats": ServingCore.stats,
-    "cost": ServingCore.cost_seconds,
+    "cost": _cost,
     "set_version": lambda core, version: core.drafter.cache.set_version(version),
     "clear": ServingCore.forget,
     "commit": ServingCore.commit,

@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,14 @@ import numpy as np
 from rolltree.cache import RolloutCache
 from rolltree.drafting import TreeDrafter
 from rolltree.errors import InvalidInputError
-from rolltree.serving.figures import Figures
+from rolltree.metrics import add_up, values_of
+from rolltree.serving.batch import Batch, Wanted
+from rolltree.serving.counts import ServingCounts
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request import Request
 from rolltree.serving.request_options import LEFT_ALONE, RequestOptions
-from rolltree.serving.requests import Batch, RequestBook, Wanted
+from rolltree.serving.requests import RequestBook
 from rolltree.serving.timing import Scheduled, StepTimer
 from rolltree.serving.watch import Watch, pays
 from rolltree.step_cost import StepCostObserver
@@ -74,11 +75,11 @@ class ServingCore:
         self.agreement: Agreement | None = None
         """With the ranks that take part in the same forward passes, where each schedules for itself."""
         self._limits: StepLimits | None = None
-        self._figures, self._watch = Figures(), Watch()
-        self.paused = False
-        self.draft_seconds = 0.0
-        self.errors = self.invalid_options = self._failed_in_a_row = 0
-        self._failed_now = False
+        self._watch = Watch()
+        self.counts = ServingCounts()
+        self._earlier: dict[str, float] = {}  # counts of caches that were before
+        self.paused = self._failed_now = False
+        self._failed_in_a_row = 0
         self._sampled: list[Sequence[int]] = []
         self._rows = self._tokens = 0  # taken in since the last draft
         self._make()
@@ -86,8 +87,13 @@ class ServingCore:
     def _make(self) -> None:
         engine, options = self.engine, self.options
         self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(engine.max_draft), cost=self._cost)
+        self.drafter.stats = self.counts
         self.book = RequestBook(
-            self.drafter.cache, max_draft=engine.max_draft, max_length=engine.max_length, sessions=options.sessions
+            self.drafter.cache,
+            max_draft=engine.max_draft,
+            max_length=engine.max_length,
+            sessions=options.sessions,
+            counts=self.counts,
         )
 
     @contextmanager
@@ -99,7 +105,7 @@ class ServingCore:
         except Exception:
             self._failed()
         finally:
-            self.draft_seconds += self._clock() - began
+            self.counts.draft_seconds += self._clock() - began
 
     def begin_step(self, step: Scheduled, *, ended: Collection[str] = (), changed: Iterable[str] = ()) -> None:
         """Note that the engine begins a step; call it inside `guarded`.
@@ -148,17 +154,14 @@ class ServingCore:
         stand = self.agreement is None or self._agreed(self.agreement, failed, sampled, [] if failed else drafts)
         return drafts if stand and not failed else [[] for _ in ids]
 
-    def finish(self, ids: Collection[str]) -> None:
-        """End requests outside of a step, keeping their text; call it inside `guarded`."""
-        self._end([id for id in self.book.running if id in ids])
-
     def commit(self) -> None:
         """Close every session, keeping its text: many hosts tell of finished requests only with the next step."""
         self._end(self.book.running)
 
     def forget(self) -> None:
         """Start with empty trees; requests that are running start anew in them, sums go on."""
-        self._figures.take_over(self.drafter, self.book)
+        self.drafter.count_sources()
+        self._earlier = add_up(self._earlier, values_of(self.drafter.cache.stats()))
         self._make()
 
     def pause(self) -> None:
@@ -179,27 +182,24 @@ class ServingCore:
         return count
 
     def stats(self) -> dict[str, float]:
-        """Return sums since the start, and their ratios, under flat names."""
-        own = {"errors": self.errors, "invalid_options": self.invalid_options}
-        return self._figures.stats(self.drafter, self.book) | own
+        """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
+        now = self.drafter.cache.stats()
+        cache = add_up(self._earlier, values_of(now)) | values_of(now, held=True)
+        return self.drafter.snapshot().snapshot() | {f"cache_{name}": value for name, value in cache.items()}
 
     def cheap_stats(self) -> dict[str, float]:
-        """Return those statistics that cost no look at the trees, for every step."""
-        own = {"errors": self.errors, "invalid_options": self.invalid_options, "draft_seconds": self.draft_seconds}
-        return self._figures.cheap(self.drafter, self.book) | own | {"paused": self.paused}
-
-    def cost_seconds(self) -> dict[str, float] | None:
-        """Return the step-cost model in use, seconds by name; None while nothing was observed, or without a budget."""
-        if self.observer is None:
-            return None if self.drafter.cost is None else asdict(self.drafter.cost)
-        return asdict(self.observer.freeze()) if self.observer.observations else None
+        """Return sums, and what costs no look at the trees, for every step."""
+        self.drafter.count_sources()
+        cache = self.drafter.cache
+        held = {"cache_prompts": cache.prompts, "cache_bytes": cache.bytes, "sessions": len(self.book)}
+        return self.counts.sums() | held | {"paused": self.paused}
 
     def request_options(self, given: Mapping[str, Any] | None, *, where: str) -> RequestOptions:
         """Read the dictionary that a request carries; one with bad options is left alone, counted and logged."""
         try:
             return RequestOptions.read(given, where=where)
         except InvalidInputError as error:
-            self.invalid_options += 1
+            self.counts.invalid_options += 1
             self.log.warning("A request is not drafted for: %s", error)
             return LEFT_ALONE
 
@@ -264,7 +264,7 @@ class ServingCore:
 
         state = State.FAILED if failed else State.PAUSED if self.paused else State.DRAFTED
         verdict = agreement.compare(state, sampled, drafts, self._observed)
-        self.errors += verdict.state == State.FAILED and not failed
+        self.counts.errors += verdict.state == State.FAILED and not failed
         if self.observer is not None:
             self.drafter.cost = self._cost = verdict.cost
         if not verdict.drafts_stand:
@@ -280,15 +280,15 @@ class ServingCore:
             self.forget()
         if verdict.parted and not self.paused:
             self.paused = True
-            self.errors += 1
+            self.counts.errors += 1
             self.log.error("%s", verdict.complaint)
 
     def _failed(self) -> None:
         """Go on without drafts; call inside an `except`."""
-        self.errors += 1
+        self.counts.errors += 1
         self._failed_now = True
         self._failed_in_a_row += 1
-        if self.errors == 1:
+        if self.counts.errors == 1:
             self.log.exception("rolltree failed; this step has no drafts. Logged once, counted always.")
         self.book.drop()
         if self._failed_in_a_row >= GIVE_UP_AFTER and not self.paused:

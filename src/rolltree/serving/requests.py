@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from rolltree.cache import RolloutCache
+from rolltree.serving.batch import Batch, Wanted, Work
 from rolltree.serving.conversations import Conversations
+from rolltree.serving.counts import ServingCounts
 from rolltree.serving.request import Request
 from rolltree.serving.request_options import KINDS
 from rolltree.serving.stop_tokens import StopTokens
@@ -29,47 +30,6 @@ from rolltree.types import Int32Array, Int64Array
 NO_ENTRY = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One engine step after sampling. Row i of all fields is the same request."""
-
-    ids: list[str]
-    sampled: Sequence[Sequence[int]]
-    """Tokens sampled in this step; empty while the prompt is being read."""
-    lengths: npt.NDArray[np.integer]
-    """Shape [rows or more]: tokens of prompt and output, those of this step included."""
-    tokens: npt.NDArray[np.integer]
-    """Shape [rows or more, longest sequence]: prompt and output, undefined past `lengths`."""
-    where: Int64Array | None = None
-    """Shape [rows]: the row of `tokens` that holds each request's text; None: its own row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """New text of the A rows that take part in a step."""
-
-    rows: Int64Array
-    """Shape [A]: their rows in the batch."""
-    handles: Int64Array
-    """Shape [A]: their sessions."""
-    tokens: Int32Array
-    """Shape [n]: new text of all of them."""
-    offsets: Int32Array
-    """Shape [A + 1]: row a's new text is `tokens[offsets[a]:offsets[a + 1]]`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What may be drafted, for the A of the given requests that have a session."""
-
-    rows: Int64Array
-    """Shape [A]: their places among those given."""
-    handles: Int64Array
-    """Shape [A]: their sessions."""
-    limits: Int32Array
-    """Shape [A]: tokens that may be drafted."""
-
-
 class RequestBook:
     """The requests that are running, each with its session.
 
@@ -78,14 +38,16 @@ class RequestBook:
         max_draft: tokens drafted for a request and step at most.
         max_length: tokens of prompt and output that a request may reach.
         sessions: conversations whose first prompt is remembered.
+        counts: where tokens are counted by kind.
 
     """
 
-    def __init__(self, cache: RolloutCache, *, max_draft: int, max_length: int, sessions: int = 4096) -> None:
+    def __init__(
+        self, cache: RolloutCache, *, max_draft: int, max_length: int, sessions: int = 4096,
+        counts: ServingCounts | None = None,
+    ) -> None:  # fmt: skip
         self.cache, self.max_draft, self.max_length = cache, max_draft, max_length
-        self.tokens_by_kind = dict.fromkeys(KINDS, 0)
-        self.row_steps_by_kind = dict.fromkeys(KINDS, 0)
-        """(request, engine step) pairs in which it got tokens."""
+        self.counts = counts or ServingCounts()
         self._conversations = Conversations(sessions)
         self._entry_of: dict[str, int] = {}
         self._table = Table()
@@ -267,8 +229,8 @@ class RequestBook:
         """Count what each kind of request got in a step."""
         counts, rows = np.bincount(kinds, tokens, len(KINDS)), np.bincount(kinds, tokens > 0, len(KINDS))
         for index, kind in enumerate(KINDS):
-            self.tokens_by_kind[kind] += int(counts[index])
-            self.row_steps_by_kind[kind] += int(rows[index])
+            self.counts.tokens_by_kind[kind] += int(counts[index])
+            self.counts.row_steps_by_kind[kind] += int(rows[index])
 
     def _stopped(
         self, ends: Int64Array, text: Int32Array, offsets: Int32Array,

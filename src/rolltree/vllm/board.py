@@ -11,19 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from rolltree.metrics import docs_of
+from rolltree.serving.counts import ServingCounts
+
 FOLDER = "ROLLTREE_METRICS_FOLDER"
-COUNTERS = {
-    "steps": "Engine steps that drafted or learned",
-    "row_steps": "Pairs of a request and an engine step",
-    "tokens": "Generated tokens",
-    "drafted": "Draft tokens that were verified",
-    "accepted": "Draft tokens that were accepted",
-    "tokens_validation": "Generated tokens of requests marked as validation",
-    "tokens_run_ahead": "Generated tokens of requests marked as run-ahead",
-    "errors": "Steps that went without drafts because drafting failed",
-    "invalid_options": "Requests that were not drafted for because of an invalid option",
-    "draft_seconds": "Seconds of the engine's own thread that rolltree took",
-}
+COUNTERS = docs_of(ServingCounts)
 GAUGES = {
     "cache_prompts": "Prompts with a tree",
     "cache_bytes": "Bytes of all trees",

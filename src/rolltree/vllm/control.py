@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import MissingDependencyError
-from rolltree.serving.figures import with_ratios
+from rolltree.metrics import RATIOS, add_up, with_ratios
 
 Stats = dict[str, float]
 
@@ -111,5 +111,4 @@ def _answers(replies: list[Any]) -> list[Any]:
 
 def _sum(parts: list[Stats]) -> Stats:
     """Add up the sums of all replicas; ratios are taken last."""
-    total = {name: sum(part[name] for part in parts) for name in parts[0]}
-    return with_ratios(total)
+    return with_ratios(add_up(*({name: part[name] for name in part if name not in RATIOS} for part in parts)))

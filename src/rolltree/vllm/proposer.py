@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from rolltree.serving import commands
+from rolltree.serving.batch import Batch
 from rolltree.serving.core import ServingCore
 from rolltree.serving.request import Request
-from rolltree.serving.requests import Batch
 from rolltree.serving.stops import StopStrings
 from rolltree.vllm import checks, compat, hooks
 from rolltree.vllm.board import FOLDER, Board
