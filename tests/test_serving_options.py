@@ -23,6 +23,9 @@ def test_dictionary_overrides_environment_overrides_default() -> None:
     options = EngineOptions.read({"window": 4}, environment, where="a.rolltree")
     assert (options.window, options.metrics, options.decay, options.depth) == (4, False, 1.0, 64)
     assert options.cache.window == 4
+    environment |= {"ROLLTREE_WINDOW": "9", "ROLLTREE_DEPTH": "32"}  # the name of any host, which counts of both
+    options = EngineOptions.read(None, environment, where="a.rolltree")
+    assert (options.window, options.depth, options.decay) == (9, 32, 1.0)
     assert options.draft(6).max_draft == 6
 
 
@@ -37,6 +40,9 @@ def test_dictionary_overrides_environment_overrides_default() -> None:
         (4, {}, r"additional_config\.rolltree = 4: must be a dictionary"),
         ({}, {"ROLLTREE_VLLM_WINDO": "4"}, r"environment\.ROLLTREE_VLLM_WINDO"),
         ({}, {"ROLLTREE_VLLM_WINDOW": "many"}, r"ROLLTREE_VLLM_WINDOW = 'many': must be a whole number"),
+        ({}, {"ROLLTREE_WINDO": "4"}, r"environment\.ROLLTREE_WINDO.*Did you mean 'ROLLTREE_WINDOW'"),
+        ({}, {"ROLLTREE_window": "4"}, r"environment\.ROLLTREE_window.*Did you mean|known are ROLLTREE_CAPACITY"),
+        ({}, {"ROLLTREE_METRICS": "1"}, r"ROLLTREE_METRICS = 1: must be true or false"),
         ({}, {"ROLLTREE_VLLM_METRICS": "1"}, r"ROLLTREE_VLLM_METRICS = 1: must be true or false"),
     ],
 )
@@ -44,6 +50,13 @@ def test_bad_engine_options_are_named(given: object, environment: dict[str, str]
     """The error names the option, the value and what is allowed."""
     with pytest.raises(InvalidInputError, match=message):
         EngineOptions.read(given, environment, where="additional_config.rolltree")
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    """Ours that are no options, and whatever a user calls theirs."""
+    others = "METRICS_FOLDER NATIVE_TESTS LINES FUZZ_EXAMPLES VECTORISED DRAFT SGLANG HOME RUN"
+    environment = {f"ROLLTREE_{name}": "x" for name in others.split()} | {"ROLLTREE": "0"}
+    assert EngineOptions.read({}, environment, where="a") == EngineOptions()
 
 
 def test_frozen_cost_is_read_from_its_file(tmp_path: Path) -> None:

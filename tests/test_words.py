@@ -45,8 +45,6 @@ PENDING = frozenset(
         "src/rolltree/replay/run.py",
         "src/rolltree/replay/simulator.py",
         "src/rolltree/runahead/returns.py",
-        "src/rolltree/serving/agreement.py",
-        "src/rolltree/serving/slots.py",
         "src/rolltree/step_cost/fit.py",
         "src/rolltree/step_cost/observer.py",
         "src/rolltree/step_cost/probe.py",
@@ -55,8 +53,6 @@ PENDING = frozenset(
         "src/rolltree/verl/cpu/settings.py",
         "src/rolltree/verl/placement.py",
         "src/rolltree/verl/router.py",
-        "src/rolltree/vllm/facts.py",
-        "src/rolltree/vllm/proposer.py",
     }
 )
 """Files that still hold such words and are being changed elsewhere."""

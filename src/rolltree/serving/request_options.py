@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rolltree.errors import InvalidInputError
@@ -26,26 +26,80 @@ SHOWN = 200
 """Characters of a bad name that an error repeats."""
 
 
+def _text(value: object) -> object:
+    """An id that happens to be a number is written out."""
+    return str(value) if type(value) is int and abs(value) < 2**63 else value
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < SHOWN:
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _boolean(value: object) -> object:
+    if isinstance(value, str):
+        return _BOOLEANS.get(value.lower(), value)
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
+
+
+def _is_name(value: object) -> bool:
+    """Half a surrogate pair is valid JSON, but cannot be sent on to the engine's process."""
+    if not isinstance(value, str) or value == "":
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _is_version(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a field allows, how an error says it, and how a value that came as text is read."""
+
+    is_good: Callable[[object], bool]
+    allowed: str
+    from_text: Callable[[object], object] = _text
+
+
+NAME = Rule(_is_name, "a non-empty text of valid Unicode")
+BOOLEAN = Rule(_is_boolean, "true or false", _boolean)
+VERSION = Rule(_is_version, "a whole number from 0 to 2147483647", _whole)
+KIND = Rule(lambda value: isinstance(value, str) and value in KINDS, f"one of {', '.join(KINDS)}")
+
+
+def _option(default: object, rule: Rule) -> Any:
+    return field(default=default, metadata={"rule": rule})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
     """Nested, `{"rolltree": {"key": ...}}`, or flat, `{"rolltree_key": ...}`."""
 
-    key: str | None = None
+    key: str | None = _option(None, NAME)
     """The user's id of the prompt or conversation; requests with the same key share a tree. None: the prompt."""
-    session: str | None = None
+    session: str | None = _option(None, NAME)
     """Id of a conversation: later turns, whose prompts extend the first one, use the tree of the first prompt."""
-    version: int | None = None
+    version: int | None = _option(None, VERSION)
     """Version of the policy that generates; a higher one than before announces an update."""
-    kind: str = "rollout"
+    kind: str = _option("rollout", KIND)
     """`rollout`, `validation` or `run-ahead`: counted apart. Text of validations is drafted for, not remembered."""
-    draft: bool = True
+    draft: bool = _option(True, BOOLEAN)
     """False: this request is not drafted for."""
-    remember: bool | None = None
+    remember: bool | None = _option(None, BOOLEAN)
     """Whether its text enters the tree. None: unless it is a validation."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check(f"{REQUEST_KEY}.{field.name}", field.name, getattr(self, field.name))
+        for option in _OPTIONS:
+            _check(f"{REQUEST_KEY}.{option}", option, getattr(self, option))
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None, *, where: str = "request") -> RequestOptions:
@@ -93,8 +147,9 @@ def with_options(given: Mapping[str, Any] | None, **options: object) -> dict[str
 
     """
     known, mine = RequestOptions.read(given), own_names(given)
-    set_already = {field.name: getattr(known, field.name) for field in fields(known)}
-    nested = {name: value for name, value in set_already.items() if value != getattr(DEFAULT, name)} | options
+    nested = {
+        name: getattr(known, name) for name in _OPTIONS if getattr(known, name) != getattr(DEFAULT, name)
+    } | options
     others = {name: value for name, value in (given or {}).items() if name not in mine}
     return others | {REQUEST_KEY: nested}
 
@@ -120,84 +175,41 @@ def _nested(given: object, where: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(given, Mapping):
         raise InvalidInputError(where, given, "a dictionary", f"Over HTTP, set {', '.join(_flat_names())} instead.")
-    refuse_unknown(where, given, _RULES)
+    refuse_unknown(where, given, _OPTIONS)
     for name, value in given.items():
         _check(f"{where}.{name}", name, value)
     return given
 
 
-def _check(place: str, field: str, value: object) -> None:
-    is_good, allowed = _RULES[field]
-    is_unset = value is None and RequestOptions.__dataclass_fields__[field].default is None
-    if not (is_unset or is_good(value)):
-        raise InvalidInputError(place, value, allowed)
+def _check(place: str, option: str, value: object) -> None:
+    rule: Rule = _OPTIONS[option].metadata["rule"]
+    is_unset = value is None and _OPTIONS[option].default is None
+    if not (is_unset or rule.is_good(value)):
+        raise InvalidInputError(place, value, rule.allowed)
 
 
 def _flat_names() -> list[str]:
-    return [FLAT + field.name for field in fields(RequestOptions)]
+    return [FLAT + name for name in _OPTIONS]
 
 
 def _field(name: str, value: object, where: str) -> str:
     """Return the field that a flat name sets."""
     field = name.removeprefix(FLAT)
-    if field == name or field not in _RULES:
+    if field == name or field not in _OPTIONS:
         raise unknown(where, name, value, _flat_names())
     return field
 
 
 def _from_text(place: str, value: object, field: str) -> object:
     """Read a value that came over HTTP; what could mean two things is refused."""
-    is_good, allowed = _RULES[field]
-    read = _READERS.get(field, _text)(value)
-    if not is_good(read):
-        raise InvalidInputError(place, value, allowed)
+    rule: Rule = _OPTIONS[field].metadata["rule"]
+    read = rule.from_text(value)
+    if not rule.is_good(read):
+        raise InvalidInputError(place, value, rule.allowed)
     return read
 
 
-def _text(value: object) -> object:
-    """An id that happens to be a number is written out."""
-    return str(value) if type(value) is int and abs(value) < 2**63 else value
-
-
-def _whole(value: object) -> object:
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < SHOWN:
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _boolean(value: object) -> object:
-    if isinstance(value, str):
-        return _BOOLEANS.get(value.lower(), value)
-    return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
-
-
-def _is_name(value: object) -> bool:
-    """Half a surrogate pair is valid JSON, but cannot be sent on to the engine's process."""
-    if not isinstance(value, str) or value == "":
-        return False
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _is_version(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _is_boolean(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "key": (_is_name, "a non-empty text of valid Unicode"),
-    "session": (_is_name, "a non-empty text of valid Unicode"),
-    "version": (_is_version, "a whole number from 0 to 2147483647"),
-    "kind": (lambda value: isinstance(value, str) and value in KINDS, f"one of {', '.join(KINDS)}"),
-    "draft": (_is_boolean, "true or false"),
-    "remember": (_is_boolean, "true or false"),
-}
-"""What each field of `RequestOptions` allows, and how an error says it."""
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_READERS = {"version": _whole, "draft": _boolean, "remember": _boolean}
-
+_OPTIONS = {field.name: field for field in fields(RequestOptions)}
 DEFAULT = RequestOptions()
 LEFT_ALONE = RequestOptions(draft=False, remember=False)
 """Of a request whose own options are invalid."""

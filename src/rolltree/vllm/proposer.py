@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from rolltree.serving import commands
 from rolltree.serving.batch import Batch
 from rolltree.serving.core import ServingCore
 from rolltree.serving.request import Request
-from rolltree.serving.stops import StopStrings
 from rolltree.vllm import checks, compat, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
 from rolltree.vllm.schedule import Reading, engine_shape, scheduled
+
+if TYPE_CHECKING:
+    from rolltree.serving.stops import StopStrings
 
 
 class Proposer:
@@ -48,9 +50,9 @@ class Proposer:
             log=logging.getLogger("vllm.rolltree"),  # below vLLM's own logger, so shown as its lines are
             clock=time.perf_counter,
         )
-        self._stops = StopStrings(lambda: compat.tokenizer(vllm_config.model_config))
         self._board = Board(os.environ.get(FOLDER) if options.metrics else None)
         self._reading = Reading()
+        self._stop_strings: StopStrings | None = None
         self._runner: Any = None
         self._drafts_here: bool | None = None
         self._schedules_alone = compat.schedules_alone(vllm_config)
@@ -125,6 +127,13 @@ class Proposer:
 
     def _output(self, id: str) -> Sequence[int] | None:
         return None if self._runner is None else true_output(self._runner.requests.get(id), self._stops)
+
+    def _stops(self) -> StopStrings:
+        if self._stop_strings is None:
+            from rolltree.serving.stops import StopStrings
+
+            self._stop_strings = StopStrings(lambda: compat.tokenizer(self._config.model_config))
+        return self._stop_strings
 
     def _free_bytes(self) -> int:
         """With several processes for one model the number is the same in each of them: none is measured there."""

@@ -6,12 +6,14 @@ Plain attribute reads, so that a fake of them is enough for tests. Which text be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rolltree.serving.request import Request
 from rolltree.serving.request_options import RequestOptions
-from rolltree.serving.stops import StopStrings
+
+if TYPE_CHECKING:  # most requests have none
+    from rolltree.serving.stops import StopStrings
 
 
 def request_of(state: Any, options: RequestOptions) -> Request:
@@ -45,14 +47,14 @@ def media_of(state: Any) -> tuple[tuple[int, str], ...] | None:
     return tuple(sorted(found))
 
 
-def true_output(state: Any, stops: StopStrings) -> Sequence[int] | None:
+def true_output(state: Any, stops: Callable[[], StopStrings]) -> Sequence[int] | None:
     """Return the tokens that a request generated, up to a stop string; None where vLLM has forgotten it."""
     output: Sequence[int] | None = getattr(state, "output_token_ids", None)
     sampling = getattr(state, "sampling_params", None)
     strings = getattr(sampling, "stop", None)
     if output is None or not strings:
         return output
-    end = stops.end(
+    end = stops().end(
         output,
         [strings] if isinstance(strings, str) else strings,
         min_tokens=getattr(sampling, "min_tokens", 0),
