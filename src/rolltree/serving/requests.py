@@ -91,10 +91,12 @@ class RequestBook:
     def wanted(self, ids: Sequence[str]) -> Wanted:
         """Return sessions and limits of these requests; what is unknown, or has no text, is left out."""
         entries = self._row_entries if ids == self._ids else self._entries(ids)
-        rows = np.flatnonzero((entries >= 0) & (self._table.handle[entries] != NO_HANDLE))
-        entries = entries[rows]
+        handles = self._table.handle[entries]
+        rows = np.flatnonzero((entries >= 0) & (handles != NO_HANDLE))
+        if len(rows) < len(ids):
+            entries, handles = entries[rows], handles[rows]
         room = np.minimum(self._table.end[entries] - self._table.known[entries] - 1, self._table.draft[entries])
-        return Wanted(rows, self._table.handle[entries], np.maximum(room, 0).astype(np.int32))
+        return Wanted(rows, handles, np.maximum(room, 0).astype(np.int32))
 
     def _entries(self, ids: Sequence[str]) -> Int64Array:
         return np.fromiter((self._entry_of.get(id, NO_ENTRY) for id in ids), np.int64, len(ids))

@@ -107,9 +107,12 @@ class Proposer:
             asked = [id for id, new in zip(ids, sampled_token_ids, strict=True) if new]
             self.core.take_in(Batch(ids, sampled_token_ids, num_tokens_no_spec, token_ids_cpu))
             unread = self._reading.unread(ids, sampled_token_ids, num_tokens_no_spec)
-        drafts = iter(self.core.draft(asked, running=running, unread=unread))
+        drafts = self.core.draft(asked, running=running, unread=unread)
         self._board.write(self.core.cheap_stats())
-        return [next(drafts, []) if new else [] for new in sampled_token_ids]
+        if len(drafts) == len(sampled_token_ids):
+            return drafts
+        made = iter(drafts)
+        return [next(made, []) if new else [] for new in sampled_token_ids]
 
     def _ids(self) -> list[str]:
         if self._runner is None:
