@@ -6,7 +6,6 @@ from collections import OrderedDict
 
 import numpy as np
 
-from rolltree.serving.request import Request
 from rolltree.types import Int32Array
 
 
@@ -24,9 +23,8 @@ class Conversations:
         while len(self._prompts) > self.capacity:
             self._prompts.popitem(last=False)
 
-    def root(self, id: str, request: Request, prompt: Int32Array) -> Int32Array:
+    def root(self, id: str, session: str | None, prompt: Int32Array) -> Int32Array:
         """Return what a request's tree begins with: its prompt, or that of its conversation's first turn."""
-        session = request.options.session
         name = f"request:{id}" if session is None else f"session:{session}"
         root = self.find(name, prompt)
         if session is not None:

@@ -123,7 +123,8 @@ class ServingCore:
 
     def take_in(self, batch: Batch) -> None:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
-        self._sampled.extend(batch.sampled)
+        if self.agreement is not None:
+            self._sampled.extend(batch.sampled)
         work = self.book.step(batch, self._request_of)
         if len(work.rows):
             self._rows, self._tokens = self._rows + len(work.rows), self._tokens + len(work.tokens)

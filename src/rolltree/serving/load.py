@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 
 from rolltree.cache import RolloutCache
 from rolltree.errors import InvalidInputError
-from rolltree.serving.options import LOADABLE
 from rolltree.store import RolloutStore
 from rolltree.store.traces import import_traces
 
@@ -21,12 +20,17 @@ def load_rollouts(cache: RolloutCache, path: str | Path) -> int:
         InvalidInputError: there is no such file, or it is neither.
 
     """
-    path = Path(path)
-    if not path.exists():
-        raise InvalidInputError("load", str(path), LOADABLE)
+    path = existing(path)
     if not path.name.endswith(TRACES):
         with RolloutStore(path) as store:
             return store.load_into(cache)
     with TemporaryDirectory() as folder, RolloutStore(Path(folder) / "traces.store") as store:
         import_traces(store, path)
         return store.load_into(cache)
+
+
+def existing(path: str | Path) -> Path:
+    """Return the path of a file that is there; raise InvalidInputError otherwise."""
+    if not Path(path).exists():
+        raise InvalidInputError("load", str(path), "a store or a .jsonl(.gz) file that exists")
+    return Path(path)

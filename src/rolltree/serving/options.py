@@ -10,7 +10,6 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rolltree.budget import CostModel
@@ -22,7 +21,6 @@ PREFIX, OLD_PREFIX = "ROLLTREE_", "ROLLTREE_VLLM_"
 MISSPELT = 0.85
 """Likeness from which a variable that begins with `PREFIX` is a misspelt option: other things have such names, too."""
 
-LOADABLE = "a store or a .jsonl(.gz) file that exists"
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
 
@@ -116,7 +114,10 @@ class EngineOptions:
         except InvalidInputError as error:
             allowed = "'observed', 'off' or a file written by CostModel.save"
             raise InvalidInputError(f"{where}.cost", self.cost, allowed, error.fix) from None
-        _check(f"{where}.load", self.load, not self.load or Path(self.load).exists(), LOADABLE)
+        if self.load:
+            from rolltree.serving.load import existing
+
+            existing(self.load)
 
 
 def _config(kind: Callable[..., T], options: EngineOptions) -> T:

@@ -181,7 +181,7 @@ class RequestBook:
         if options.version is not None and options.version > self.cache.version:
             self.cache.set_version(options.version)
         key = options.key
-        root = prompt if key is not None else self._conversations.root(id, request, prompt)
+        root = prompt if key is not None else self._conversations.root(id, options.session, prompt)
         if key is None and any(place < len(root) for place, _ in request.media):
             key = prompt_key(root, media=request.media)
         read_only = not options.remembered
