@@ -8,7 +8,7 @@ from rolltree.budget import CostModel
 from rolltree.serving.watch import QUIET_WINDOWS, WINDOW, Watch, pays
 
 CHEAP = CostModel(base=1.0, token=0.001)
-DEAR = CostModel(base=0.001, token=1.0)
+EXPENSIVE = CostModel(base=0.001, token=1.0)
 
 
 def windows(
@@ -71,11 +71,11 @@ def test_a_cold_start_is_no_fault_and_a_hopeless_one_is_said() -> None:
 
 
 def test_when_drafts_pay() -> None:
-    """Good drafts pay while weights stream, not where each token costs what a step does, nor where drafting is dear."""
+    """Good drafts pay while weights stream, not where a token costs what a step does, nor where drafting is slow."""
     assert pays(None, 256, 16)
     assert pays(CHEAP, 256, 16)
-    assert not pays(DEAR, 1, 16)
+    assert not pays(EXPENSIVE, 1, 16)
     assert not pays(CostModel(base=1.0, token=0.1, ragged=100.0), 8, 16)
     assert pays(CostModel(base=1.0, token=0.001, ragged=3.0), 8, 16)  # with drafts of more than a few tokens
     assert not pays(CostModel(base=1.0, token=0.001, ragged=3.0), 8, 2)
-    assert pays(DEAR, 0, 16)
+    assert pays(EXPENSIVE, 0, 16)

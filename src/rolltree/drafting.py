@@ -128,14 +128,18 @@ class TreeDrafter:
         """End a request; `keep=False` forgets its rollout."""
         self.cache.close(handle, keep=keep)
 
-    def snapshot(self) -> DraftStats:
-        """Return a copy of the statistics with the sums by source (of the whole cache) filled in."""
+    def count_sources(self) -> None:
+        """Bring the sums by source (of the whole cache) in `stats` up to date."""
         now = self.cache.source_sums()
-        copy = self.stats.copy()
         for name, (drafted, accepted), (drafted0, accepted0) in zip(SOURCES, now, self._source_sums, strict=True):
-            copy.drafted_by_source[name] = drafted - drafted0
-            copy.accepted_by_source[name] = accepted - accepted0
-        return copy
+            self.stats.drafted_by_source[name] += drafted - drafted0
+            self.stats.accepted_by_source[name] += accepted - accepted0
+        self._source_sums = now
+
+    def snapshot(self) -> DraftStats:
+        """Return a copy of the statistics, sums by source included."""
+        self.count_sources()
+        return self.stats.copy()
 
 
 def _find(wanted: Int64Array, among: Int64Array) -> Int32Array:

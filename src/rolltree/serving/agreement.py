@@ -84,7 +84,7 @@ class Agreement:
         drafts: Sequence[Sequence[int]],
         cost: CostModel | None,
     ) -> Verdict:
-        """Hear of all ranks' step, and tell them of this one's.
+        """Learn of all ranks' step, and tell them of this one's.
 
         Args:
             state: what this rank did.
@@ -123,7 +123,7 @@ def _digest(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _pack(cost: CostModel | None) -> Int64Array:
-    """The coefficients' bits; all nought for None, which no cost model has."""
+    """The coefficients' bits; all zero for None, which no cost model has."""
     return np.array(astuple(cost) if cost else (0.0,) * 6, np.float64).view(np.int64)
 
 

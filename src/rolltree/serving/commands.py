@@ -1,0 +1,44 @@
+"""Commands to a running engine, executed between two of its steps: statistics, version, clear, commit, load, pause.
+
+The worker's side; how a command gets there is the host's business (vLLM: `rolltree.vllm.control`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from rolltree.errors import InvalidInputError
+from rolltree.serving.core import ServingCore
+
+
+def _cost(core: ServingCore) -> dict[str, float] | None:
+    """The step-cost model in use, seconds by name; None while nothing was observed, or without a budget."""
+    if core.observer is None:
+        return None if core.drafter.cost is None else asdict(core.drafter.cost)
+    return asdict(core.observer.freeze()) if core.observer.observations else None
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "stats": ServingCore.stats,
+    "cost": _cost,
+    "set_version": lambda core, version: core.drafter.cache.set_version(version),
+    "clear": ServingCore.forget,
+    "commit": ServingCore.commit,
+    "load": ServingCore.load,
+    "pause": ServingCore.pause,
+    "resume": ServingCore.resume,
+}
+
+
+def run(core: ServingCore, command: str, *arguments: Any) -> Any:
+    """Execute a command; return its answer, None where it has none.
+
+    Raises:
+        InvalidInputError: no such command, or an argument that it refuses.
+
+    """
+    if command not in COMMANDS:
+        raise InvalidInputError("rolltree command", command, f"one of {', '.join(COMMANDS)}")
+    return COMMANDS[command](core, *arguments)
