@@ -114,14 +114,8 @@ class Sessions:
     ) -> None:  # fmt: skip
         """Draft for sessions int64 [B], at most `limits` int32 [B] nodes each, into the first B rows of `out`.
 
-        Args:
-            sessions: live sessions.
-            limits: nodes of each.
-            out: gets the drafts.
-            min_survival: as in `DraftConfig`, and so `min_match`.
-            min_match: tokens.
-            tree: branches, and not only a chain.
-            raw: shares after the longest suffix in the own tree as they are, not calibrated.
+        `min_survival` and `min_match` are as in `DraftConfig`; `tree` lets drafts branch; `raw` takes the shares after
+        the longest suffix in the own tree as they are, not calibrated.
 
         Raises:
             SessionClosedError, InvalidInputError: a session is closed, or a length does not fit.

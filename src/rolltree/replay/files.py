@@ -65,7 +65,8 @@ def records(path: Path) -> Iterator[tuple[int, object]]:
     """
     number = 0
     try:
-        for number, record in _parquet(path) if path.suffix == ".parquet" else _json(path):
+        read = ((at, decode(line)) for at, line in lines(path))
+        for number, record in _parquet(path) if path.suffix == ".parquet" else read:
             yield number, record
     except RolltreeError:
         raise
@@ -73,10 +74,6 @@ def records(path: Path) -> Iterator[tuple[int, object]]:
         if isinstance(error, OSError) and error.filename is not None:  # it could not be opened at all
             raise
         yield number + 1, Broken("", f"the file cannot be read to its end: {error}", ends_file=True)
-
-
-def _json(path: Path) -> Iterator[tuple[int, object]]:
-    return ((number, decode(line)) for number, line in lines(path))
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, object]]:
