@@ -31,10 +31,10 @@ from rolltree import machine
 from rolltree.budget import CostModel
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request, Result
+from rolltree.engine.ahead import RunAheadEngine
 from rolltree.engine.cost import measure_cost
-from rolltree.engine.runahead import RunAheadEngine
 from rolltree.errors import InvalidInputError
-from rolltree.runahead import EngineStep, RunAhead, RunAheadConfig
+from rolltree.runahead import EngineStep, RunAheadConfig, RunAheadController
 from rolltree.sampling import SamplingParams
 
 MODES = ("none", "cold", "ahead", "ahead-noise", "forced", "forced-noise", "history")
@@ -111,7 +111,7 @@ class _Mode:
         return self.ahead.generate(requests, [upcoming] if upcoming else [])
 
 
-class _Slack(RunAhead):
+class _Slack(RunAheadController):
     """The controller, which also counts how much of the slack it uses."""
 
     def __init__(self, config: RunAheadConfig, slots: int) -> None:

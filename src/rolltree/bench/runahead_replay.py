@@ -26,7 +26,7 @@ from rolltree.replay.profiles import Load, Profile
 from rolltree.replay.records import Rollout
 from rolltree.replay.simulator import Simulator, Text
 from rolltree.replay.tally import Tally
-from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAhead, RunAheadConfig, Snapshot
+from rolltree.runahead import Candidate, EngineStep, Launch, PromptOutcome, RunAheadConfig, RunAheadController, Snapshot
 from rolltree.runahead.lengths import LengthEstimator
 from rolltree.types import DraftBatch
 
@@ -61,7 +61,7 @@ class AheadSimulator(Simulator):
 
     def __init__(
         self, rollouts: Sequence[Rollout], ahead: Sequence[Ahead], drafter: RolltreeDrafter, profile: Profile,
-        control: RunAhead, lengths: LengthEstimator, *, slots: int,
+        control: RunAheadController, lengths: LengthEstimator, *, slots: int,
     ) -> None:  # fmt: skip
         tally = Tally(len(rollouts) + len(ahead), MAX_DRAFT)
         super().__init__(rollouts, drafter, profile, tally, slots=slots, max_draft=MAX_DRAFT, budget=Told(profile))
@@ -249,7 +249,7 @@ class _Run:
     idle_steps: int = 0
     used_steps: int = 0
     cost_seconds: float = 0.0
-    control: RunAhead | None = None
+    control: RunAheadController | None = None
 
 
 def _plan(rollouts: Sequence[Rollout], shape: Shape, seed: int) -> list[_Step]:
@@ -303,10 +303,12 @@ def _train(
     return run
 
 
-def _control(mode: str, config: RunAheadConfig | None) -> RunAhead:
+def _control(mode: str, config: RunAheadConfig | None) -> RunAheadController:
     if mode not in ("ahead", "forced"):
-        return RunAhead(RunAheadConfig(budget_tokens=0))
-    return RunAhead(config if mode == "ahead" else replace(config or RunAheadConfig(), holdout=0, always=True))
+        return RunAheadController(RunAheadConfig(budget_tokens=0))
+    return RunAheadController(
+        config if mode == "ahead" else replace(config or RunAheadConfig(), holdout=0, always=True)
+    )
 
 
 def _count(run: _Run, simulator: Simulator, real: int, *, is_first: bool) -> None:
