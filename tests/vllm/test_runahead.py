@@ -146,7 +146,7 @@ def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
 
         async def late(number: int) -> None:
             async with ahead.real(f"late {number}", 10):
-                assert not ahead.driver.running
+                assert not ahead._readers
                 entered.release()
                 await leave.wait()
 
