@@ -127,7 +127,7 @@ def test_real_work_of_others_comes_first() -> None:
 
 
 def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
-    """Run-ahead that is being added, and not in the books yet, must leave as well: the engine would be full of it."""
+    """Run-ahead that is being added, and not in the engine yet, must leave as well: the engine would be full of it."""
 
     async def work(engine: Any) -> None:
         ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAheadController(EAGER), cost=CHEAP)
