@@ -119,5 +119,5 @@ class Ahead:
             return [list(turns)]
         balancer = self.trainer.llm_server_manager.global_load_balancer
         samples = int(self.trainer.config.actor_rollout_ref.rollout.n)
-        places = ray.get(balancer.foresee.remote([turn.key for turn in turns], samples), timeout=self.timeout)
-        return [[t for t, place in zip(turns, places, strict=True) if place == name] for name in self.names]
+        homes = ray.get(balancer.foresee.remote([turn.key for turn in turns], samples), timeout=self.timeout)
+        return [[t for t, home in zip(turns, homes, strict=True) if home == name] for name in self.names]
