@@ -21,7 +21,7 @@ from rolltree import machine
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.replay.budgets import Told
-from rolltree.replay.drafters.base import NoDrafter
+from rolltree.replay.drafters.base import NoDrafter, ReplayDrafter
 from rolltree.replay.drafters.tree import RolltreeDrafter
 from rolltree.replay.profiles import Load, Profile
 from rolltree.replay.records import Rollout
@@ -74,13 +74,13 @@ class AheadSimulator(Simulator):
     """A host of the driver, for one training step; row indices from `real` on are run-ahead."""
 
     def __init__(
-        self, rollouts: Sequence[Rollout], spare: Sequence[Rollout], drafter: RolltreeDrafter, driver: ProfileDriver
+        self, rollouts: Sequence[Rollout], spare: Sequence[Rollout], drafter: ReplayDrafter, driver: ProfileDriver
     ) -> None:
         tally, profile = Tally(len(rollouts) + len(spare), MAX_DRAFT), driver.profile
         slots = driver.slots
         super().__init__(rollouts, drafter, profile, tally, slots=slots, max_draft=MAX_DRAFT, budget=Told(profile))
         self.text = Text([*rollouts, *spare], MAX_DRAFT + 1)
-        self.real, self.driver, self.cache = len(rollouts), driver, drafter.cache
+        self.real, self.driver = len(rollouts), driver
         self._places: dict[str, list[int]] = {}
         for index, rollout in enumerate(spare, start=self.real):
             self._places.setdefault(rollout.prompt_id, []).append(index)
@@ -118,6 +118,7 @@ class AheadSimulator(Simulator):
     def _launch(self, launch: Launch) -> None:
         prompt, again = self.driver.prompt(launch)
         assert prompt.key is not None
+        assert isinstance(self.drafter, RolltreeDrafter)
         index = -1 if again else self._places[prompt.key][launch.sample]
         self.driver.launched(index, launch)
         if again:  # no more was recorded
@@ -127,7 +128,7 @@ class AheadSimulator(Simulator):
         if prompt.key not in self._prefilled:
             self._prefilled.add(prompt.key)
             self._prefill += len(prompt.token_ids) - 1
-        handle = self.cache.open(prompt.token_ids, key=prompt.key, run_ahead=True)
+        handle = self.drafter.cache.open(prompt.token_ids, key=prompt.key, run_ahead=True)
         self._rollout = np.append(self._rollout, index)
         self._handle = np.append(self._handle, handle)
         self._position = np.append(self._position, 0)
@@ -154,7 +155,7 @@ class AheadSimulator(Simulator):
         """End run-ahead rows, whole or not; their text stays in the trees."""
         ended = (array[which].tolist() for array in (self._rollout, self._handle, self._position))
         for index, handle, position in zip(*ended, strict=True):
-            self.cache.close(handle)
+            self.drafter.close(handle)
             self.driver.running[index].tokens = position
             self.driver.finished(index)
         kept = ~which
@@ -178,8 +179,9 @@ class Run:
     drafted: int = 0
     steps: int = 0
 
-    def count(self, simulator: Simulator, real: int) -> None:
+    def count(self, simulator: AheadSimulator) -> None:
         """Add a training step."""
+        real = simulator.real
         self.first_seconds += 0.0 if self.steps else simulator.clock
         self.seconds += simulator.clock
         self.tokens += int(simulator.text.generated[:real].sum())
@@ -244,18 +246,16 @@ def _train(
     plan: Plan, mode: str, shape: Shape, profile: Profile, history: Sequence[Rollout], config: RunAheadConfig | None
 ) -> Run:
     run = Run(slack=Slack(mode, config, shape.prompts * shape.samples))
-    drafter = NoDrafter() if mode == "none" else RolltreeDrafter(CacheConfig(), DraftConfig(max_draft=MAX_DRAFT))
+    drafter: ReplayDrafter = (
+        NoDrafter() if mode == "none" else RolltreeDrafter(CacheConfig(), DraftConfig(max_draft=MAX_DRAFT))
+    )
     drafter.remember(history if mode == "history" else [])
     driver = ProfileDriver(run.slack.slots, run.slack, profile)
     for version, ((real, _), (_, spare)) in enumerate(zip(plan, [*plan[1:], ([], [])], strict=True), start=1):
         drafter.begin(version)
-        if isinstance(drafter, RolltreeDrafter):
-            simulator: Simulator = AheadSimulator(real, spare, drafter, driver)
-        else:
-            tally = Tally(len(real), MAX_DRAFT)
-            simulator = Simulator(real, drafter, profile, tally, slots=0, max_draft=MAX_DRAFT)
+        simulator = AheadSimulator(real, spare, drafter, driver)
         simulator.run()
-        run.count(simulator, len(real))
+        run.count(simulator)
     return run
 
 
