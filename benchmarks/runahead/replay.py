@@ -81,6 +81,7 @@ class AheadSimulator(Simulator):
         super().__init__(rollouts, drafter, profile, tally, slots=slots, max_draft=MAX_DRAFT, budget=Told(profile))
         self.text = Text([*rollouts, *spare], MAX_DRAFT + 1)
         self.real, self.driver = len(rollouts), driver
+        self._alone = Load(0)  # the last step without run-ahead
         self._places: dict[str, list[int]] = {}
         for index, rollout in enumerate(spare, start=self.real):
             self._places.setdefault(rollout.prompt_id, []).append(index)
@@ -136,11 +137,16 @@ class AheadSimulator(Simulator):
     def _load(self, batch: DraftBatch) -> Load:
         load = super()._load(batch)
         self.driver.drafted = load.drafted / max(1, load.rows)
+        real = self._rollout < self.real
+        lengths, context = batch.lengths[real], self.text.prompt[self._rollout[real]] + self._position[real]
+        self._alone = Load(len(lengths), int(lengths.sum()), int(lengths.max()), 0, int(context.sum()))
         return load
 
     def _spend(self, load: Load) -> None:
         super()._spend(load)
-        self.driver.stepped(self._live, len(self.driver.running))
+        together = self.profile.seconds(replace(load, prefill=0))  # prefills are accounted when they are launched
+        added = together - self.profile.seconds(self._alone) if self.driver.running else 0.0
+        self.driver.stepped(self._alone.rows, len(self.driver.running), added)
 
     def _retire(self) -> None:
         done = self._position >= self.text.length[self._rollout]

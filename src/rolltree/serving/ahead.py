@@ -181,12 +181,13 @@ class AheadDriver(Generic[Name]):
             self.observer.observe(live + running, 0, 0, self.clock() - self._since)
             self.stepped(live, running)
 
-    def stepped(self, live: int, running: int) -> None:
-        """An engine step has passed, with as many real and run-ahead requests."""
-        each = (self.step_seconds(live + running) - self.step_seconds(live)) / max(running, 1)
-        self.control.observe(
-            EngineStep(seconds=self._share(), live_steps=live, running_steps=running, row_seconds=each)
-        )
+    def stepped(self, live: int, running: int, added: float | None = None) -> None:
+        """An engine step has passed, of as many real and run-ahead requests; the latter added `added` seconds to it."""
+        if added is None:
+            added = self.step_seconds(live + running) - self.step_seconds(live)
+        seconds, each = self._share(), added / max(running, 1)
+        step = EngineStep(seconds=seconds, live_steps=live, running_steps=running, row_seconds=each)
+        self.control.observe(step)
 
     @property
     def load(self) -> tuple[int, int]:
