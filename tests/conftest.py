@@ -1,4 +1,4 @@
-"""Lets the suite run where the optional frameworks are missing, as on a machine that has only the core installed.
+"""Lets the suite run where optional frameworks or the repository's benchmarks are missing, as with the core alone.
 
 A test module whose import fails for want of one of them is skipped and named in the summary; any other import error
 stays an error.
@@ -11,7 +11,17 @@ from collections.abc import Generator
 
 import pytest
 
-FRAMEWORKS = {"torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "matplotlib", "scipy"}
+FRAMEWORKS = {
+    "benchmarks",
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "matplotlib",
+    "scipy",
+}
 
 
 @pytest.hookimpl(wrapper=True)

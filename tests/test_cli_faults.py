@@ -55,8 +55,6 @@ def folder(tmp_path: Path) -> Path:
         ("bench draft --out dir", "--out = 'dir'"),
         ("bench engine --out no/x.json", "in a folder that exists"),
         ("bench engine --save-cost dir", "--save-cost = 'dir'"),
-        ("bench runahead --out dir", "--out = 'dir'"),
-        ("bench runahead-replay t.jsonl --out t.jsonl", "another file than the input"),
         ("bench gpu --device cpu --out t.jsonl", "must be a folder"),
         ("demo --plot dir", "--plot = 'dir'"),
         ("demo --run-dir t.jsonl", "must be a folder"),

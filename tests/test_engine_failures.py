@@ -18,7 +18,7 @@ import torch
 from rolltree.cache import RolloutCache
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request, Result
-from rolltree.engine.runahead import RunAheadEngine
+from rolltree.engine.ahead import RunAheadEngine
 from rolltree.errors import InvalidInputError
 from rolltree.sampling import SamplingParams
 from rolltree.store import RolloutStore

@@ -59,7 +59,7 @@ ROWS = (
     row("verl", "numpy ray omegaconf verl torch", lazy="vllm pandas transformers rich"),
     row("replay", "numpy", lazy="arctic_inference matplotlib pyarrow tokenizers transformers"),
     row("report", "", lazy="matplotlib jinja2"),
-    row("bench", f"numpy rich {FRAMEWORKS}", lazy="arctic_inference vllm"),
+    row("bench", f"numpy rich benchmarks {FRAMEWORKS}", lazy="arctic_inference vllm"),
     row("__init__", "", lazy_rows=HEAVY),
     row("cli", "numpy typer rich", lazy=FRAMEWORKS, lazy_rows=HEAVY),
 )

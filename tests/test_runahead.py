@@ -17,8 +17,8 @@ from rolltree.runahead import (
     EngineStep,
     Launch,
     PromptOutcome,
-    RunAhead,
     RunAheadConfig,
+    RunAheadController,
     Snapshot,
 )
 from rolltree.runahead.controller import MIN_TAIL_TOKENS, PROOF_STEPS
@@ -35,9 +35,9 @@ def prompts(count: int, *, rollouts: float = 0, soon: int = 1, tokens: int = 100
     return [Candidate(key=f"{name}{i}", rollouts=rollouts, soon=soon, max_tokens=tokens) for i in range(count)]
 
 
-def in_the_tail(config: RunAheadConfig | None = None, tokens: int = 100_000) -> RunAhead:
+def in_the_tail(config: RunAheadConfig | None = None, tokens: int = 100_000) -> RunAheadController:
     """A controller that has seen a full batch become a tail of 4 live requests, at clock 1."""
-    control = RunAhead(config)
+    control = RunAheadController(config)
     control.begin_step(tokens)
     control.decide(snapshot(0, 32), [])
     control.observe(EngineStep(seconds=0.5, live_steps=100, running_steps=0, row_seconds=ROW))
@@ -59,7 +59,7 @@ def test_launches_into_proven_slack_only() -> None:
     for i in range(1, 100):  # requests that come and go every second step: the slots are never proven free
         decision = control.decide(snapshot(1 + i * STEP, 32 if i % 2 else 4), prompts(99))
         assert not decision.launch
-    assert RunAhead().decide(snapshot(0, 4), prompts(9)).launch == ()
+    assert RunAheadController().decide(snapshot(0, 4), prompts(9)).launch == ()
 
 
 def test_slowdown_capacity_and_budget_bound_the_launches() -> None:
@@ -69,7 +69,7 @@ def test_slowdown_capacity_and_budget_bound_the_launches() -> None:
         (5e-4, 32, 100_000, 5),
         (1e-4, 32, 1000 * 4, 10),
     ):
-        control = RunAhead(RunAheadConfig(budget_share=0.25, max_slowdown=0.25))
+        control = RunAheadController(RunAheadConfig(budget_share=0.25, max_slowdown=0.25))
         control.begin_step(tokens)
         control.decide(snapshot(0, 4, capacity=capacity), [])
         control.observe(EngineStep(seconds=0.5, live_steps=10, running_steps=0, row_seconds=row))
@@ -133,7 +133,7 @@ def test_short_tails_and_dear_rows_are_left_alone() -> None:
     assert control.decide(snapshot(1, 4, row_seconds=2e-3), prompts(9)).reason == "not worth it"
 
 
-def train(control: RunAhead, step: int, *, treated: float, control_work: float) -> tuple[int, float]:
+def train(control: RunAheadController, step: int, *, treated: float, control_work: float) -> tuple[int, float]:
     """A training step whose prompts that were run ahead take `treated` row-steps a token: launches, and gauge "on"."""
     control.begin_step(100_000)
     now = 10.0 * step
@@ -150,14 +150,14 @@ def train(control: RunAhead, step: int, *, treated: float, control_work: float) 
     return len(launches), control.gauges()["on"]
 
 
-def outcome(control: RunAhead, key: str, treated: float, untreated: float) -> PromptOutcome:
+def outcome(control: RunAheadController, key: str, treated: float, untreated: float) -> PromptOutcome:
     work = untreated if control.is_held_out(key) else treated
     seconds = (1 + int(key.split("-")[1]) % 3) / 48  # prompts differ; 24 of them hold the engine for a second
     return PromptOutcome(key=key, rollouts=0, seconds=seconds, paced=seconds / work)
 
 
 def test_it_turns_itself_off_when_it_saves_nothing_and_tries_again_later() -> None:
-    control = RunAhead(RunAheadConfig(holdout=3))
+    control = RunAheadController(RunAheadConfig(holdout=3))
     states = [train(control, step, treated=0.5, control_work=0.5) for step in range(40)]
     off = [step for step, (launches, _) in enumerate(states) if not launches]
     assert 2 <= off[0] <= 5
@@ -167,7 +167,7 @@ def test_it_turns_itself_off_when_it_saves_nothing_and_tries_again_later() -> No
 
 
 def test_it_stays_on_while_it_saves() -> None:
-    control = RunAhead(RunAheadConfig(holdout=3))
+    control = RunAheadController(RunAheadConfig(holdout=3))
     states = [train(control, step, treated=0.4, control_work=0.5) for step in range(20)]
     assert all(launches for launches, _ in states)
     gauges = control.gauges()
@@ -178,7 +178,7 @@ def test_it_stays_on_while_it_saves() -> None:
 
 
 def test_without_a_holdout_it_never_judges_itself() -> None:
-    control = RunAhead(RunAheadConfig(holdout=0))
+    control = RunAheadController(RunAheadConfig(holdout=0))
     assert all(train(control, step, treated=9, control_work=1)[0] for step in range(10))
 
 
@@ -197,7 +197,7 @@ class World(RuleBasedStateMachine):
     )  # fmt: skip
     def start(self, capacity: int, share: float, samples: int, holdout: int, slowdown: float) -> None:
         config = RunAheadConfig(budget_share=share, samples=samples, holdout=holdout, max_slowdown=slowdown)
-        self.controls = [RunAhead(config), RunAhead(config)]
+        self.controls = [RunAheadController(config), RunAheadController(config)]
         self.config, self.capacity = config, capacity
         self.clock, self.live, self.step = 0.0, 0, 0
         self.running: list[Launch] = []

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.runahead.__main__ import app
+from benchmarks.runahead.engine import Policy, Regime, run_ahead
 from typer.testing import CliRunner
 
 from rolltree import CostModel
-from rolltree.bench.runahead import Policy, Regime, run_ahead
-from rolltree.cli.app import app
 from rolltree.errors import InvalidInputError
 from rolltree.runahead import RunAheadConfig
 from tests.engine_tools import prompts, tiny_model
@@ -28,7 +28,7 @@ def policy() -> Policy:
 
 
 def test_all_modes_give_the_same_rollouts_while_the_policy_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rolltree.bench.runahead.TAIL_TOKENS", 60)
+    monkeypatch.setattr("benchmarks.runahead.engine.TAIL_TOKENS", 60)
     made = policy()
     before = {name: weight.detach().clone() for name, weight in made.model.named_parameters()}
     eager = RunAheadConfig(budget_share=5, max_slowdown=9, holdout=0)
@@ -55,11 +55,13 @@ def test_unknown_modes_are_named() -> None:
 
 
 def test_the_command_writes_its_document(tmp_path: Path) -> None:
-    arguments = ["bench", "runahead", "--slots", "8", "--tail", "natural", "--steps", "2", "--repeats", "1"]
+    arguments = ["run", "--slots", "8", "--tail", "natural", "--steps", "2", "--repeats", "1"]
     ran = CliRunner().invoke(app, [*arguments, "--json", "--out", str(tmp_path / "out.json")])
     assert ran.exit_code == 0
     document = json.loads(ran.stdout.strip().splitlines()[-1])
     assert document == json.loads((tmp_path / "out.json").read_text())
     assert {case["mode"] for case in document["cases"]} >= {"cold", "ahead", "history"}
-    refused = CliRunner().invoke(app, ["bench", "runahead", "--tail", "heavy"])
+    refused = CliRunner().invoke(app, ["run", "--out", str(tmp_path)])
+    assert "--out" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["run", "--tail", "heavy"])
     assert isinstance(refused.exception, InvalidInputError)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rolltree import CostModel, Engine, EngineConfig, Request, SamplingParams, TreeDrafter
-from rolltree.engine.runahead import RunAheadEngine, prompt_key
-from rolltree.runahead import RunAhead, RunAheadConfig
+from rolltree.engine.ahead import RunAheadEngine, as_prompt
+from rolltree.runahead import RunAheadConfig, RunAheadController
 from tests.engine_tools import prompts, tiny_model
 
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def batch(step: int, count: int = 12, longest: int = 60) -> list[Request]:
 def run_ahead_engine(config: RunAheadConfig = EAGER, **engine: object) -> RunAheadEngine:
     drafter = TreeDrafter(cost=COST)
     made = Engine(tiny_model(), EngineConfig(slots=SLOTS, max_length=100, **engine), drafter)  # type: ignore[arg-type]
-    return RunAheadEngine(made, drafter, RunAhead(config))
+    return RunAheadEngine(made, drafter, RunAheadController(config))
 
 
 def tokens(results: list) -> list[list[int]]:
@@ -100,13 +100,13 @@ def test_an_interrupt_takes_the_run_ahead_with_it() -> None:
     ahead = run_ahead_engine()
 
     def interrupt(done: int, total: int) -> None:
-        if ahead._running:
+        if ahead.driver.running:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ahead.generate(batch(0, longest=90) + batch(3), [batch(1)], interrupt)
     assert ahead.engine.unfinished == 0
-    assert not ahead._running
+    assert not ahead.driver.running
     assert ahead.drafter.cache.stats().sessions == 0
 
 
@@ -137,6 +137,10 @@ def test_budget_in_tokens() -> None:
     assert ahead.control.gauges()["tokens"] > 0
 
 
+def named(request: Request) -> str:
+    return as_prompt(request).identity
+
+
 def test_prompts_are_told_apart_by_text_or_by_the_users_key() -> None:
-    assert prompt_key(Request([1, 2])) == prompt_key(Request([1, 2])) != prompt_key(Request([1, 3]))
-    assert prompt_key(Request([1, 2], key="a")) == prompt_key(Request([3], key="a"))
+    assert named(Request([1, 2])) == named(Request([1, 2])) != named(Request([1, 3]))
+    assert named(Request([1, 2], key="a")) == named(Request([3], key="a"))

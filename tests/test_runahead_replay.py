@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.runahead.__main__ import app
+from benchmarks.runahead.replay import Shape, replay_run_ahead
 from typer.testing import CliRunner
 
-from rolltree.bench.runahead_replay import Shape, replay_run_ahead
 from rolltree.bench.workload import markov
-from rolltree.cli.app import app
 from rolltree.errors import InvalidInputError
 from rolltree.replay.profiles import Roofline, load_profile
 from rolltree.replay.records import Rollout
@@ -74,10 +74,12 @@ def test_the_command_reads_recordings(tmp_path: Path) -> None:
     ]
     trace = tmp_path / "trace.jsonl"
     trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = ["bench", "runahead-replay", str(trace), "--cost", "h100-7b", "--seeds", "1", "--json"]
+    arguments = ["replay", str(trace), "--cost", "h100-7b", "--seeds", "1", "--json"]
     ran = CliRunner().invoke(app, [*arguments, "--shape", "3x4"])
     assert ran.exit_code == 0
     document = json.loads(ran.stdout.strip().splitlines()[-1])
     assert [case["mode"] for case in document["cases"]] == ["none", "cold", "ahead", "forced"]
     refused = CliRunner().invoke(app, [*arguments, "--shape", "3"])
     assert isinstance(refused.exception, InvalidInputError)
+    refused = CliRunner().invoke(app, [*arguments, "--out", str(trace)])
+    assert "another file than the input" in str(refused.exception)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rolltree.runahead import RunAheadConfig
+from rolltree.runahead import Launch, RunAheadConfig
+from rolltree.serving.ahead import AheadRequest
 from rolltree.verl.ahead_server import ServerAhead
 from rolltree.verl.first_turns import FirstTurnSeen
 from rolltree.verl.guard import Guard
@@ -96,11 +97,11 @@ def broken(ahead: ServerAhead, what: str | None) -> Any:
         raise RuntimeError(f"{what} is broken")
 
     if what == "real":
-        ahead.driver.real = fail  # type: ignore[method-assign]
+        ahead.llm.real = fail  # type: ignore[method-assign]
     if what == "tick":
-        ahead.driver._tick = fail  # type: ignore[method-assign]
+        ahead.llm.driver.output = fail  # type: ignore[method-assign]
     if what == "exit":
-        ahead.driver._step.done = SimpleNamespace(append=fail)  # type: ignore[union-attr, assignment]
+        ahead.llm.driver.ended = fail  # type: ignore[method-assign]
     return SimpleNamespace(extra_args=[1], max_tokens=8) if what == "options" else REAL
 
 
@@ -109,7 +110,7 @@ def test_watching_that_fails_does_not_reach_the_request(what: str | None) -> Non
     async def run() -> tuple[list[int], int, int]:
         made = server()
         ahead = ServerAhead(made, RunAheadConfig())
-        await ahead.driver.begin()
+        await ahead.llm.begin()
         sampling = broken(ahead, what)
         lengths = [
             len(output.outputs[0].token_ids) async for output in made.engine.generate([1], sampling, "r", priority=0)
@@ -126,12 +127,12 @@ def test_a_request_that_is_given_up_early_is_closed() -> None:
     async def run() -> tuple[int, int]:
         made = server()
         ahead = ServerAhead(made, RunAheadConfig())
-        await ahead.driver.begin()
+        await ahead.llm.begin()
         stream = made.engine.generate([1], REAL, "r")
         await stream.__anext__()
         await stream.aclose()
-        assert ahead.driver._step is not None
-        return made.engine.closed, len(ahead.driver._step.real)
+        assert ahead.llm._follower is not None
+        return made.engine.closed, len(ahead.llm.driver.real)
 
     assert asyncio.run(run()) == (1, 0)
 
@@ -142,10 +143,10 @@ def test_a_step_that_cannot_be_ended_is_followed_by_another() -> None:
     async def run() -> tuple[int, bool]:
         made = server()
         ahead = ServerAhead(made, RunAheadConfig())
-        await ahead.driver.begin()
-        first = ahead.driver._step
-        ahead.driver._ahead = {"ahead": SimpleNamespace(task=None)}  # type: ignore[dict-item]
+        await ahead.llm.begin()
+        first = ahead.llm._follower
+        ahead.llm.driver.running["ahead"] = AheadRequest(Launch(key="p", sample=0, max_tokens=8))
         await ahead.next_step()
-        return ahead.guard.failures, ahead.driver._step not in (None, first)
+        return ahead.guard.failures, ahead.llm._follower not in (None, first)
 
     assert asyncio.run(run()) == (1, True)

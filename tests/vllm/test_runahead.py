@@ -11,9 +11,9 @@ import pytest
 from rolltree import CostModel
 from rolltree.demo.assets import model_folder
 from rolltree.errors import InvalidInputError
-from rolltree.runahead import RunAhead, RunAheadConfig
+from rolltree.runahead import RunAheadConfig, RunAheadController
 from rolltree.vllm import AsyncControl
-from rolltree.vllm.runahead import Prompt, RunAheadLLM
+from rolltree.vllm.ahead import Prompt, RunAheadLLM
 from tests.vllm.engines import METHODS, OPTIONS, prompts
 
 SLOTS = 8
@@ -71,8 +71,7 @@ async def until(done: Callable[[], object], ahead: RunAheadLLM, running: asyncio
     """Wait; the controller is asked again and again, as it is when outputs arrive."""
     while not done():
         assert not running.done()
-        if ahead._step is not None:
-            ahead._step.changed.set()
+        ahead._changed.set()
         await asyncio.sleep(0)
 
 
@@ -82,12 +81,14 @@ def tokens(outputs: list[Any]) -> list[list[int]]:
 
 def test_run_ahead_end_to_end() -> None:
     async def work(engine: Any) -> None:
-        plain = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(RunAheadConfig(budget_tokens=0)), cost=CHEAP)
+        plain = RunAheadLLM(
+            engine, slots=SLOTS, control=RunAheadController(RunAheadConfig(budget_tokens=0)), cost=CHEAP
+        )
         expected = [tokens(await plain.generate(batch(step))) for step in range(3)]
         statistics = AsyncControl(engine)
         await statistics.clear()
         before = await statistics.stats()
-        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAheadController(EAGER), cost=CHEAP)
         release, earlier = hold(engine), 0.0
         for step in range(3):
             release.clear()
@@ -96,7 +97,7 @@ def test_run_ahead_end_to_end() -> None:
             release.set()
             assert tokens(await running) == expected[step]
             earlier = ahead.control.gauges()["tokens"]
-            assert not ahead._ahead
+            assert not ahead.driver.running
             assert not engine.output_processor.request_states  # nothing is left to drain
         gauges = ahead.control.gauges()
         assert gauges["launched"] > 4
@@ -111,11 +112,11 @@ def test_run_ahead_end_to_end() -> None:
 
 def test_real_work_of_others_comes_first() -> None:
     async def work(engine: Any) -> None:
-        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAheadController(EAGER), cost=CHEAP)
         release = hold(engine)
         running = asyncio.create_task(ahead.generate(batch(0, longest=200), [batch(1), batch(2)]))
-        await until(lambda: ahead._ahead, ahead, running)
-        mine = set(ahead._ahead)
+        await until(lambda: ahead.driver.running, ahead, running)
+        mine = set(ahead.driver.running)
         await ahead.make_way()
         states = engine.output_processor.request_states
         assert not mine & {state.external_req_id for state in states.values()}
@@ -126,10 +127,10 @@ def test_real_work_of_others_comes_first() -> None:
 
 
 def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
-    """Run-ahead that is being added, and not in the books yet, must leave as well: the engine would be full of it."""
+    """Run-ahead that is being added, and not in the engine yet, must leave as well: the engine would be full of it."""
 
     async def work(engine: Any) -> None:
-        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAheadController(EAGER), cost=CHEAP)
         adding, gate, add, release = asyncio.Event(), asyncio.Event(), engine.add_request, hold(engine)
 
         async def held(name: str, *args: Any, **options: Any) -> Any:
@@ -145,19 +146,17 @@ def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
 
         async def late(number: int) -> None:
             async with ahead.real(f"late {number}", 10):
-                assert not ahead._ahead
+                assert not ahead._readers
                 entered.release()
                 await leave.wait()
 
-        step = ahead._step
-        assert step is not None
-        late_ones = [asyncio.create_task(late(i)) for i in range(SLOTS - len(step.real))]
+        late_ones = [asyncio.create_task(late(i)) for i in range(SLOTS - len(ahead.driver.real))]
         await asyncio.sleep(0)
         gate.set()
         for _ in late_ones:
             await entered.acquire()
         async with ahead._lock:  # whatever was being added is added, or was taken back
-            assert not ahead._ahead
+            assert not ahead.driver.running
         assert not any("ahead" in s.external_req_id for s in engine.output_processor.request_states.values())
         leave.set()
         await asyncio.gather(*late_ones)
@@ -169,14 +168,14 @@ def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
 
 def test_a_cancelled_call_leaves_nothing_behind() -> None:
     async def work(engine: Any) -> None:
-        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAhead(EAGER), cost=CHEAP)
+        ahead = RunAheadLLM(engine, slots=SLOTS, control=RunAheadController(EAGER), cost=CHEAP)
         release = hold(engine)
         running = asyncio.create_task(ahead.generate(batch(0, longest=200), [batch(1)]))
-        await until(lambda: ahead._ahead, ahead, running)
+        await until(lambda: ahead.driver.running, ahead, running)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert not ahead._ahead
+        assert not ahead.driver.running
         release.set()
         got = await ahead.generate(batch(1))
         assert [len(t) for t in tokens(got)] == [150] + [20] * (SLOTS - 1)
@@ -189,10 +188,10 @@ def test_the_step_time_is_learned_where_none_is_given() -> None:
     async def work(engine: Any) -> None:
         ahead = RunAheadLLM(engine, slots=SLOTS)
         step = 0
-        while ahead.observer.observations <= 20:  # outputs of a slow front end come several steps at a time
+        while ahead.driver.observer.observations <= 20:  # outputs of a slow front end come several steps at a time
             await ahead.generate(batch(step % 3), [batch(step % 3 + 1)])
             step += 1
-        assert ahead.observer.freeze() != ahead.observer.prior
+        assert ahead.driver.observer.freeze() != ahead.driver.observer.prior
 
     with_engine(work)
 

@@ -1,4 +1,4 @@
-"""What run-ahead gains or costs on a device: `rolltree.bench.runahead.run_ahead` with the real models.
+"""What run-ahead gains or costs on a device: `benchmarks.runahead.engine.run_ahead` with the real models.
 
 The controller decides by the clock here, as it does in a training; rollouts do not depend on what it decides.
 """
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from benchmarks.runahead.engine import Policy, Regime, Tail, run_ahead
+from benchmarks.runahead.policy import demo_policy
 from transformers import PreTrainedModel
 
-from rolltree.bench.demo_policy import demo_policy
 from rolltree.bench.gpu_text import smollm2_workload
-from rolltree.bench.runahead import Policy, Regime, Tail, run_ahead
 from rolltree.budget import CostModel
 
 MODES = ("cold", "ahead", "ahead-noise", "forced")

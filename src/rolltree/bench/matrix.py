@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.runahead.engine import Tail
 
 from rolltree import machine
 from rolltree.bench import gpu_curves, gpu_exact, gpu_forced
 from rolltree.bench.engine import run_engine
 from rolltree.bench.gpu_needs import REAL, check_model, check_one_device, check_trainer_installed
 from rolltree.bench.gpu_shapes import describe_device, load
-from rolltree.bench.runahead import Tail
 from rolltree.bench.workload import Group, take
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError

@@ -12,7 +12,7 @@ import sys
 import typer
 
 import rolltree
-from rolltree.cli import bench, demo, doctor, gpu, replay, report, runahead, store, verl
+from rolltree.cli import bench, demo, doctor, gpu, replay, report, store, verl
 from rolltree.cli.faults import Commands, sentence
 from rolltree.cli.output import PIPE_CLOSED, silence
 from rolltree.errors import MissingDependencyError, RolltreeError
@@ -27,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 bench.app.command(name="gpu", help=gpu.run.__doc__)(gpu.run)
-bench.app.command(name="runahead-replay", help=runahead.run.__doc__)(runahead.run)
 app.add_typer(bench.app, name="bench")
 app.add_typer(store.app, name="store")
 app.command(name="demo", help=demo.run.__doc__)(demo.run)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 from rolltree.runahead.config import RunAheadConfig
 from rolltree.runahead.returns import ReturnMeter
@@ -29,7 +29,7 @@ MARGIN = 1.5
 """What a launch must be expected to save, relative to its cost: the estimate of the saving is noisy."""
 PACE, PACE_STEPS = 2.0, 200
 """Tokens per engine step that run-ahead requests are taken to generate (what siblings alone give), until as many
-row-steps have told."""
+row-steps were seen."""
 STALE = 0.8
 """Worth of a rollout per training step until it is used, policy drift and the chance of eviction."""
 FIRST_PAUSE, LONGEST_PAUSE = 4, 64
@@ -41,16 +41,15 @@ STOP = Decision(stop=True, launch=(), reason="real work waits")
 DONE = Decision(stop=True, launch=(), reason="no real work")
 
 
-class RunAhead:
+class RunAheadController:
     """Decides; see the module. One training step: `begin_step`, any number of `decide`, `end_step`."""
 
     def __init__(self, config: RunAheadConfig | None = None) -> None:
         self.config = config or RunAheadConfig()
         self.meter = ReturnMeter()
-        self._busy: deque[tuple[float, int]] = deque()  # (clock, real requests), falling: the maximum of a window
+        self._busy: list[tuple[float, int]] = []  # (clock, real requests) of the last steps
         self._ahead: OrderedDict[str, list[int]] = OrderedDict()  # key -> [launches, tokens] since last sampled
         self._budget = self._spent = self._reserved = 0
-        self._since: float | None = None
         self._pause, self._paused = FIRST_PAUSE, 0
         self._sums = dict.fromkeys(("launched", "tokens", "row_steps", "cancelled", "prompts_used", "tokens_used"), 0)
         self._reason = "no real work"
@@ -66,9 +65,8 @@ class RunAhead:
         self._budget = share if self.config.budget_tokens is None else min(share, self.config.budget_tokens)
         self._spent = 0
         self._busy.clear()
-        self._since = None
 
-    def decide(self, snapshot: Snapshot, candidates: Sequence[Candidate]) -> Decision:
+    def decide(self, snapshot: Snapshot, candidates: Iterable[Candidate]) -> Decision:
         """Say what to do now; the caller must carry it out before it submits anything else."""
         free = self._proven_free(snapshot)
         if snapshot.waiting or not snapshot.live:
@@ -141,18 +139,13 @@ class RunAhead:
 
     def _proven_free(self, snapshot: Snapshot) -> int:
         """Slots that no real request used during the last steps."""
-        busy, real = self._busy, snapshot.live + snapshot.waiting
-        while busy and busy[-1][1] < real:
-            busy.pop()
-        if not busy or busy[-1][1] > real:
-            busy.append((snapshot.clock, real))
-        self._since = snapshot.clock if self._since is None else self._since
         since = snapshot.clock - PROOF_STEPS * snapshot.step_seconds
-        while len(busy) > 1 and busy[1][0] <= since:
-            busy.popleft()
-        return snapshot.capacity - busy[0][1] if self._since <= since else 0
+        self._busy.append((snapshot.clock, snapshot.live + snapshot.waiting))
+        while len(self._busy) > 1 and self._busy[1][0] <= since:
+            self._busy.pop(0)
+        return snapshot.capacity - max(real for _, real in self._busy) if self._busy[0][0] <= since else 0
 
-    def _fill(self, snapshot: Snapshot, candidates: Sequence[Candidate], free: int) -> Decision:
+    def _fill(self, snapshot: Snapshot, candidates: Iterable[Candidate], free: int) -> Decision:
         room = min(free - snapshot.running, self._affordable(snapshot) - snapshot.running)
         reason = self._obstacle(snapshot, room)
         launch = list[Launch]()
@@ -197,7 +190,7 @@ class RunAhead:
         """Tokens that a run-ahead request generates in an engine step."""
         return (self._sums["tokens"] + PACE * PACE_STEPS) / (self._sums["row_steps"] + PACE_STEPS)
 
-    def _order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _order(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """Candidates worth running ahead, each as often as wanted, the coldest and soonest first."""
         ranked = []
         for place, candidate in enumerate(candidates):
@@ -222,8 +215,8 @@ class RunAhead:
         return made
 
     def _use(self, outcome: PromptOutcome) -> None:
-        launches, tokens = self._ahead.pop(outcome.key, (0, 0))
-        if launches and tokens:
+        _, tokens = self._ahead.pop(outcome.key, (0, 0))
+        if tokens:
             self._sums["prompts_used"] += 1
             self._sums["tokens_used"] += tokens
             self.meter.add_outcome(treated=True, seconds=outcome.seconds, paced=outcome.paced, ahead_tokens=tokens)

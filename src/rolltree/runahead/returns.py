@@ -18,7 +18,8 @@ prefills and cancelling took. No clock, no randomness.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+import numpy as np
 
 FADE = 0.8
 """Factor on all sums per training step: a verdict rests on about the last five."""
@@ -31,39 +32,35 @@ PRIOR_ERROR = 0.05
 """Standard error of that prior."""
 
 
-@dataclass(slots=True)
 class _Side:
-    """Prompts that were treated, or not: sums of seconds s and of s times pace, and of their squares and product."""
+    """Prompts that were treated, or not."""
 
-    prompts: float = 0.0
-    seconds: float = 0.0
-    paced: float = 0.0
-    seconds2: float = 0.0
-    paced2: float = 0.0
-    both: float = 0.0
+    def __init__(self) -> None:
+        self.sums = np.zeros(6)
+        """Over prompts, of 1, seconds s, s times pace = p, s^2, p^2, s p."""
 
-    def add(self, seconds: float, paced: float) -> None:
-        self.prompts += 1
-        self.seconds += seconds
-        self.paced += paced
-        self.seconds2 += seconds * seconds
-        self.paced2 += paced * paced
-        self.both += seconds * paced
+    def add(self, s: float, p: float) -> None:
+        self.sums += (1, s, p, s * s, p * p, s * p)
 
-    def fade(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) * FADE)
+    @property
+    def prompts(self) -> float:
+        return float(self.sums[0])
+
+    @property
+    def seconds(self) -> float:
+        return float(self.sums[1])
 
     @property
     def pace(self) -> float:
-        """Tokens per row-step, time-weighted."""
-        return self.paced / self.seconds
+        """Tokens per row-step, time-weighted; 0 without any."""
+        return float(self.sums[2] / self.sums[1]) if self.sums[1] else 0.0
 
     @property
     def relative_variance(self) -> float:
         """Squared standard error of `pace` over its square, prompts being the sample."""
-        spread = self.paced2 - 2 * self.pace * self.both + self.pace**2 * self.seconds2
-        return max(spread, 0.0) / self.paced**2 * self.prompts / (self.prompts - 1)
+        prompts, _, paced, seconds2, paced2, both = self.sums.tolist()
+        spread = paced2 - 2 * self.pace * both + self.pace**2 * seconds2
+        return float(max(spread, 0.0) / paced**2 * prompts / (prompts - 1))
 
 
 class ReturnMeter:
@@ -72,12 +69,16 @@ class ReturnMeter:
     def __init__(self) -> None:
         self.saved_seconds = self.cost_seconds = 0.0
         """Since it was made."""
+        self._row_step_seconds = 0.0
+        self._step_seconds, self._step_rows = 0.0, 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Start the measurement anew, between two steps; the totals stay."""
         self._treated, self._control = _Side(), _Side()
-        self._ahead_tokens = self._step_treated = 0.0
-        self._step_cost = self._step_seconds = 0.0
-        self._step_rows = 0
-        self._recent_cost = self._row_step_seconds = 0.0
-        self._sown = 0.0  # cost of the step before, whose gain comes in this one
+        self._ahead_tokens = self._step_treated = self._step_cost = 0.0
+        self._credited_cost = 0.0  # of steps whose gain is in
+        self._open_cost = 0.0  # of the step before, whose gain comes in this one
 
     def add_cost(self, seconds: float) -> None:
         """Add seconds that the tail took longer."""
@@ -96,14 +97,13 @@ class ReturnMeter:
 
     def close_step(self) -> None:
         """End a training step's generation: what it saved counts, and older steps fade."""
-        if self._step_rows:
-            self._row_step_seconds = self._step_seconds / self._step_rows
+        self._row_step_seconds = self.row_step_seconds
         self.saved_seconds += self._step_treated * self.saving
         self.cost_seconds += self._step_cost
-        self._recent_cost = (self._recent_cost + self._sown) * FADE  # what this step harvested
-        self._sown = self._step_cost
-        self._treated.fade()
-        self._control.fade()
+        self._credited_cost = (self._credited_cost + self._open_cost) * FADE
+        self._open_cost = self._step_cost
+        self._treated.sums *= FADE
+        self._control.sums *= FADE
         self._ahead_tokens *= FADE
         self._step_treated = self._step_cost = self._step_seconds = 0.0
         self._step_rows = 0
@@ -139,18 +139,10 @@ class ReturnMeter:
     @property
     def is_measured(self) -> bool:
         """Enough prompts on both sides."""
-        sides = (self._treated, self._control)
-        return all(side.prompts >= MIN_PROMPTS and side.paced > 0 for side in sides)
+        return all(side.prompts >= MIN_PROMPTS and side.pace > 0 for side in (self._treated, self._control))
 
     @property
     def is_negative(self) -> bool:
         """Whether the last steps cost more than they saved, by more than the error."""
         most = self._treated.seconds * (self.saving + self.saving_error) if self.is_measured else math.inf
-        return self._recent_cost > most
-
-    def forget(self) -> None:
-        """Start the measurement anew; the totals stay."""
-        fresh = ReturnMeter()
-        fresh.saved_seconds, fresh.cost_seconds = self.saved_seconds, self.cost_seconds
-        fresh._row_step_seconds = self._row_step_seconds
-        self.__dict__.update(fresh.__dict__)
+        return self._credited_cost > most

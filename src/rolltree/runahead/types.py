@@ -51,7 +51,7 @@ class Launch:
     sample: int
     """How many launches this prompt had before since it was last sampled: which of its coming seeds to use."""
     max_tokens: int
-    """Reserved from the budget; `RunAhead.finished` gives back what was not generated."""
+    """Reserved from the budget; `RunAheadController.finished` gives back what was not generated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

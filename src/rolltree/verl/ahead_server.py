@@ -1,4 +1,4 @@
-"""Run-ahead inside a vLLM server of verl: runs in the server's actor, on its event loop.
+"""Run-ahead's hook in a vLLM server of verl: runs in the server's actor, on its event loop.
 
 Watches the server's real requests by standing before its engine's `generate`, so that run-ahead makes way on the spot,
 without a message to anybody. Requests without rolltree's mark, and validation, pass through unwatched. The trainer's
@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from rolltree.runahead import RunAhead, RunAheadConfig
-from rolltree.serving.prompts import Prompt
+from rolltree.runahead import RunAheadConfig, RunAheadController
+from rolltree.serving.ahead import Prompt
 from rolltree.verl.first_turns import FirstTurn
 from rolltree.verl.guard import Guard
 from rolltree.verl.log import speak_up
 from rolltree.verl.marks import REQUEST_KEY
-from rolltree.vllm.ahead import AheadDriver
+from rolltree.vllm.ahead import RunAheadLLM
 
 ATTRIBUTE = "_rolltree_ahead"
 NOT_FOR_AHEAD = ("logprobs", "prompt_logprobs", "max_tokens", "max_new_tokens", "extra_args", "n")
@@ -25,20 +25,20 @@ NOT_FOR_AHEAD = ("logprobs", "prompt_logprobs", "max_tokens", "max_new_tokens", 
 
 
 class ServerAhead:
-    """The driver of one server; steps follow one another without a gap, so that no real request goes unseen."""
+    """Run-ahead of one server; steps follow one another without a gap, so that no real request goes unseen."""
 
     def __init__(self, server: Any, config: RunAheadConfig) -> None:
         self.server = server
-        self.driver = AheadDriver(server.engine, slots=server.config.max_num_seqs, control=RunAhead(config))
+        self.llm = RunAheadLLM(server.engine, slots=server.config.max_num_seqs, control=RunAheadController(config))
         self.guard = Guard("some of run-ahead in a vLLM server")
         self._generate, server.engine.generate = server.engine.generate, self._watched
 
     async def next_step(self) -> dict[str, float]:
         """End the step that runs and start another; the sums since the start."""
         with self.guard:
-            await self.driver.end()
-        gauges = self.driver.control.gauges()
-        await self.driver.begin()
+            await self.llm.end()
+        gauges = self.llm.control.gauges()
+        await self.llm.begin()
         return gauges
 
     def prompts(self, turns: Sequence[FirstTurn]) -> list[Prompt]:
@@ -59,36 +59,36 @@ class ServerAhead:
     async def _watched(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncIterator[Any]:
         """Generate as the engine does; what fails in watching does not reach the request."""
         async with (
-            self._real(sampling_params, kwargs) as tick,
+            self._real(sampling_params, kwargs) as has,
             aclosing(self._generate(prompt, sampling_params, request_id, **kwargs)) as outputs,
         ):
             async for output in outputs:
                 with self.guard:
                     if output.outputs:
-                        tick(len(output.outputs[0].token_ids))
+                        has(len(output.outputs[0].token_ids))
                 yield output
 
     @asynccontextmanager
     async def _real(self, sampling: Any, kwargs: dict[str, Any]) -> AsyncIterator[Callable[[int], None]]:
-        """Surround a request that is watched by the driver's `real`, any other by nothing."""
-        tick: Callable[[int], None] = _no_tick
+        """Surround a request that is watched by `RunAheadLLM.real`, any other by nothing."""
+        has: Callable[[int], None] = _no_matter
         real = None
         with self.guard:
             options = (sampling.extra_args or {}).get(REQUEST_KEY) or {}
             if "key" in options and "kind" not in options:
-                self.driver.lora_request = kwargs.get("lora_request")
-                surrounding = self.driver.real(f"user:{options['key']}", sampling.max_tokens)
-                tick, real = await surrounding.__aenter__(), surrounding
+                self.llm.lora_request = kwargs.get("lora_request")
+                surrounding = self.llm.real(f"user:{options['key']}", sampling.max_tokens)
+                has, real = await surrounding.__aenter__(), surrounding
         try:
-            yield tick
+            yield has
         finally:
             with self.guard:
                 if real is not None:
                     await real.__aexit__(None, None, None)
 
 
-def _no_tick(tokens: int) -> None:
-    """Tell nobody."""
+def _no_matter(tokens: int) -> None:
+    """Take no note of an output."""
 
 
 async def install(server: Any, config: RunAheadConfig) -> bool:
@@ -100,7 +100,7 @@ async def install(server: Any, config: RunAheadConfig) -> bool:
     speak_up()
     if getattr(server, ATTRIBUTE, None) is None:
         ahead = ServerAhead(server, config)
-        await ahead.driver.begin()
+        await ahead.llm.begin()
         setattr(server, ATTRIBUTE, ahead)
     return True
 
@@ -108,7 +108,7 @@ async def install(server: Any, config: RunAheadConfig) -> bool:
 async def announce(server: Any, turns: Sequence[FirstTurn]) -> int:
     """Say what the next step is going to ask this server first; how many of these prompts are cold."""
     ahead: ServerAhead = getattr(server, ATTRIBUTE)
-    return ahead.driver.announce([ahead.prompts(turns)])
+    return ahead.llm.announce([ahead.prompts(turns)])
 
 
 async def next_step(server: Any) -> dict[str, float]:

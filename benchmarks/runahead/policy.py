@@ -1,8 +1,8 @@
-"""The demo's model as a policy for `bench runahead`: standing still, or moving towards one after epochs of GRPO."""
+"""The demo's model as a policy: standing still, or moving towards one after epochs of GRPO."""
 
 from __future__ import annotations
 
-from rolltree.bench.runahead import Policy
+from benchmarks.runahead.engine import Policy
 from rolltree.bench.trained import train
 from rolltree.demo.assets import load_model, load_tokenizer
 from rolltree.demo.config import DemoConfig
