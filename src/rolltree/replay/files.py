@@ -169,11 +169,16 @@ class Frames(io.RawIOBase):
         self._ready = memoryview(b"".join(parts))
 
 
+def _missing(suffix: str, package: str) -> MissingDependencyError:
+    fix = f"pip install {package}, or all that replay reads: pip install 'rolltree[replay]'"
+    return MissingDependencyError(f"reading .{suffix} needs {package}: {fix}")
+
+
 def _zstandard() -> Any:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingDependencyError("reading .zst needs zstandard: pip install zstandard") from error
+        raise _missing("zst", "zstandard") from error
     return zstandard
 
 
@@ -181,7 +186,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, object]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingDependencyError("reading .parquet needs pyarrow: pip install pyarrow") from error
+        raise _missing("parquet", "pyarrow") from error
     path.stat()  # its own errors for a missing file, not pyarrow's
     number = 0
     with parquet.ParquetFile(path) as file:

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from benchmarks.gpu.text import smollm2_workload
 from rolltree.bench.demo_policy import demo_policy
-from rolltree.bench.gpu_text import smollm2_workload
 from rolltree.bench.runahead import Policy, Regime, Tail, run_ahead
 from rolltree.budget import CostModel
 
