@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: one command for all that is to be measured on a device: options, card, verdict."""
+"""`python -m benchmarks.gpu`: one command for all that is to be measured on a device: options, tables, verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`rolltree bench gpu`: everything that is to be known of a device in one command: step costs, a matrix of models,
+"""`make gpu-bench`: everything that is to be known of a device in one command: step costs, a matrix of models,
 batches, draft lengths and drafters, exactness, the host's share of a step, a profile, GRPO end to end, run-ahead.
 Runs on a CPU with small shapes.
 

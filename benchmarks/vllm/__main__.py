@@ -1,4 +1,4 @@
-"""`python -m benchmarks.vllm`: the options, the card and the JSON document of `make vllm-bench`."""
+"""`python -m benchmarks.vllm`: the options, the table and the JSON document of `make vllm-bench`."""
 
 from __future__ import annotations
 

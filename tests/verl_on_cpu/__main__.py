@@ -1,4 +1,4 @@
-"""`make verl-demo`: verl's own GRPO on this CPU, alone and with rolltree; the options and the card."""
+"""`make verl-demo`: verl's own GRPO on this CPU, alone and with rolltree; the options and the table."""
 
 from __future__ import annotations
 

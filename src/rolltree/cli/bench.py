@@ -167,7 +167,7 @@ def run_engine_command(
 
 
 def show_cases(screen: Any, document: dict[str, Any]) -> None:
-    """Print the card of `bench engine`: a row for each batch size, epoch and drafter."""
+    """Print the table of `bench engine`: a row for each batch size, epoch and drafter."""
     cases = document["cases"]
     keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
     rows = [[f"batch {c['batch']}", *[c[k] for k in keys], "{:.2f}-{:.2f}".format(*c["spread"])] for c in cases]

@@ -1,4 +1,4 @@
-"""How commands speak: a card for a person on stderr or a terminal, one JSON document as the last line of stdout.
+"""How commands speak: a summary for a person on stderr or a terminal, one JSON document as the last line of stdout.
 
 Paths that a command will write to are looked at before its work begins; files appear whole or not at all.
 """
