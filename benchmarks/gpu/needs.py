@@ -25,7 +25,7 @@ def check_trainer_installed() -> None:
     try:
         from trl import GRPOTrainer  # noqa: F401
     except (ImportError, RuntimeError) as error:  # transformers wraps a failed import in a RuntimeError
-        fix = 'pip install "rolltree[trl]" accelerate, or TRL=1 scripts/gpu_bundle.sh for a host without a network'
+        fix = 'pip install "rolltree[trl]", or TRL=1 scripts/gpu_bundle.sh for a host without a network'
         others = "or name the other parts by --part"
         raise MissingDependencyError(
             f"--part grpo needs trl, datasets and accelerate ({error}): {fix}; {others}"

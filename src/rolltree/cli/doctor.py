@@ -60,7 +60,7 @@ PARTS = {
         "recorded rollouts as text, Parquet, .zst",
         (
             Package("tokenizers", (0, 21), ("0.22", "0.23")),
-            Package("pyarrow", (15,), ("23.", "24.", "25.", "26.")),
+            Package("pyarrow", (15,), ("25.", "26.")),
             Package("zstandard", (0, 22), ("0.25",)),
         ),
         "pip install 'rolltree[replay]'",
