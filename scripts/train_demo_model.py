@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from demo_teacher import work_out
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rolltree.demo.task import ALPHABET, Problem, sample_problem, sample_problems, work_out
+from rolltree.demo.task import ALPHABET, Problem, sample_problem, sample_problems
 
 SEED = 0
 PROMPT_SEED = 7  # of the demo's own prompts: measured on, never trained on

@@ -11,14 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 import rolltree.engine.verify as verify
-from rolltree.bench import gpu_exact, gpu_forced
-from rolltree.bench.gpu_curves import fit, measure_curves
-from rolltree.bench.gpu_shapes import load
-from rolltree.bench.matrix import Matrix, run_matrix
+from benchmarks.gpu import exact as gpu_exact
+from benchmarks.gpu import forced as gpu_forced
+from benchmarks.gpu.__main__ import app, exact
+from benchmarks.gpu.curves import fit, measure_curves
+from benchmarks.gpu.matrix import Matrix, run_matrix
+from benchmarks.gpu.shapes import load
 from rolltree.bench.workload import Group, markov
 from rolltree.budget import CostModel
-from rolltree.cli.app import app
-from rolltree.cli.gpu import exact
 from rolltree.errors import InvalidInputError
 from rolltree.replay.profiles import Load, load_profile
 
@@ -160,7 +160,7 @@ def test_a_name_that_does_not_exist_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    arguments = ["bench", "gpu", "--device", "cpu", "--dtype", "float32", "--quick", "--out", str(tmp_path), "--json"]
+    arguments = ["--device", "cpu", "--dtype", "float32", "--quick", "--out", str(tmp_path), "--json"]
     arguments += ["--part", "forced", "--part", "exact", "--drafter", "rolltree", "--exact-samples", "200"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
@@ -169,6 +169,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(document["exact"]["distribution"]) == 4
     document["exact"]["distribution"][0]["exact"] = False
     assert not exact(document, float32=True)
+
+
+def test_a_file_is_no_folder_for_results(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").touch()
+    done = CliRunner().invoke(app, ["--device", "cpu", "--out", str(tmp_path / "t.jsonl")])
+    assert isinstance(done.exception, InvalidInputError)
+    assert "must be a folder" in str(done.exception)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

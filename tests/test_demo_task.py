@@ -1,11 +1,10 @@
-"""The demo's task: prompts, worked solutions, rewards, and the tokenizer shipped with the model."""
+"""The demo's task: prompts, rewards, and the tokenizer shipped with the model."""
 
 import random
-from collections import Counter
 
 import pytest
 
-from rolltree.demo.task import ALPHABET, LARGEST, OPERANDS, Problem, sample_problem, sample_problems, work_out
+from rolltree.demo.task import ALPHABET, LARGEST, OPERANDS, Problem, sample_problems
 
 
 @pytest.fixture
@@ -25,37 +24,6 @@ def test_problems_are_distinct_seeded_and_in_range():
     assert len(set(problems)) == 200
     assert {len(p.numbers) for p in problems} == set(OPERANDS)
     assert all(1 <= n <= LARGEST for p in problems for n in p.numbers)
-
-
-def test_careful_solutions_are_always_right(rng):
-    for _ in range(500):
-        problem = sample_problem(rng)
-        assert problem.reward(work_out(problem, rng)) == 1.0
-
-
-def test_every_term_of_a_careful_solution_is_true(rng):
-    for _ in range(200):
-        for term in work_out(sample_problem(rng), rng).replace(":", " ").replace(",", " ").split():
-            if "=" in term:
-                left, right = term.split("=")
-                assert sum(map(int, left.split("+"))) == int(right)
-
-
-def test_slips_break_some_solutions_but_not_all(rng):
-    rewards = Counter(p.reward(work_out(p, rng, slip=0.1)) for p in (sample_problem(rng) for _ in range(500)))
-    assert 100 < rewards[0.0] < 400
-
-
-def test_one_prompt_has_many_solutions_of_about_the_same_length(rng):
-    texts = [work_out(Problem((12, 34, 56, 78)), rng) for _ in range(64)]
-    assert len(set(texts)) > 55
-    assert all(95 < len(text) < 160 for text in texts)
-
-
-def test_the_alphabet_spells_everything(rng):
-    for _ in range(200):
-        problem = sample_problem(rng)
-        assert set(problem.prompt + work_out(problem, rng)) <= set(ALPHABET)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -53,6 +54,53 @@ def test_the_store_is_loaded_by_those_who_have_one(code: str) -> None:
     told = [f"{code}\nimport sys\nfor name in ('sqlite3', 'rolltree.store'): sys.modules.setdefault(name, None)"]
     told.append("assert sys.modules['sqlite3'] is sys.modules['rolltree.store'] is None, sorted(sys.modules)")
     subprocess.run([sys.executable, "-c", "\n".join(told)], check=True)
+
+
+ALONE = """
+import sys
+
+class NumpyAlone:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in {*sys.stdlib_module_names, "numpy", "rolltree"}:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+
+sys.meta_path.insert(0, NumpyAlone())
+"""
+"""Nothing can be imported but the standard library, numpy and rolltree."""
+
+
+def run_alone(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` where nothing but numpy can be imported."""
+    return subprocess.run([sys.executable, "-c", ALONE + code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from rolltree import TreeDrafter\nd = TreeDrafter()\nd.cache.add([1, 2], [3, 4])\nassert d.open([1, 2]) >= 0",
+        "from rolltree import RolloutStore, RolloutCache, CostModel",
+        "import rolltree.vllm, rolltree.vllm.plugin, rolltree.serving",
+        "import rolltree.verl",
+    ],
+)
+def test_numpy_is_enough(code: str) -> None:
+    """A drafter, the store, and what a host's process imports of us work without any other package."""
+    done = run_alone(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_the_command_without_its_packages_is_a_sentence(missing: str) -> None:
+    """Exit code 2, one line, the extra."""
+    code = f"import sys; sys.modules[{missing!r}] = None; from rolltree.cli import main; main()"
+    alone = run_alone("from rolltree.cli import main; main()")
+    for done in (alone, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)):
+        assert done.returncode == 2, done.stderr
+        assert re.fullmatch(
+            r'rolltree: the command line needs (typer|rich): pip install "rolltree\[cli\]"\n', done.stderr
+        )
+    assert f"needs {missing}" in done.stderr
 
 
 def test_a_framework_would_be_seen() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.runahead.__main__ import app
-from benchmarks.runahead.engine import Policy, Regime, run_ahead
 from typer.testing import CliRunner
 
+from benchmarks.runahead.__main__ import app
+from benchmarks.runahead.engine import Policy, Regime, run_ahead
 from rolltree import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.runahead import RunAheadConfig

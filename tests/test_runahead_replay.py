@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.runahead.__main__ import app
-from benchmarks.runahead.replay import Shape, replay_run_ahead
 from typer.testing import CliRunner
 
+from benchmarks.runahead.__main__ import app
+from benchmarks.runahead.replay import Shape, replay_run_ahead
 from rolltree.bench.workload import markov
 from rolltree.errors import InvalidInputError
 from rolltree.replay.profiles import Roofline, load_profile

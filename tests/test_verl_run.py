@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rolltree.verl.cpu import run
-from rolltree.verl.cpu.run import RunError
+from tests.verl_on_cpu import run
+from tests.verl_on_cpu.run import RunError
 
 
 @pytest.fixture

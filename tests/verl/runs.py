@@ -14,11 +14,11 @@ from pathlib import Path
 from threading import Lock
 
 from rolltree.verl import VerlOptions, config_lines
-from rolltree.verl.cpu.demo import PLAIN_LINES as PLAIN
-from rolltree.verl.cpu.demo import POLL_SECONDS
-from rolltree.verl.cpu.run import RunRecord, train
-from rolltree.verl.cpu.settings import TOOL_LINES, RunSettings
 from rolltree.verl.lines import ROLLOUT
+from tests.verl_on_cpu.demo import PLAIN_LINES as PLAIN
+from tests.verl_on_cpu.demo import POLL_SECONDS
+from tests.verl_on_cpu.run import RunRecord, train
+from tests.verl_on_cpu.settings import TOOL_LINES, RunSettings
 
 BYTES_EACH = 7 << 30
 """Memory that a training may take: 5 GB with one replica, 7 GB with two."""

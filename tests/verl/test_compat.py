@@ -1,4 +1,4 @@
-"""Each patch of `rolltree.verl.cpu.compat` is needed. A test that fails here says which one can go."""
+"""Each patch of `tests.verl_on_cpu.compat` is needed. A test that fails here says which one can go."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 import transformers
 from vllm.model_executor.layers import utils as layers
 
-from rolltree.verl.cpu import compat
-from rolltree.verl.cpu.assets import write_assets
-from rolltree.verl.cpu.settings import environment
+from rolltree.demo.assets import model_folder
+from tests.verl_on_cpu import compat
+from tests.verl_on_cpu.assets import write_assets
+from tests.verl_on_cpu.settings import CHECKOUT, environment
 
 GLOO = """
 import os, torch
@@ -30,8 +31,8 @@ def test_gloo_is_asked_for_twice() -> None:
     assert "cpu:gloo,{" in inspect.getsource(distributed)
     plain = subprocess.run([sys.executable, "-c", GLOO], capture_output=True, text=True)
     assert plain.returncode != 0, "torch takes the backend that verl asks for: _gloo_once can go"
-    patched = f"import torch\nfrom rolltree.verl.cpu import compat\ncompat.apply()\n{GLOO}"
-    result = subprocess.run([sys.executable, "-c", patched], capture_output=True, text=True)
+    patched = f"import torch\nfrom tests.verl_on_cpu import compat\ncompat.apply()\n{GLOO}"
+    result = subprocess.run([sys.executable, "-c", patched], cwd=CHECKOUT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -63,7 +64,7 @@ def test_transformers_makes_its_own_tokenizer_of_any_qwen2(tmp_path: Path) -> No
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == len(text)
     assert tokenizer.decode(ids) == text
-    demo = transformers.PreTrainedTokenizerFast.from_pretrained(Path(compat.__file__).parents[2] / "demo" / "model")
+    demo = transformers.PreTrainedTokenizerFast.from_pretrained(model_folder())
     assert demo.encode(text, add_special_tokens=False) == ids
     assert tokenizer.eos_token_id == demo.eos_token_id
 

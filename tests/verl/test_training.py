@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from rolltree.verl.cpu.demo import document, passed
-from rolltree.verl.cpu.run import Rollout, RunRecord
 from tests.verl.runs import AHEAD, ASYNC, CUT, RUNS, SETTINGS, Runs
 from tests.verl.test_lines import configured
+from tests.verl_on_cpu.demo import document, passed
+from tests.verl_on_cpu.run import Rollout, RunRecord
 
 Z_LIMIT = 4.5
 """Two-sided false alarms of 7 in a million for each comparison."""
@@ -278,7 +278,7 @@ def test_a_training_whose_calls_are_all_given_up_goes_on(runs: Runs) -> None:
 
 @pytest.mark.trainings("turns", "turns plain")
 def test_the_demos_document_compares_the_two_runs(runs: Runs) -> None:
-    """What `rolltree verl-demo` would print of these runs, had the first step been its greedy validation."""
+    """What `make verl-demo` would print of these runs, had the first step been its greedy validation."""
     mine, plain = (
         replace(record, validation=[replace(r, step=0) for r in record.rollouts if r.step == 1])
         for record in (runs["turns"], runs["turns plain"])

@@ -1,1 +1,1 @@
-"""Benchmarks behind `rolltree bench`: each prints a card for a person and returns one JSON document."""
+"""Benchmarks behind `rolltree bench`: each prints a summary for a person and returns one JSON document."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -23,7 +23,9 @@ from rolltree.budget import CostModel
 from rolltree.config import DraftConfig
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request, Result
+from rolltree.engine.cost import measure_cost
 from rolltree.errors import InvalidInputError
+from rolltree.metrics import Counters
 from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.sampling import SamplingParams
 from rolltree.types import Drafter
@@ -65,10 +67,8 @@ class Workload:
 class _Run:
     seconds: list[float] = field(default_factory=list)
     ratio: list[float] = field(default_factory=list)
-    tokens: int = 0
-    row_steps: int = 0
-    drafted: int = 0
-    accepted: int = 0
+    sums: Counters = field(default_factory=Counters)
+    """Of the last repetition."""
     identical: bool = True
 
 
@@ -111,7 +111,7 @@ def run_engine(
     cases: list[dict[str, object]] = []
     costs: dict[str, dict[str, float]] = {}
     for batch in batches:
-        model = cost or _measured(workload.model, batch, max_draft)
+        model = cost or measure_cost(workload.model, slots=batch, max_draft=max_draft)
         costs[str(batch)] = asdict(model)
         runs: dict[tuple[str, int], _Run] = {(name, e): _Run() for name in names for e in range(epochs)}
         for repeat in range(repeats):
@@ -125,7 +125,7 @@ def run_engine(
     return {"cases": cases, "costs": costs, **setting}
 
 
-Generate = Callable[[list[Request], int], tuple[list[Result] | None, int, dict[str, int]]]
+Generate = Callable[[list[Request], int], tuple[list[Result] | None, Counters]]
 
 
 def _epoch(generators: dict[str, Generate], requests: list[Request], runs: dict[str, _Run], epoch: int) -> None:
@@ -134,65 +134,60 @@ def _epoch(generators: dict[str, Generate], requests: list[Request], runs: dict[
     for name, generate in generators.items():
         run = runs[name]
         begin = time.perf_counter()
-        results, run.tokens, sums = generate(requests, epoch)
+        results, run.sums = generate(requests, epoch)
         seconds = time.perf_counter() - begin
         run.seconds.append(seconds)
         if name == BASELINE:
-            base = seconds / run.tokens
+            base = seconds / run.sums.tokens
             reference = [r.token_ids for r in results or []]
-        run.ratio.append(base / (seconds / run.tokens))
+        run.ratio.append(base / (seconds / run.sums.tokens))
         run.identical &= results is None or [r.token_ids for r in results] == reference
-        run.row_steps, run.drafted, run.accepted = sums["row_steps"], sums["drafted"], sums["accepted"]
 
 
 def _generator(name: str, workload: Workload, batch: int, cost: CostModel, max_draft: int, compile: bool) -> Generate:
     if name == STOCK:
-        return lambda requests, epoch: _stock(workload, requests, batch)
-    drafter = _drafter(name, cost, max_draft)
-    _warm(drafter, workload.remembered)
+        return lambda requests, epoch: (None, _stock(workload, requests, batch))
+    drafter = make_drafter(name, cost, max_draft, workload.remembered)
     first = workload.remembered[-1].version + 1 if workload.remembered else 0
     room = max(map(len, workload.prompts)) + workload.max_tokens
     config = EngineConfig(slots=batch, max_length=room, max_draft=max_draft, compile=compile)
     engine = Engine(workload.model, config, drafter)
 
-    def generate(requests: list[Request], epoch: int) -> tuple[list[Result], int, dict[str, int]]:
-        before = (engine.stats.row_steps, engine.stats.drafted, engine.stats.accepted)
+    def generate(requests: list[Request], epoch: int) -> tuple[list[Result], Counters]:
+        before = engine.stats.copy()
         if isinstance(drafter, TreeDrafter):
             drafter.cache.set_version(first + epoch)
         size = batch if name == CHUNKED else len(requests)
         results = [r for i in range(0, len(requests), size) for r in engine.generate(requests[i : i + size])]
-        after = (engine.stats.row_steps, engine.stats.drafted, engine.stats.accepted)
-        sums = dict(
-            zip(("row_steps", "drafted", "accepted"), (a - b for a, b in zip(after, before, strict=True)), strict=True)
-        )
-        return results, sum(len(r.token_ids) for r in results), sums
+        done = engine.stats.since(before)
+        done.tokens = sum(len(r.token_ids) for r in results)  # with those of the prefill
+        return results, done
 
     return generate
 
 
-def _drafter(name: str, cost: CostModel, max_draft: int) -> Drafter | None:
-    match name:
-        case "ngram":
-            return NgramDrafter(max_draft=max_draft)
-        case "suffix":
-            return SuffixDrafter(max_draft=max_draft, tree=False)
-        case "rolltree":
-            return TreeDrafter(config=DraftConfig(max_draft=max_draft), cost=cost)
-        case "rolltree-tree":
-            return TreeDrafter(config=DraftConfig(shape="tree", max_draft=max_draft), cost=cost)
-    return None
-
-
-def _warm(drafter: Drafter | None, remembered: list[Remembered]) -> None:
+def make_drafter(
+    name: str, cost: CostModel | None, max_draft: int, remembered: Sequence[Remembered] = ()
+) -> Drafter | None:
+    """Return the drafter `name` of `DRAFTERS`; those with a memory have taken in what is remembered, oldest first."""
+    if name == "ngram":
+        return NgramDrafter(max_draft=max_draft)
+    if name == "suffix":
+        peer = SuffixDrafter(max_draft=max_draft, tree=False)
+        for earlier in remembered:
+            peer.add(earlier.prompt, earlier.rollout)
+        return peer
+    if name not in ("rolltree", "rolltree-tree"):
+        return None
+    shape: Literal["chain", "tree"] = "tree" if name == "rolltree-tree" else "chain"
+    drafter = TreeDrafter(config=DraftConfig(shape=shape, max_draft=max_draft), cost=cost)
     for earlier in remembered:
-        if isinstance(drafter, TreeDrafter):
-            drafter.cache.set_version(earlier.version)
-            drafter.cache.add(earlier.prompt, earlier.rollout)
-        elif isinstance(drafter, SuffixDrafter):
-            drafter.add(earlier.prompt, earlier.rollout)
+        drafter.cache.set_version(earlier.version)
+        drafter.cache.add(earlier.prompt, earlier.rollout)
+    return drafter
 
 
-def _stock(workload: Workload, requests: list[Request], batch: int) -> tuple[None, int, dict[str, int]]:
+def _stock(workload: Workload, requests: list[Request], batch: int) -> Counters:
     """Transformers' own `generate` on left-padded batches; tokens after the stop token do not count."""
     model, total, rows = workload.model, 0, 0
     for i in range(0, len(requests), batch):
@@ -211,13 +206,7 @@ def _stock(workload: Workload, requests: list[Request], batch: int) -> tuple[Non
             ends = [row.index(stop) + 1 for stop in workload.stop_token_ids if stop in row]
             total += min(ends, default=len(row))
         rows += out[:, width:].numel()
-    return None, total, {"row_steps": rows, "drafted": 0, "accepted": 0}
-
-
-def _measured(model: PreTrainedModel, batch: int, max_draft: int) -> CostModel:
-    from rolltree.engine.cost import measure_cost
-
-    return measure_cost(model, slots=batch, max_draft=max_draft)
+    return Counters(tokens=total, row_steps=rows)
 
 
 def _case(workload: Workload, batch: int, name: str, epoch: int, run: _Run) -> dict[str, object]:
@@ -230,12 +219,12 @@ def _case(workload: Workload, batch: int, name: str, epoch: int, run: _Run) -> d
         "remembered_rollouts": len(workload.remembered),
         "epoch": epoch + 1,
         "drafter": name,
-        "tokens": run.tokens,
+        "tokens": run.sums.tokens,
         "seconds": median(run.seconds),
-        "tokens_per_second": run.tokens / median(run.seconds),
-        "tokens_per_step": run.tokens / run.row_steps,
-        "drafted_per_step": run.drafted / run.row_steps,
-        "acceptance_rate": run.accepted / run.drafted if run.drafted else 0.0,
+        "tokens_per_second": run.sums.tokens / median(run.seconds),
+        "tokens_per_step": run.sums.tokens_per_step,
+        "drafted_per_step": run.sums.ratio("drafted_per_step"),
+        "acceptance_rate": run.sums.acceptance_rate,
         "speedup": median(run.ratio),
         "spread": [min(run.ratio), max(run.ratio)],
         "identical_rollouts": run.identical if name not in (STOCK,) else None,

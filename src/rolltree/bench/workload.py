@@ -68,6 +68,18 @@ class _Source:
         return as_tokens(out[:length])
 
 
+def load_data(traces: Sequence[str], prompts: int, length: int) -> dict[str, list[Group]]:
+    """The Markov source as "markov", and each of `traces`, NAME=EARLIER,LATER: up to 8 rollouts a prompt."""
+    data = {"markov": markov(prompts, 8, length)}
+    for spec in traces:
+        name, _, files = spec.partition("=")
+        earlier, _, later = files.partition(",")
+        if not later:
+            raise InvalidInputError("--traces", spec, "NAME=EARLIER,LATER", "Name two trace files of the same prompts.")
+        data[name] = recorded(Path(earlier), Path(later), 8)
+    return data
+
+
 def recorded(history: Path, now: Path, samples: int) -> list[Group]:
     """Read two trace files of the same prompts: an earlier checkpoint and a later one."""
     earlier, later = _read(history), _read(now)

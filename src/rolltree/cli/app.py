@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 import typer
 
 import rolltree
-from rolltree.cli import bench, demo, doctor, gpu, replay, report, store, verl
+from rolltree.cli import bench, demo, doctor, replay, report, store, verl
 from rolltree.cli.faults import Commands, sentence
 from rolltree.cli.output import PIPE_CLOSED, silence
-from rolltree.errors import MissingDependencyError, RolltreeError
+from rolltree.errors import InvalidInputError, MissingDependencyError, RolltreeError
 
 app = typer.Typer(
     name="rolltree",
@@ -26,15 +27,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-bench.app.command(name="gpu", help=gpu.run.__doc__)(gpu.run)
 app.add_typer(bench.app, name="bench")
 app.add_typer(store.app, name="store")
 app.command(name="demo", help=demo.run.__doc__)(demo.run)
 app.command(name="replay", help=replay.run.__doc__)(replay.run)
 app.command(name="report", help=report.run.__doc__)(report.run)
 app.command(name="verl-config", help=verl.run.__doc__)(verl.run)
-app.command(name="verl-demo", help=verl.demo.__doc__)(verl.demo)
 app.command(name="doctor", help=doctor.run.__doc__)(doctor.run)
+
+
+def _moved(group: typer.Typer, name: str, target: str) -> None:
+    """Answer a command of 0.1 that is no longer in the wheel, whatever its options, with where it is."""
+
+    @group.command(name, hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+    def _() -> None:
+        raise InvalidInputError("command", name, "one of `--help`", f"It is not in the wheel; in a checkout: {target}.")
+
+
+_moved(bench.app, "gpu", "make gpu-bench")
+_moved(app, "verl-demo", "make verl-demo")
 
 
 def _version(value: bool) -> None:
@@ -50,17 +61,17 @@ def _root(
     """Faster RL rollouts, unchanged samples."""
 
 
-def main() -> None:
-    """Run the command line; rolltree's own errors and the system's become one line and exit code 2."""
+def main(program: Callable[[], object] = app) -> None:
+    """Run a command line, the package's or a script's; rolltree's and the system's errors: one line, exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks ends nothing
-    sys.exit(_run())
+    sys.exit(_run(program))
 
 
-def _run() -> int | str | None:
+def _run(program: Callable[[], object]) -> int | str | None:
     try:
-        code = _called()
+        code = _called(program)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -73,9 +84,9 @@ def _run() -> int | str | None:
     return code
 
 
-def _called() -> int | str | None:
+def _called(program: Callable[[], object]) -> int | str | None:
     try:
-        app()
+        program()
     except SystemExit as end:
         return end.code
     except RolltreeError as error:

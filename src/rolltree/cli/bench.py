@@ -17,19 +17,6 @@ Traces = Annotated[
 ]
 
 
-def _data(traces: list[str] | None, prompts: int, length: int) -> dict[str, Any]:
-    from rolltree.bench.workload import markov, recorded
-
-    data = {"markov": markov(prompts, 8, length)}
-    for spec in traces or []:
-        name, _, files = spec.partition("=")
-        earlier, _, later = files.partition(",")
-        if not later:
-            raise InvalidInputError("--traces", spec, "NAME=EARLIER,LATER", "Name two trace files of the same prompts.")
-        data[name] = recorded(Path(earlier), Path(later), 8)
-    return data
-
-
 def _files(traces: list[str] | None) -> list[Path]:
     return [Path(name) for spec in traces or [] for name in spec.partition("=")[2].split(",") if name]
 
@@ -48,10 +35,11 @@ def index(
     Example: rolltree bench index --json
     """
     from rolltree.bench.index import run_index
+    from rolltree.bench.workload import load_data
 
     check_outputs(_files(traces), out=out)
     screen = console(json_output)
-    data = _data(traces, 32, length)
+    data = load_data(traces or [], 32, length)
     with screen.status("") as status:
         document = run_index(data, repeats=repeats, steps=steps, progress=status.update)
     cases: Any = document["cases"]
@@ -93,10 +81,11 @@ def draft(
     Example: rolltree bench draft
     """
     from rolltree.bench.draft import run_draft
+    from rolltree.bench.workload import load_data
 
     check_outputs(_files(traces), out=out)
     screen = console(json_output)
-    data = _data(traces, 128, 400)
+    data = load_data(traces or [], 128, 400)
     with screen.status("") as status:
         document = run_draft(data, steps=steps, long=long or (8192, 32768), progress=status.update)
     cases: Any = document["cases"]
@@ -142,7 +131,7 @@ def run_engine_command(
             help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`.",
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="builtin, or vllm (see `make vllm-setup`).")] = "builtin",
+    engine: Annotated[str, typer.Option(hidden=True, help="builtin; vLLM's is `make vllm-bench`.")] = "builtin",
     json_output: Json = False,
     out: Out = None,
 ) -> None:
@@ -153,39 +142,34 @@ def run_engine_command(
     import torch
 
     from rolltree.bench.demo_workload import demo_workload
+    from rolltree.bench.device import moved
     from rolltree.bench.engine import DRAFTERS, run_engine
-    from rolltree.bench.gpu_text import moved
     from rolltree.bench.subjects import peer_installed
     from rolltree.budget import CostModel
 
     check_outputs([cost] if cost else [], out=out, save_cost=save_cost)
     torch.set_num_threads(threads)
     screen = console(json_output)
-    if engine not in ("builtin", "vllm"):
-        raise InvalidInputError("--engine", engine, "builtin or vllm")
-    if save_cost is not None and engine == "vllm":
-        raise InvalidInputError("--save-cost", str(save_cost), "with --engine builtin", "vLLM's engine learns its own.")
-    from rolltree.bench import vllm as in_vllm
-
-    known = DRAFTERS if engine == "builtin" else in_vllm.DRAFTERS
-    names = drafter or [name for name in known if name != "suffix" or peer_installed()]
+    if engine != "builtin":
+        raise InvalidInputError("--engine", engine, "builtin", "vLLM is measured in a checkout: make vllm-bench.")
+    names = drafter or [name for name in DRAFTERS if name != "suffix" or peer_installed()]
     with screen.status("training" if train_epochs else "") as status:
         workload = moved(demo_workload(train_epochs=train_epochs), device, dtype)
-        shape: dict[str, Any] = {
-            "batches": batch or [8, 32, 64], "drafters": names, "epochs": epochs, "repeats": repeats,
-            "rollouts": rollouts, "max_draft": max_draft, "progress": status.update,
-        }  # fmt: skip
-        if engine == "vllm":
-            options: dict[str, object] = {"cost": str(cost)} if cost else {}
-            document = in_vllm.run_vllm(workload, **shape, threads=threads, options=options)
-        else:
-            document = run_engine(workload, **shape, cost=CostModel.load(cost) if cost else None)
+        document = run_engine(
+            workload, batches=batch or [8, 32, 64], drafters=names, epochs=epochs, repeats=repeats, rollouts=rollouts,
+            max_draft=max_draft, cost=CostModel.load(cost) if cost else None, progress=status.update,
+        )  # fmt: skip
     costs: Any = document.get("costs")
     if save_cost is not None and costs:
         CostModel(**costs[max(costs, key=int)]).save(save_cost)
-    cases: Any = document["cases"]
+    show_cases(screen, document)
+    finish(document, json_output=json_output, out=out)
+
+
+def show_cases(screen: Any, document: dict[str, Any]) -> None:
+    """Print the table of `bench engine`: a row for each batch size, epoch and drafter."""
+    cases = document["cases"]
     keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
     rows = [[f"batch {c['batch']}", *[c[k] for k in keys], "{:.2f}-{:.2f}".format(*c["spread"])] for c in cases]
     columns = ["batch", "epoch", "drafter", "tokens/s", "tokens/step", "drafted/step", "speedup", "spread"]
     screen.print(table("Engine: speedup over the same engine without drafts", columns, rows))
-    finish(document, json_output=json_output, out=out)

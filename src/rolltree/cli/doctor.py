@@ -56,6 +56,15 @@ PARTS = {
         "pip install 'rolltree[trl]'",
         proofs.trl,
     ),
+    "replay": Part(
+        "recorded rollouts as text, Parquet, .zst",
+        (
+            Package("tokenizers", (0, 21), ("0.22", "0.23")),
+            Package("pyarrow", (15,), ("25.", "26.")),
+            Package("zstandard", (0, 22), ("0.25",)),
+        ),
+        "pip install 'rolltree[replay]'",
+    ),
     "report": Part(
         "reports, plots",
         (Package("matplotlib", (3, 8), ("3.",)), Package("Jinja2", (3, 1), ("3.",), "jinja2")),

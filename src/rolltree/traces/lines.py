@@ -125,5 +125,6 @@ def _zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingDependencyError(f"{path}: reading .zst needs zstandard: pip install zstandard") from error
+        fix = "pip install zstandard, or all that replay reads: pip install 'rolltree[replay]'"
+        raise MissingDependencyError(f"{path}: reading .zst needs zstandard: {fix}") from error
     return zstandard

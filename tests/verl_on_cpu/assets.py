@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rolltree.demo.assets import model_folder
+from rolltree.demo.assets import PROMPT_SEED, model_folder
 from rolltree.demo.task import Problem, sample_problems
 
-PROMPT_SEED = 7
-"""As in `rolltree demo`: problems that the model was not trained on."""
 END = "<|im_end|>"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 

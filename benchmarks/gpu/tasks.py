@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from examples.smollm2.rollouts import converted_folder, last_number, load_problems
 from rolltree.demo.assets import PROMPT_SEED
 from rolltree.demo.assets import load_tokenizer as load_demo_tokenizer
-from rolltree.demo.sampling_run import last_number
-from rolltree.demo.smollm2 import converted_folder, load_problems
 from rolltree.demo.task import sample_problems
 from rolltree.errors import InvalidInputError
 

@@ -1,4 +1,4 @@
-"""`rolltree bench gpu`: one command for all that is to be measured on a device."""
+"""`python -m benchmarks.gpu`: one command for all that is to be measured on a device: options, tables, verdict."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from rolltree.cli.app import main
 from rolltree.cli.output import Json, check_folder, console, finish, table
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 FULL: dict[str, Any] = {
     "model": ["demo", "smollm2-135m", "dummy-1.5b", "dummy-7b"],
     "batch": [1, 8, 32, 128, 256, 512],
@@ -22,6 +24,7 @@ SMALL: dict[str, Any] = {
 """Sizes of --quick."""
 
 
+@app.command()
 def run(
     out: Annotated[
         Path,
@@ -54,18 +57,18 @@ def run(
 
     Exit code 1 when a check of exactness fails. Minutes on a GPU; docs/gpu.md says how to run it without a network.
 
-    Example: rolltree bench gpu --device cpu --dtype float32 --quick --out /tmp/gpu
+    Example: python -m benchmarks.gpu --device cpu --dtype float32 --quick --out /tmp/gpu
     """
-    from rolltree.bench.gpu_forced import DRAFTERS
-    from rolltree.bench.gpu_needs import check_device
-    from rolltree.bench.matrix import PARTS, Matrix, run_matrix
+    from benchmarks.gpu.forced import DRAFTERS
+    from benchmarks.gpu.matrix import PARTS, Matrix, run_matrix
+    from rolltree.bench.device import check_device
     from rolltree.bench.subjects import peer_installed
-    from rolltree.cli.bench import _data
+    from rolltree.bench.workload import load_data
 
     check_device(device)
     chosen = QUICK if quick else FULL
     names = drafter or list(DRAFTERS)
-    data = _data(traces, 4 if quick else 64, 64 if quick else length)
+    data = load_data(traces or [], 4 if quick else 64, 64 if quick else length)
     matrix = Matrix(
         out=out, device=device, dtype=dtype, models=model or chosen["model"], batches=batch or chosen["batch"],
         drafts=draft or chosen["draft"], drafters=[n for n in names if n != "suffix" or drafter or peer_installed()],
@@ -146,3 +149,6 @@ def _show_training(screen: Any, document: dict[str, Any]) -> None:
 
 
 _SAME = {True: "identical", False: "differ"}
+
+if __name__ == "__main__":
+    main(app)

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from rolltree.bench.engine import make_drafter
+from rolltree.bench.trained import Remembered
 from rolltree.bench.workload import Group
 from rolltree.budget import CostModel
-from rolltree.config import DraftConfig
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request
 from rolltree.engine.step import Step
 from rolltree.engine.verify import UInt64Array, Verifier, _Nodes
-from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.sampling import RowParams, SamplingParams
-from rolltree.types import Drafter, Int32Array
+from rolltree.types import Int32Array
 
 DRAFTERS = ("none", "ngram", "suffix", "rolltree", "rolltree-tree")
 HOST_PHASES = ("draft", "update")
@@ -62,7 +62,11 @@ def run_forced(
     vocab = int(model.config.vocab_size)
     groups = [_folded(group, vocab) for group in groups]
     texts = [text for group in groups for text in group.now]
-    drafter = _drafter(name, groups, max_draft, cost)
+    drafter = make_drafter(
+        name, cost, max_draft, [Remembered(group.prompt, text, 0) for group in groups for text in group.history]
+    )
+    if isinstance(drafter, TreeDrafter):
+        drafter.cache.set_version(1)
     longest = max(len(group.prompt) + len(text) for group in groups for text in group.now)
     config = EngineConfig(slots=batch, max_length=longest + 1, max_draft=max_draft, compile=compile)
     engine = Engine(model, config, drafter)
@@ -98,23 +102,3 @@ def run_forced(
 def _folded(group: Group, vocab: int) -> Group:
     """Token ids inside the model's vocabulary: its text has no meaning anyhow."""
     return Group(group.prompt % vocab, [t % vocab for t in group.history], [t % vocab for t in group.now if len(t)])
-
-
-def _drafter(name: str, groups: Sequence[Group], max_draft: int, cost: CostModel | None) -> Drafter | None:
-    if name == "none":
-        return None
-    if name == "ngram":
-        return NgramDrafter(max_draft=max_draft)
-    if name == "suffix":
-        peer = SuffixDrafter(max_draft=max_draft, tree=False)
-        for group in groups:
-            for text in group.history:
-                peer.add(group.prompt, text)
-        return peer
-    config = DraftConfig(max_draft=max_draft, shape="tree" if name == "rolltree-tree" else "chain")
-    drafter = TreeDrafter(config=config, cost=cost)
-    for group in groups:
-        for text in group.history:
-            drafter.cache.add(group.prompt, text)
-    drafter.cache.set_version(1)
-    return drafter

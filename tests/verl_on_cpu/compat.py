@@ -1,6 +1,6 @@
 """Patches of torch, transformers and vLLM without which verl does not run on a CPU. Each has its reason here.
 
-Applied by `rolltree.verl.cpu.platform` (every verl process) and `rolltree.verl.cpu.worker` (vLLM's workers), never on a
+Applied by `tests.verl_on_cpu.platform` (every verl process) and `tests.verl_on_cpu.worker` (vLLM's workers), never on a
 machine that trains on GPUs. `tests/verl/test_compat.py` fails when one of them is no longer needed.
 """
 

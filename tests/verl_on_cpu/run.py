@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import RolltreeError
-from rolltree.verl.cpu.assets import write_assets
-from rolltree.verl.cpu.settings import RunSettings, environment, overrides
+from tests.verl_on_cpu.assets import write_assets
+from tests.verl_on_cpu.settings import RunSettings, environment, overrides
 
 TIMEOUT_SECONDS = 900.0
 """A run of the tests takes 60 to 120; a hung one must not block whoever waits."""

@@ -1,4 +1,4 @@
-"""verl's device platform "cpu": `VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=rolltree.verl.cpu.platform`.
+"""verl's device platform "cpu": `VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=tests.verl_on_cpu.platform`.
 
 verl loads this module in each of its processes, so it is also the place from which the patches of `compat` are
 applied. It pretends to be one device of a kind that Ray calls GPU, because verl places its workers by GPUs.
@@ -15,7 +15,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from rolltree.verl.cpu import compat
+from tests.verl_on_cpu import compat
 
 MEMORY_BYTES = (8 << 30, 16 << 30)
 """Free and total, as the trainer's memory log shows it."""

@@ -21,8 +21,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, TrainerCallback
 
-from rolltree.bench.gpu_shapes import synchronise
-from rolltree.bench.gpu_tasks import Task
+from benchmarks.gpu.shapes import synchronise
+from benchmarks.gpu.tasks import Task
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.quiet import quiet
 from rolltree.demo.training import Subject, make_trainer, weights_sha256

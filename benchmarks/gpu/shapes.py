@@ -1,6 +1,6 @@
 """Models by name for the GPU benchmarks: the shipped one, a real small one, and dummy weights of well-known shapes.
 
-Dummy weights make real step costs and meaningless text: use them with forced acceptance (`gpu_forced`) alone.
+Dummy weights make real step costs and meaningless text: use them with forced acceptance (`forced`) alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from rolltree.bench.gpu_needs import DTYPES, REAL, check_device, check_model
+from benchmarks.gpu.needs import REAL, check_model
+from rolltree.bench.device import DTYPES, check_device
 from rolltree.errors import InvalidInputError
 
 DUMMY: dict[str, dict[str, Any]] = {
@@ -47,9 +48,7 @@ def load(name: str, device: str, dtype: str) -> PreTrainedModel:
     if name not in MODELS:
         raise InvalidInputError("--model", name, f"one of {', '.join(MODELS)}")
     check_model(name)
-    if dtype not in DTYPES:
-        raise InvalidInputError("--dtype", dtype, f"one of {', '.join(DTYPES)}")
-    check_device(device)
+    check_device(device, dtype)
     model = _dummy(DUMMY[name], device, DTYPES[dtype]) if name in DUMMY else _real(name)
     return model.to(device, DTYPES[dtype]).train(False)  # type: ignore[arg-type, no-any-return, unused-ignore]
 
@@ -59,7 +58,7 @@ def _real(name: str) -> PreTrainedModel:
         from rolltree.demo.assets import load_model
 
         return load_model()
-    from rolltree.demo.smollm2 import load as load_smollm2
+    from examples.smollm2.rollouts import load as load_smollm2
 
     return load_smollm2()[0]
 

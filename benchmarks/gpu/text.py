@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.gpu.tasks import SMOLLM2_TOKENS, load_smollm2_tokenizer, task
 from rolltree.bench.engine import Workload
-from rolltree.bench.gpu_needs import DTYPES, check_device
-from rolltree.bench.gpu_tasks import SMOLLM2_TOKENS, load_smollm2_tokenizer, task
 from rolltree.bench.trained import Remembered
-from rolltree.errors import InvalidInputError
 from rolltree.tokens import as_tokens
 
 
@@ -29,7 +27,7 @@ def workload(name: str, model: PreTrainedModel, *, train_epochs: int, samples: i
 
 def _trained(made: Workload, epochs: int) -> Workload:
     """The model after epochs of GRPO in float32 on these prompts, and all its rollouts, which warm the caches."""
-    from rolltree.bench.gpu_training import settings, train
+    from benchmarks.gpu.training import settings, train
     from rolltree.trl import RolloutFunction
 
     sums = task("demo", len(made.prompts))
@@ -45,29 +43,16 @@ def _trained(made: Workload, epochs: int) -> Workload:
     return replace(made, name=name, model=done.model.to(made.model.dtype), remembered=remembered)
 
 
-def moved(workload: Workload, device: str, dtype: str) -> Workload:
-    """The same workload with its model on `device`; InvalidInputError for what is not there."""
-    check_device(device)
-    if dtype not in DTYPES:
-        raise InvalidInputError("--dtype", dtype, f"one of {', '.join(DTYPES)}")
-    model: Any = workload.model
-    return replace(workload, model=model.to(device, DTYPES[dtype]))
-
-
 def smollm2_workload(model: PreTrainedModel, samples: int, prompts: int) -> Workload:
     """Sums of reasoning-gym for SmolLM2-135M."""
-    from rolltree.demo.smollm2 import load_problems
+    from examples.smollm2.rollouts import chat_ids, load_problems
 
     tokenizer = load_smollm2_tokenizer()
-    texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)["input_ids"]
-        for question, _ in load_problems(prompts, seed=0)
-    ]
     end = int(tokenizer.eos_token_id)
     return Workload(
         name="smollm2-135m, chain_sum",
         model=model,
-        prompts=[list(map(int, ids)) for ids in texts],
+        prompts=[chat_ids(tokenizer, question) for question, _ in load_problems(prompts, seed=0)],
         samples=samples,
         max_tokens=SMOLLM2_TOKENS,
         stop_token_ids=(end,),

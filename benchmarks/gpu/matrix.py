@@ -1,4 +1,4 @@
-"""`rolltree bench gpu`: everything that is to be known of a device in one command: step costs, a matrix of models,
+"""`make gpu-bench`: everything that is to be known of a device in one command: step costs, a matrix of models,
 batches, draft lengths and drafters, exactness, the host's share of a step, a profile, GRPO end to end, run-ahead.
 Runs on a CPU with small shapes.
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.runahead.engine import Tail
 
+from benchmarks.gpu import curves, exact, forced
+from benchmarks.gpu.needs import REAL, check_model, check_one_device, check_trainer_installed
+from benchmarks.gpu.shapes import describe_device, load
+from benchmarks.runahead.engine import Tail
 from rolltree import machine
-from rolltree.bench import gpu_curves, gpu_exact, gpu_forced
 from rolltree.bench.engine import run_engine
-from rolltree.bench.gpu_needs import REAL, check_model, check_one_device, check_trainer_installed
-from rolltree.bench.gpu_shapes import describe_device, load
 from rolltree.bench.workload import Group, take
 from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
@@ -42,7 +42,7 @@ class Matrix:
     batches: Sequence[int] = (1, 8)
     drafts: Sequence[int] = (4, 16)
     """Draft lengths K."""
-    drafters: Sequence[str] = gpu_forced.DRAFTERS
+    drafters: Sequence[str] = forced.DRAFTERS
     parts: Sequence[str] = PARTS
     data: dict[str, list[Group]] = field(default_factory=dict)
     """Recorded rollouts by name, for forced acceptance."""
@@ -68,7 +68,7 @@ class Matrix:
     def __post_init__(self) -> None:
         """Raise InvalidInputError for names that do not exist."""
         for name, given, known in (
-            ("--part", self.parts, PARTS), ("--drafter", self.drafters, gpu_forced.DRAFTERS),
+            ("--part", self.parts, PARTS), ("--drafter", self.drafters, forced.DRAFTERS),
         ):  # fmt: skip
             if unknown := sorted(set(given) - set(known)):
                 raise InvalidInputError(name, unknown, f"out of {', '.join(known)}")
@@ -99,9 +99,7 @@ def run_matrix(matrix: Matrix, progress: Progress = lambda case: None) -> dict[s
     if "exact" in matrix.parts:
         progress("exact: chi-square")
         kind = getattr(torch, matrix.dtype)
-        document["exact"]["distribution"] = gpu_exact.check_distribution(
-            matrix.device, kind, samples=matrix.exact_samples
-        )
+        document["exact"]["distribution"] = exact.check_distribution(matrix.device, kind, samples=matrix.exact_samples)
         _save(matrix, document)
     for name in matrix.models:
         _run_model(matrix, name, document, _prefixed(progress, name))
@@ -134,7 +132,7 @@ def _run_model(matrix: Matrix, name: str, document: dict[str, Any], progress: Pr
         progress("profile")
         folder = matrix.out / f"profile-{name}"
         folder.mkdir(exist_ok=True)
-        document["profiles"][name] = gpu_curves.profile_steps(
+        document["profiles"][name] = curves.profile_steps(
             model, folder, rows=max(matrix.batches), compile=matrix.compile
         )
     if "forced" in matrix.parts:
@@ -159,10 +157,10 @@ def _save(matrix: Matrix, document: dict[str, Any]) -> None:
 
 
 def _curves(matrix: Matrix, name: str, model: Any, document: dict[str, Any], progress: Progress) -> CostModel:
-    batches = [b for b in gpu_curves.BATCHES if b <= max(matrix.batches)]
-    drafts = [d for d in gpu_curves.DRAFTS if d <= max(matrix.drafts)]
-    points = gpu_curves.measure_curves(model, batches=batches, drafts=drafts, compile=matrix.compile, progress=progress)
-    cost = gpu_curves.fit(points)
+    batches = [b for b in curves.BATCHES if b <= max(matrix.batches)]
+    drafts = [d for d in curves.DRAFTS if d <= max(matrix.drafts)]
+    points = curves.measure_curves(model, batches=batches, drafts=drafts, compile=matrix.compile, progress=progress)
+    cost = curves.fit(points)
     cost.save(matrix.out / f"cost-{name}.json")
     document["curves"][name] = {"points": points, "cost": asdict(cost)}
     return cost
@@ -177,7 +175,7 @@ def _forced(
             for drafter, k in _pairs(matrix):
                 progress(f"{data}, batch {batch}, {drafter}, K = {k}")
                 chosen = take(groups, batch, matrix.samples)
-                case = gpu_forced.run_forced(
+                case = forced.run_forced(
                     model, chosen, batch=batch, name=drafter, max_draft=k, cost=cost, compile=matrix.compile
                 )
                 per_token = case["seconds"] / case["tokens"]
@@ -198,18 +196,18 @@ def _real(
     """Real text: epochs of rollouts, and identity at T = 0 and T = 1."""
     if not {"real", "exact"} & set(matrix.parts):
         return
-    from rolltree.bench import gpu_text
+    from benchmarks.gpu import text
 
     if matrix.train_epochs:
         progress("training")
-    made = gpu_text.workload(
+    made = text.workload(
         name, model, train_epochs=matrix.train_epochs, samples=matrix.samples, prompts=matrix.prompts_of(name)
     )
     if "exact" in matrix.parts:
         progress("exact: identity")
         prompts = [p for p in made.prompts for _ in range(2)][: matrix.exact_rollouts]
         document["exact"][name] = [
-            gpu_exact.check_identity(
+            exact.check_identity(
                 made.model, prompts, temperature=t, batch=max(matrix.batches), max_tokens=made.max_tokens,
                 stop=made.stop_token_ids,
             )
@@ -229,9 +227,9 @@ def _real(
 def _run_ahead(
     matrix: Matrix, name: str, model: Any, cost: CostModel | None, document: dict[str, Any], progress: Progress
 ) -> None:
-    from rolltree.bench import gpu_runahead
+    from benchmarks.gpu import runahead
 
-    document["runahead"] += gpu_runahead.measure_run_ahead(
+    document["runahead"] += runahead.measure_run_ahead(
         name, model, batches=matrix.batches, samples=matrix.samples, steps=matrix.ahead_steps,
         repeats=matrix.ahead_repeats, tails=matrix.ahead_tails, cost=cost,
         progress=lambda case: progress(f"run-ahead, {case}"),
@@ -240,16 +238,16 @@ def _run_ahead(
 
 def _grpo(matrix: Matrix, name: str, document: dict[str, Any], progress: Progress) -> None:
     """A training with every drafter from the weights as they are shipped; its rollouts as traces."""
-    from rolltree.bench import gpu_grpo, gpu_tasks, gpu_training  # with TRL
+    from benchmarks.gpu import grpo, tasks, training  # with TRL
 
     prompts = matrix.prompts_of(name)
-    task = gpu_tasks.task(name, prompts)
-    config = gpu_training.settings(
+    task = tasks.task(name, prompts)
+    config = training.settings(
         task, prompts=prompts, samples=matrix.samples, epochs=matrix.epochs, max_draft=max(matrix.drafts)
     )
     model = load(name, matrix.device, matrix.dtype)
     cost = CostModel.load(matrix.out / f"cost-{name}.json") if name in document["curves"] else None
-    found = gpu_grpo.run_grpo(
+    found = grpo.run_grpo(
         model, task, config, matrix.drafters, cost=cost, traces=matrix.out / f"traces-{name}.jsonl.gz",
         compile=matrix.compile, progress=progress,
     )  # fmt: skip

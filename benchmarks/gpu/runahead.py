@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.runahead.engine import Policy, Regime, Tail, run_ahead
-from benchmarks.runahead.policy import demo_policy
 from transformers import PreTrainedModel
 
-from rolltree.bench.gpu_text import smollm2_workload
+from benchmarks.gpu.text import smollm2_workload
+from benchmarks.runahead.engine import Policy, Regime, Tail, run_ahead
+from benchmarks.runahead.policy import demo_policy
 from rolltree.budget import CostModel
 
 MODES = ("cold", "ahead", "ahead-noise", "forced")

@@ -10,13 +10,13 @@ from typing import Any
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from rolltree.verl.cpu import compat
+from tests.verl_on_cpu import compat
 
 compat.apply_to_vllm()
 
 
 class CpuWorkerExtension(vLLMColocateWorkerExtension):  # type: ignore[misc, unused-ignore]
-    """`engine_kwargs.vllm.worker_extension_cls=rolltree.verl.cpu.worker.CpuWorkerExtension`."""
+    """`engine_kwargs.vllm.worker_extension_cls=tests.verl_on_cpu.worker.CpuWorkerExtension`."""
 
     def _update_weights(self, weights: list[tuple[str, Any]], peft_config: Any, base_sync_done: bool) -> None:
         super()._update_weights([(name, tensor.clone()) for name, tensor in weights], peft_config, base_sync_done)

@@ -1,4 +1,4 @@
-"""`rolltree verl-demo`: verl's own GRPO on this CPU, alone and with rolltree's lines, side by side.
+"""`make verl-demo`: verl's own GRPO on this CPU, alone and with rolltree's lines, side by side.
 
 The two trainings differ in these lines alone. They draw different random numbers, so rewards agree as two runs of the
 same training do; greedy validation of the first weights must be the same, token for token.
@@ -14,14 +14,14 @@ from statistics import fmean
 from typing import Any
 
 from rolltree import machine
-from rolltree.verl.cpu.run import RunRecord, train
-from rolltree.verl.cpu.settings import RunSettings
 from rolltree.verl.lines import config_lines
 from rolltree.verl.options import VerlOptions
+from tests.verl_on_cpu.run import RunRecord, train
+from tests.verl_on_cpu.settings import RunSettings
 
 POLL_SECONDS = 0.05
 PLAIN_LINES = (
-    "trainer.v1.sampler.custom_sampler.path=pkg://rolltree.verl.cpu.polling",
+    "trainer.v1.sampler.custom_sampler.path=pkg://tests.verl_on_cpu.polling",
     "trainer.v1.sampler.custom_sampler.name=sampler",
 )
 """verl alone, but looking for finished rollouts as often as the run it is compared with."""

@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from rolltree.bench.gpu_tasks import Task
-from rolltree.bench.gpu_training import Progress, Training, train
+from benchmarks.gpu.tasks import Task
+from benchmarks.gpu.training import Progress, Training, train
 from rolltree.budget import CostModel
 from rolltree.config import DraftConfig
 from rolltree.demo.config import DemoConfig
@@ -41,7 +41,7 @@ def run_grpo(
     Args:
         start: the weights, which stay as they are; their type and device are those of the training.
         task: prompts and rewards.
-        config: sizes; see `gpu_training.settings`.
+        config: sizes; see `training.settings`.
         drafters: out of `DRAFTERS`; "none" is always run.
         cost: frozen step-cost model for rolltree's budget; measured in the warm-up when None.
         traces: where the rollouts go, JSON lines, gzipped.

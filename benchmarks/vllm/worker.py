@@ -1,4 +1,4 @@
-"""One vLLM engine in a process of its own, for `rolltree bench engine --engine vllm`: generates epochs when told to.
+"""One vLLM engine in a process of its own, for `make vllm-bench`: generates epochs when told to.
 
 Reads requests from and answers through a pipe, so that engines of several drafters can take turns within one run.
 """
