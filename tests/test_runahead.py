@@ -126,7 +126,7 @@ def test_a_launch_that_found_no_place_is_decided_again() -> None:
     assert (gauges["launched"], gauges["budget_left_tokens"]) == (0, gauges["budget_tokens"])
 
 
-def test_short_tails_and_dear_rows_are_left_alone() -> None:
+def test_short_tails_and_expensive_rows_are_left_alone() -> None:
     control = in_the_tail()
     assert control.decide(snapshot(1, 4, tail_tokens=MIN_TAIL_TOKENS - 1), prompts(9)).reason == "tail too short"
     assert control.decide(snapshot(1, 4, row_seconds=0), prompts(9)).reason == "step cost unknown"

@@ -54,7 +54,7 @@ def test_modes_generate_the_same_and_free_rows_pay() -> None:
     assert cases(FREE, config=EAGER) == found
 
 
-def test_dear_rows_are_left_alone_and_cost_nothing() -> None:
+def test_expensive_rows_are_left_alone_and_cost_nothing() -> None:
     found = cases(load_profile("cpu-2core"))
     assert found["ahead"]["launched"] == 0
     assert found["ahead"]["seconds"] == found["cold"]["seconds"]
