@@ -140,7 +140,9 @@ def test_any_file(tmp_path: Path, lines: list[bytes], name: str, cut: int) -> No
         rollouts = reader.read([path])
     except RolltreeError:
         return  # nothing to read, or a package that is not installed
-    assert len(rollouts) + reader.skipped + reader.empty + reader.account.evaluation == len(list(records(path)))
+    assert len(rollouts) + reader.account.skipped + reader.account.empty + reader.account.evaluation == len(
+        list(records(path))
+    )
 
 
 rows = st.fixed_dictionaries({"prompt": st.sampled_from("abcd"), "completion": st.sampled_from("xy"), "step": numbers})
