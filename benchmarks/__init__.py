@@ -1,1 +1,2 @@
-"""Measurements that are no part of the wheel: `make gpu-bench`, `make vllm-bench`; the results lie beside."""
+"""Measurements that are no part of the wheel: `make gpu-bench`, `make vllm-bench`, `python -m benchmarks.runahead`; the
+results lie beside."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rolltree.cli.app import main
 from rolltree.cli.output import Json, Out, check_outputs, console, finish, table
-from rolltree.errors import InvalidInputError, RolltreeError
+from rolltree.errors import InvalidInputError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -100,7 +100,4 @@ def _table(document: dict[str, Any], keys: list[str]) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except RolltreeError as error:
-        sys.exit(f"runahead: {error}")
+    main(app)

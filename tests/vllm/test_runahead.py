@@ -141,7 +141,8 @@ def test_a_real_request_finds_its_slot_though_a_launch_is_under_way() -> None:
 
         engine.add_request = held
         running = asyncio.create_task(ahead.generate(batch(0, longest=200), [batch(1), batch(2)]))
-        await until(adding.is_set, ahead, running)
+        # Alone: another real request that ended meanwhile would make room for run-ahead, rightly.
+        await until(lambda: adding.is_set() and len(ahead.driver.real) == 1, ahead, running)
         entered, leave = asyncio.Semaphore(0), asyncio.Event()
 
         async def late(number: int) -> None:

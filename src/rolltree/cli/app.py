@@ -46,6 +46,8 @@ def _moved(group: typer.Typer, name: str, target: str) -> None:
 
 _moved(bench.app, "gpu", "make gpu-bench")
 _moved(app, "verl-demo", "make verl-demo")
+_moved(bench.app, "runahead", "python -m benchmarks.runahead run")
+_moved(bench.app, "runahead-replay", "python -m benchmarks.runahead replay")
 
 
 def _version(value: bool) -> None:
