@@ -1,0 +1,108 @@
+"""Every place where vLLM's V2 model runner is reached into, and why; the sister of `compat`. Nothing here drafts.
+
+| What | Why | Without it |
+|---|---|---|
+| `VllmConfig._get_v2_model_runner_unsupported_features` | its list has `custom_class` | the V1 runner is used |
+| `model_runner.init_speculator` | it builds speculators by name and knows none of others | the V1 runner is used |
+| `GPUModelRunner.execute_model` | shows the schedule before it is taken in, and takes a shorter copy | the V1 runner is used |
+| `vllm.config.vllm.NgramGPUTypes` | 0.32 turns async scheduling off for methods that it does not name there | no async |
+| `rejection_sampler.rejection_sample` | coupled verification (option `coupled`) | the option is refused |
+
+Each is checked by signature; where one is missing this vLLM drafts in its V1 runner, as before.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+from rolltree.vllm.compat import HookMissing, uses_rolltree, wrap
+
+METHOD = "custom_class"
+RUNNER = "vllm.v1.worker.gpu.model_runner"
+PROPOSE = ("input_batch", "num_sampled", "last_sampled", "dummy_run", "num_speculative_tokens")
+"""Parameters of a speculator's `propose` that ours reads."""
+
+
+def offer_v2_runner() -> None:
+    """Let engines that draft with rolltree use the V2 runner, where this vLLM has the places that drafting needs."""
+    from vllm.config import VllmConfig
+
+    def make(original: Any) -> Callable[..., Any]:
+        def _get_v2_model_runner_unsupported_features(self: Any) -> list[str]:
+            found = list(original(self))
+            if not (uses_rolltree(self) and runner_fits()):
+                return found
+            return [feature for feature in found if METHOD not in feature]
+
+        return _get_v2_model_runner_unsupported_features
+
+    wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", make)
+    _allow_async()
+
+
+def _allow_async() -> None:
+    """0.32 knows by name which methods leave the drafts to the runner; from 0.33 on only the V1 runner asks."""
+    from typing import get_args
+
+    from vllm.config import vllm as config
+
+    known = getattr(config, "NgramGPUTypes", None)
+    if known is not None and METHOD not in get_args(known):
+        config.NgramGPUTypes = Literal[(*get_args(known), METHOD)]  # type: ignore[misc]
+
+
+@functools.cache
+def runner_fits() -> bool:
+    """Return whether this vLLM's V2 runner has what the speculator needs, by looking at it."""
+    try:
+        hook_v2_runner()
+    except Exception:  # another vLLM, or none of its packages: the V1 runner it is
+        return False
+    return True
+
+
+def hook_v2_runner() -> None:
+    """Make V2 runners build our speculator and show it each step's schedule.
+
+    Raises:
+        HookMissing: this vLLM has another V2 runner, or none.
+
+    """
+    from vllm.v1.worker.gpu import model_runner
+    from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+
+    taken = inspect.signature(BaseSpeculator.propose).parameters
+    if gone := [name for name in PROPOSE if name not in taken]:
+        raise HookMissing(f"BaseSpeculator.propose takes no {', '.join(gone)}")
+    _build_ours(model_runner)
+    _show_schedules(model_runner.GPUModelRunner)
+
+
+def _build_ours(model_runner: Any) -> None:
+    def make(original: Any) -> Callable[..., Any]:
+        def init_speculator(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
+            if not uses_rolltree(vllm_config):
+                return original(vllm_config, device, *args, **kwargs)
+            from rolltree.vllm.speculator import Speculator
+
+            return Speculator(vllm_config, device, *args, **kwargs)
+
+        return init_speculator
+
+    wrap(model_runner, "init_speculator", make, "device", "req_states")
+
+
+def _show_schedules(runner: Any) -> None:
+    def make(original: Any) -> Callable[..., Any]:
+        def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            begin = getattr(getattr(self, "speculator", None), "rolltree_begin_step", None)
+            if begin is not None and not (kwargs.get("dummy_run") or (len(args) > 1 and args[1])):
+                scheduler_output = begin(scheduler_output)
+            return original(self, scheduler_output, *args, **kwargs)
+
+        return execute_model
+
+    wrap(runner, "execute_model", make, "scheduler_output", "intermediate_tensors", "dummy_run")
