@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rolltree.errors import InvalidInputError
-from rolltree.serving.limits import BYTES_PER_LOGIT, MAX_DRAFT, StepLimits, check_width, known_only, shorten
+from rolltree.serving.limits import BYTES_PER_LOGIT, StepLimits, known_only, shorten
 from rolltree.verl.options import VerlOptions
+from rolltree.vllm.width import MAX_DRAFT, check_width
 
 
 def test_the_likeliest_drafts_stay() -> None:

@@ -1,4 +1,4 @@
-"""Options of the vLLM integration: what is allowed, and that everything else is refused by name."""
+"""Options of engines and requests: what is allowed, and that everything else is refused by name."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from rolltree.serving.request_options import RequestOptions, with_options
 def test_dictionary_overrides_environment_overrides_default() -> None:
     """Three places, in this order."""
     environment = {"ROLLTREE_VLLM_WINDOW": "8", "ROLLTREE_VLLM_METRICS": "False", "ROLLTREE_VLLM_DECAY": "1"}
-    options = EngineOptions.read({"rolltree": {"window": 4}, "other": 1}, environment)
+    options = EngineOptions.read({"window": 4}, environment, where="a.rolltree")
     assert (options.window, options.metrics, options.decay, options.depth) == (4, False, 1.0, 64)
     assert options.cache.window == 4
     assert options.draft(6).max_draft == 6
 
 
 @pytest.mark.parametrize(
-    ("additional", "environment", "message"),
+    ("given", "environment", "message"),
     [
-        ({"rolltree": {"windw": 4}}, {}, r"additional_config\.rolltree\.windw.*Did you mean 'window'"),
-        ({"rolltree": {"window": "4"}}, {}, r"additional_config\.rolltree\.window = '4': must be a whole number"),
-        ({"rolltree": {"window": -1}}, {}, r"window = -1"),
-        ({"rolltree": {"logits_bytes": -1}}, {}, r"logits_bytes = -1: must be a number of bytes"),
-        ({"rolltree": {"min_survival": 2.0}}, {}, r"min_survival = 2"),
-        ({"rolltree": 4}, {}, r"additional_config\.rolltree = 4: must be a dictionary"),
+        ({"windw": 4}, {}, r"additional_config\.rolltree\.windw.*Did you mean 'window'"),
+        ({"window": "4"}, {}, r"additional_config\.rolltree\.window = '4': must be a whole number"),
+        ({"window": -1}, {}, r"window = -1"),
+        ({"logits_bytes": -1}, {}, r"logits_bytes = -1: must be a number of bytes"),
+        ({"min_survival": 2.0}, {}, r"min_survival = 2"),
+        (4, {}, r"additional_config\.rolltree = 4: must be a dictionary"),
         ({}, {"ROLLTREE_VLLM_WINDO": "4"}, r"environment\.ROLLTREE_VLLM_WINDO"),
         ({}, {"ROLLTREE_VLLM_WINDOW": "many"}, r"ROLLTREE_VLLM_WINDOW = 'many': must be a whole number"),
         ({}, {"ROLLTREE_VLLM_METRICS": "1"}, r"ROLLTREE_VLLM_METRICS = 1: must be true or false"),
     ],
 )
-def test_bad_engine_options_are_named(additional: object, environment: dict[str, str], message: str) -> None:
+def test_bad_engine_options_are_named(given: object, environment: dict[str, str], message: str) -> None:
     """The error names the option, the value and what is allowed."""
     with pytest.raises(InvalidInputError, match=message):
-        EngineOptions.read(additional, environment)
+        EngineOptions.read(given, environment, where="additional_config.rolltree")
 
 
 def test_frozen_cost_is_read_from_its_file(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_frozen_cost_is_read_from_its_file(tmp_path: Path) -> None:
     assert EngineOptions(cost=str(tmp_path / "cost.json")).frozen_cost() == model
     assert EngineOptions(cost="observed").frozen_cost() is None
     with pytest.raises(InvalidInputError, match=r"rolltree\.cost = 'nothing'"):
-        EngineOptions(cost="nothing").frozen_cost()
+        EngineOptions(cost="nothing").check_files("additional_config.rolltree")
 
 
 def test_request_options() -> None:
@@ -129,7 +129,7 @@ def test_flat_values_are_read_where_they_mean_one_thing(name: str, values: list[
 def test_bad_request_options_are_named(given: dict[str, object], message: str) -> None:
     """The error names the option, the value and what is allowed."""
     with pytest.raises(InvalidInputError, match=message):
-        RequestOptions.read(given)
+        RequestOptions.read(given, where="extra_args")
 
 
 class Hostile:

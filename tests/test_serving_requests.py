@@ -1,4 +1,4 @@
-"""The books of the vLLM integration, without vLLM: a small engine of rows moves, preempts, skips and re-uses them."""
+"""Which text belongs to which request: a small engine of rows moves, preempts, skips and re-uses them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rolltree.cache import RolloutCache
+from rolltree.serving.request import Request
 from rolltree.serving.request_options import RequestOptions
-from rolltree.serving.requests import Batch, Facts, RequestBook, Work
+from rolltree.serving.requests import Batch, RequestBook, Work
 
 WIDTH = 64
 
@@ -21,11 +22,11 @@ class Engine:
         self.book = book
         self.tokens = np.full((rows, WIDTH), 99, np.int32)
         self.text: dict[str, list[int]] = {}
-        self.facts: dict[str, Facts] = {}
+        self.requests: dict[str, Request] = {}
 
     def start(self, id: str, prompt: list[int], **facts: object) -> None:
         self.text[id] = list(prompt)
-        self.facts[id] = Facts(prompt=prompt, **facts)  # type: ignore[arg-type]
+        self.requests[id] = Request(prompt=prompt, **facts)  # type: ignore[arg-type]
 
     def step(self, sampled: dict[str, list[int]], *, tell: bool = True) -> Work | None:
         """Sample for the requests named, in that order of rows; `tell=False`: the host does not ask for drafts."""
@@ -36,9 +37,13 @@ class Engine:
         if not tell:
             return None
         lengths = np.array([len(self.text[id]) for id in ids] + [0] * (4 - len(ids)), np.int32)
-        work = self.book.step(Batch(ids, list(sampled.values()), lengths, self.tokens), self.facts.__getitem__)
+        work = self.book.step(Batch(ids, list(sampled.values()), lengths, self.tokens), self.requests.__getitem__)
         self.book.cache.forest.append_batch(work.handles, work.tokens, work.offsets)  # the drafter's part
         return work
+
+    def limits(self, ids: str) -> list[int]:
+        """What may be drafted for each of these that has a session."""
+        return self.book.wanted(list(ids)).limits.tolist()
 
 
 @pytest.fixture(name="book")
@@ -115,8 +120,7 @@ def test_max_tokens_and_stop_tokens_trim(engine: Engine) -> None:
     engine.start("a", [1, 2], max_tokens=3)
     work = engine.step({"a": [5, 6, 7, 8, 9]})
     assert text_of(work) == {0: [5, 6, 7]}
-    assert work is not None
-    assert work.limits.tolist() == [0]
+    assert engine.limits("a") == [0]
     engine.start("b", [1, 2], stop_ids=frozenset([8, 9]), min_tokens=3)
     engine.start("c", [1, 2], stop_ids=frozenset([4]))
     work = engine.step({"b": [8, 7, 8, 7, 8], "c": [8, 8]})  # the first 8 of b comes before min_tokens, c has no stop 8
@@ -127,12 +131,10 @@ def test_max_tokens_and_stop_tokens_trim(engine: Engine) -> None:
 def test_no_draft_reaches_past_the_end(engine: Engine) -> None:
     """A draft leaves room for the token that the model adds to it."""
     engine.start("a", list(range(1, 21)))
-    work = engine.step({"a": [5, 6]})
-    assert work is not None
-    assert work.limits.tolist() == [8]
-    work = engine.step({"a": [7, 8, 9, 10]})
-    assert work is not None
-    assert work.limits.tolist() == [32 - 26 - 1]
+    engine.step({"a": [5, 6]})
+    assert engine.limits("a") == [8]
+    engine.step({"a": [7, 8, 9, 10]})
+    assert engine.limits("a") == [32 - 26 - 1]
 
 
 def test_text_taken_back_starts_a_new_session(engine: Engine) -> None:
@@ -182,7 +184,8 @@ def test_key_version_and_opt_outs(engine: Engine) -> None:
     work = engine.step({"a": [5], "b": [6], "c": [7], "d": [8]})
     assert work is not None
     assert work.rows.tolist() == [0, 1, 2]
-    assert work.limits.tolist() == [8, 0, 8]
+    assert engine.limits("abcd") == [8, 0, 8]
+    assert engine.limits("bdca") == [0, 8, 8]  # in any order, whatever the rows
     assert "k" in cache
     assert cache.version == 3
     engine.book.finish("abcd")
@@ -194,7 +197,7 @@ def test_key_version_and_opt_outs(engine: Engine) -> None:
 def test_prompts_without_tokens_are_left_alone(engine: Engine) -> None:
     """A prompt of embeddings has no text to key by."""
     engine.start("a", [1, 2])
-    engine.facts["a"] = Facts(prompt=None)
+    engine.requests["a"] = Request(prompt=None)
     assert text_of(engine.step({"a": [5]})) == {}
     engine.book.finish(["a"])
     assert len(engine.book) == 0
@@ -241,16 +244,16 @@ def test_a_stop_token_is_looked_for_while_a_request_has_it(engine: Engine) -> No
     for id, stops in (("a", {8, 9}), ("b", {9}), ("c", {9}), ("d", {7})):
         engine.start(id, [1, 2], stop_ids=frozenset(stops))
     engine.step({"a": [5], "b": [5], "c": [5], "d": [5]})
-    assert sorted(book._stop_array) == [7, 8, 9]
+    assert sorted(book._stops.array) == [7, 8, 9]
     book.finish(["a"])
-    assert sorted(book._stop_array) == [7, 9]
+    assert sorted(book._stops.array) == [7, 9]
     book.end("b", [5])
-    assert sorted(book._stop_array) == [7, 9]
+    assert sorted(book._stops.array) == [7, 9]
     book.restart(["d"])
-    assert sorted(book._stop_array) == [9]
+    assert sorted(book._stops.array) == [9]
     book.drop()
-    assert not book._stops
-    assert len(book._stop_array) == 0
+    assert not book._stops.counts
+    assert len(book._stops.array) == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -276,11 +279,11 @@ def test_random_schedules_feed_every_token_once(seed: int) -> None:
             engine.book.finish([id])
             running.remove(id)
     for id, text in handles.items():
-        facts = engine.facts[id]
-        assert facts.prompt is not None
-        assert facts.max_tokens is not None
-        assert text == engine.text[id][len(facts.prompt) :][: facts.max_tokens][: len(text)]
+        request = engine.requests[id]
+        assert request.prompt is not None
+        assert request.max_tokens is not None
+        assert text == engine.text[id][len(request.prompt) :][: request.max_tokens][: len(text)]
     engine.book.finish(engine.book.running)
     assert engine.book.cache.stats().sessions == 0
-    assert not engine.book._stops
+    assert not engine.book._stops.counts
     engine.book.cache.check()

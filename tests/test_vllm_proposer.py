@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from rolltree.errors import InvalidInputError
-from rolltree.serving import control, watch
-from rolltree.vllm import compat
-from rolltree.vllm.proposer import GIVE_UP_AFTER, Proposer
+from rolltree.serving import commands, watch
+from rolltree.serving.core import GIVE_UP_AFTER
+from rolltree.vllm import compat, control
+from rolltree.vllm.proposer import Proposer
 from tests.fake_vllm import LENGTH, VOCAB, WIDTH, FakeEngine, fake_config, fake_proposer, next_token
 
 
@@ -38,7 +40,7 @@ def plain(prompt: list[int], count: int) -> list[int]:
 
 def kept_exactly(engine: FakeEngine) -> int:
     """Assert that every tree holds its prompt's own rollouts or none, whole and nothing else; return how many."""
-    cache, tokens, count = engine.proposer.drafter.cache, 0, 0
+    cache, tokens, count = engine.proposer.core.drafter.cache, 0, 0
     cache.check()
     for id, prompt in engine.prompts.items():
         if kept := cache.rollouts(prompt):
@@ -64,7 +66,7 @@ def test_drafts_change_nothing_and_are_accepted(engine: FakeEngine, proposer: Pr
         engine.run()
         assert len(engine.positions) - steps <= (24, 12)[epoch]
     assert all(engine.texts[id] == plain(engine.prompts[id], 20) for id in engine.texts)
-    stats = proposer.stats()
+    stats = proposer.core.stats()
     assert stats["tokens"] == 12 * 20
     assert stats["accepted"] > 60
     assert stats["errors"] == 0
@@ -76,7 +78,7 @@ def test_ends_are_trimmed_where_vllm_ends(engine: FakeEngine) -> None:
     for prompt in prompts.values():  # drafts of later requests run past the ends
         engine.add(f"warm-{prompt[2]}", prompt, max_tokens=40)
     engine.run()
-    engine.proposer.forget()
+    engine.proposer.core.forget()
     for name, prompt in prompts.items():
         says = plain(prompt, 40)
         early = {"stop_token_ids": [says[4]]} if "id" in name else {"stop": [chr(65 + says[4])]}
@@ -89,7 +91,7 @@ def test_ends_are_trimmed_where_vllm_ends(engine: FakeEngine) -> None:
     for id in [id for id in engine.prompts if id.startswith("warm")]:
         del engine.prompts[id]
     assert kept_exactly(engine) == len(prompts)
-    assert engine.proposer.book.stop_tokens == frozenset()
+    assert engine.proposer.core.book.stop_tokens == frozenset()
 
 
 def test_the_last_step_is_kept_where_vllm_asked_for_no_drafts(engine: FakeEngine) -> None:
@@ -120,7 +122,7 @@ def test_chunked_prompts_preemption_and_aborts(monkeypatch: pytest.MonkeyPatch) 
         assert text == plain(engine.prompts[id], len(text))
     engine.prompts = {id: prompt for id, prompt in engine.prompts.items() if engine.texts[id]}
     assert kept_exactly(engine) > 30
-    assert proposer.stats()["cache_sessions"] == proposer.stats()["errors"] == 0
+    assert proposer.core.stats()["cache_sessions"] == proposer.core.stats()["errors"] == 0
 
 
 CALLS = ["drafter.draft", "drafter.advance", "cache.open", "cache.extend", "cache.close", "cache.settle", "book.step"]
@@ -134,7 +136,7 @@ def test_a_failure_anywhere_keeps_nothing_that_was_not_generated(
 ) -> None:
     """The n-th call of one function fails, before or after its work: text is right, and so is all that is kept."""
     where, _, name = call.partition(".")
-    owner = {"drafter": proposer.drafter, "cache": proposer.drafter.cache, "book": proposer.book}[where]
+    owner = {"drafter": proposer.core.drafter, "cache": proposer.core.drafter.cache, "book": proposer.core.book}[where]
     inner, calls = getattr(owner, name), [0]
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -155,8 +157,10 @@ def test_a_failure_anywhere_keeps_nothing_that_was_not_generated(
     for id, text in engine.texts.items():
         assert text == plain(engine.prompts[id], len(text))
     planted = calls[0] > nth
-    assert proposer.errors == planted
-    assert proposer.stats()["cache_sessions"] == (planted and after and call == "cache.open")  # nobody has its handle
+    assert proposer.core.errors == planted
+    assert proposer.core.stats()["cache_sessions"] == (
+        planted and after and call == "cache.open"
+    )  # nobody has its handle
     assert kept_exactly(engine) >= 4
 
 
@@ -168,16 +172,16 @@ def test_the_brake_pulls_again_after_resume(
     engine: FakeEngine, proposer: Proposer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Sixteen failures in a row pause drafting, each time; text goes on."""
-    monkeypatch.setattr(proposer.drafter, "draft", broken)
+    monkeypatch.setattr(proposer.core.drafter, "draft", broken)
     engine.add("a", [1, 2, 3], max_tokens=80)
     for pulls in (1, 2):
         for step in range(GIVE_UP_AFTER):
-            assert not proposer.paused, step
+            assert not proposer.core.paused, step
             engine.step()
-        assert proposer.paused
+        assert proposer.core.paused
         assert sum("drafts no more" in line for line in caplog.messages) == pulls
-        control.run(proposer, "resume")
-        assert not proposer.paused
+        commands.run(proposer.core, "resume")
+        assert not proposer.core.paused
     monkeypatch.undo()
     engine.run()
     assert engine.texts["a"] == plain([1, 2, 3], 80)
@@ -194,14 +198,14 @@ def test_clear_while_requests_run(engine: FakeEngine, proposer: Proposer) -> Non
             engine.add(f"{epoch}-{n}", [1, 2, n], max_tokens=20)
         while engine.busy:
             engine.step()
-            stats = control.run(proposer, "stats")
+            stats = commands.run(proposer.core, "stats")
             assert all(stats[name] >= before[name] for name in sums), (before, stats)
             before = stats
             if len(engine.positions) % 7 == 6:
-                control.run(proposer, "clear")
-                assert proposer.stats()["cache_prompts"] == 0
+                commands.run(proposer.core, "clear")
+                assert proposer.core.stats()["cache_prompts"] == 0
     engine.step()
-    assert proposer.errors == 0
+    assert proposer.core.errors == 0
     assert all(text == plain(engine.prompts[id], 20) for id, text in engine.texts.items())
     assert before["accepted"] > 0
     assert before["tokens_per_step"] == before["tokens"] / before["row_steps"]
@@ -212,7 +216,7 @@ def test_replicas_are_added_up_and_ratios_taken_last(engine: FakeEngine, propose
     for n in range(2):
         engine.add(str(n), [1, 2, 3])
         engine.run()
-    one = proposer.stats()
+    one = proposer.core.stats()
     two = control._sum([one, one])
     ratios = {"tokens_per_step", "drafted_per_step", "acceptance_rate"}
     assert one["drafted_per_step"] > 0
@@ -221,12 +225,12 @@ def test_replicas_are_added_up_and_ratios_taken_last(engine: FakeEngine, propose
 
 def test_paused_it_learns_and_drafts_nothing(engine: FakeEngine, proposer: Proposer) -> None:
     """Pause: no drafts, text is remembered. Resume: drafts from it."""
-    control.run(proposer, "pause")
+    commands.run(proposer.core, "pause")
     for n in range(2):
         engine.add(f"a{n}", [1, 2, 3])
         while engine.busy:
             assert not any(engine.step())
-    control.run(proposer, "resume")
+    commands.run(proposer.core, "resume")
     engine.add("b", [1, 2, 3])
     drafts: list[list[int]] = []
     while engine.busy:
@@ -243,7 +247,7 @@ def test_it_is_said_once_that_drafting_stopped(
         engine.add(f"a{n}", [1, 2, 3], max_tokens=60)
         engine.run()
     assert not caplog.messages
-    control.run(proposer, "pause")
+    commands.run(proposer.core, "pause")
     for n in range(3):
         engine.add(f"b{n}", [1, 2, 3], max_tokens=60)
         engine.run()
@@ -257,20 +261,21 @@ def test_no_row_waits_because_of_drafts(monkeypatch: pytest.MonkeyPatch) -> None
     for limit, waits in ((True, False), (False, True)):
         proposer = fake_proposer(monkeypatch, tokens=14, rows=8)
         if not limit:
-            monkeypatch.setattr(proposer._room, "drafts", lambda *_: 10**6)
+            monkeypatch.setattr(proposer.core, "_room", lambda *_: 10**6)
         engine = FakeEngine(proposer, tokens=14, rows=8)
         for epoch in range(3):
             for n in range(8):
                 engine.add(f"{epoch}-{n}", [1, 2, n], max_tokens=20)
             engine.run()
         assert (engine.waited > 0) == waits
-        assert proposer.stats()["accepted"] > 20
+        assert proposer.core.stats()["accepted"] > 20
         assert all(text == plain(engine.prompts[id], 20) for id, text in engine.texts.items())
 
 
 def test_prompts_that_are_being_read_go_before_drafts(proposer: Proposer, engine: FakeEngine) -> None:
     """Tokens of a long prompt that are still to be read leave no room for drafts of others."""
-    engine.budget = proposer._room.tokens = 20
+    engine.budget = 20
+    proposer.core.engine = replace(proposer.core.engine, step_tokens=20)
     engine.add("warm", [1, 2, 3], max_tokens=30)
     engine.run()
     engine.add("again", [1, 2, 3], max_tokens=30)
@@ -293,7 +298,7 @@ def test_the_logits_of_a_step_fit_into_what_was_given(monkeypatch: pytest.Monkey
                 engine.add(f"{epoch}-{n}", [1, 2, n], max_tokens=20)
             engine.run()
         assert (max(engine.positions) > 12) == more
-        assert proposer.stats()["accepted"] > 0
+        assert proposer.core.stats()["accepted"] > 0
 
 
 def test_the_limits_are_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -317,14 +322,14 @@ def test_several_processes_derive_the_same_limits(monkeypatch: pytest.MonkeyPatc
     for world in (1, 2):
         proposer = fake_proposer(monkeypatch)
         monkeypatch.setattr(compat, "free_bytes", free)
-        proposer._room._config.parallel_config.world_size = world
-        proposer._room.drafts(1, ["a"], [[1]], np.array([3]))
+        proposer._config.parallel_config.world_size = world
+        proposer.core._room(1, 0)
     assert asked == [None, 0.9]
 
 
 def test_wild_drafts_are_cut(engine: FakeEngine, proposer: Proposer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids outside the vocabulary and drafts that are too long do not reach the engine."""
-    draft = proposer.drafter.draft
+    draft = proposer.core.drafter.draft
 
     def wild(handles: Any, limits: Any) -> Any:
         batch = draft(handles, limits)
@@ -332,7 +337,7 @@ def test_wild_drafts_are_cut(engine: FakeEngine, proposer: Proposer, monkeypatch
         batch.lengths[:] = WIDTH + 5
         return batch
 
-    monkeypatch.setattr(proposer.drafter, "draft", wild)
+    monkeypatch.setattr(proposer.core.drafter, "draft", wild)
     engine.add("a", [1, 2, 3], max_tokens=10)
     while engine.busy:
         assert all(0 <= token < VOCAB for row in engine.step() for token in row)
@@ -343,7 +348,7 @@ def test_a_request_with_bad_options_is_left_alone(engine: FakeEngine, proposer: 
     engine.add("a", [1, 2, 3], extra_args={"rolltree_kind": "test"})
     engine.add("b", [1, 2, 4], extra_args={"rolltree_kind": "rollout"})
     engine.run()
-    stats = proposer.stats()
+    stats = proposer.core.stats()
     assert (stats["invalid_options"], stats["cache_rollouts"], stats["errors"]) == (1, 1, 0)
 
 
@@ -358,7 +363,7 @@ def test_prompts_with_images_are_told_apart(engine: FakeEngine, proposer: Propos
         engine._states[f"r{n}"].mm_features = [image(1, content)]
     engine.add("text", [1, 2, 3])
     engine.run()
-    stats = proposer.stats()
+    stats = proposer.core.stats()
     assert (stats["cache_prompts"], stats["cache_rollouts"], stats["errors"]) == (3, 4, 0)
 
 
@@ -372,7 +377,7 @@ def test_a_width_that_vllm_does_not_verify_stops_the_start(monkeypatch: pytest.M
 def test_a_host_that_never_shows_its_schedule_is_said(proposer: Proposer, caplog: pytest.LogCaptureFixture) -> None:
     """Another runner than the one that is hooked: no drafts, an error that says why, and no exception."""
     assert proposer.propose([[1]], np.array([3]), np.zeros((1, 8), np.int32)) == [[]]
-    assert proposer.errors == 1
+    assert proposer.core.errors == 1
     assert "another model runner" in caplog.text
 
 

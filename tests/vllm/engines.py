@@ -64,8 +64,8 @@ def runner(llm: Any) -> Any:
 
 
 def proposer(llm: Any) -> Any:
-    """The proposer of an engine in this process."""
-    return runner(llm).drafter
+    """What drafts in an engine in this process: the core of its proposer."""
+    return runner(llm).drafter.core
 
 
 def prompts(count: int, seed: int = PROMPT_SEED) -> list[dict[str, list[int]]]:

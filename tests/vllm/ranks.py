@@ -93,7 +93,7 @@ def cost_of(worker: Any) -> list[float]:
     """The cost model that the rank drafts by."""
     from dataclasses import astuple
 
-    return list(astuple(worker.model_runner.drafter.drafter.cost))
+    return list(astuple(worker.model_runner.drafter.core.drafter.cost))
 
 
 def paused_by_one(llm: Any, rank: int) -> dict[str, Any]:

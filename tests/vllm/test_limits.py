@@ -40,7 +40,7 @@ def test_no_request_waits_because_of_drafts(monkeypatch: pytest.MonkeyPatch) -> 
         assert generate(llm, prompts(ROWS), max_tokens=60) == right
         assert not waited
         assert accepted(llm) > 100
-        monkeypatch.setattr(proposer(llm)._room, "drafts", lambda *_: 10**6)
+        monkeypatch.setattr(proposer(llm), "_room", lambda *_: 10**6)
         assert generate(llm, prompts(ROWS), max_tokens=60) == right
         assert waited
 
@@ -58,7 +58,7 @@ def test_the_logits_of_a_step_stay_within_what_was_given() -> None:
         for given in (0, 20):
             options = OPTIONS | {"logits_bytes": given * vocab * BYTES_PER_LOGIT}
             with engine(max_num_seqs=ROWS, additional_config={"rolltree": options}) as llm:
-                vocab = proposer(llm).vocab
+                vocab = proposer(llm).engine.vocab
                 verified.clear()
                 watched(llm, look)
                 for _ in range(2):

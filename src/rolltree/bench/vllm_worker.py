@@ -102,7 +102,7 @@ def _proposer(llm: Any) -> Any:
 def _warm(llm: Any, drafter: str, remembered: list[Remembered]) -> None:
     """Give a drafter that remembers what training generated."""
     if drafter == "rolltree":
-        cache = _proposer(llm).drafter.cache
+        cache = _proposer(llm).core.drafter.cache
         for earlier in remembered:
             cache.set_version(earlier.version)
             cache.add(earlier.prompt, earlier.rollout)
@@ -120,7 +120,7 @@ def _generate(
     from vllm import SamplingParams
 
     if spec.drafter == "rolltree" and version is not None:
-        _proposer(llm).drafter.cache.set_version(version)
+        _proposer(llm).core.drafter.cache.set_version(version)
     before = _sums(llm, spec)
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
     begin = time.perf_counter()
@@ -137,4 +137,4 @@ def _sums(llm: Any, spec: EngineSpec) -> Any:
     """Draft tokens that were verified and accepted by vLLM's own counters, seconds by ours."""
     values = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
     counted = [values.get(f"vllm:spec_decode_num_{name}_tokens", 0.0) for name in ("draft", "accepted")]
-    return np.array([*counted, _proposer(llm).draft_seconds if spec.drafter == "rolltree" else 0.0])
+    return np.array([*counted, _proposer(llm).core.draft_seconds if spec.drafter == "rolltree" else 0.0])

@@ -1,7 +1,7 @@
 """How many drafts one step of the engine can take, whatever they bring: pure arithmetic on numbers of the host.
 
 Two limits besides time, which `rolltree.budget` knows. Memory: every verified position has a row of logits, in several
-copies, while vLLM's profile run assumes one draft token a request. The scheduler's token budget: it serves running
+copies, more than an engine sets aside that counts on few draft tokens. The scheduler's token budget: it serves running
 requests in order, so drafts of the first ones would push the last ones out of the step.
 
 Invariants: the same numbers give the same cut; a cut never lengthens a draft; without drafts nothing is limited.
@@ -13,29 +13,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rolltree.errors import InvalidInputError
 from rolltree.types import Float32Array, Int32Array
 
-MAX_DRAFT = 128
-"""vLLM's own limit (`MAX_SPEC_LEN` of `v1/sample/rejection_sampler.py`): one token more ends the engine."""
 BYTES_PER_LOGIT = 24
-"""Of one verified position and word in vLLM's sampler: logits in float32, the copy that is processed, probabilities
-(4 bytes each), and for top-k and top-p the sorted logits and their places (4 and 8)."""
+"""Of one verified position and word in a sampler: logits in float32, the copy that is processed, probabilities (4 bytes
+each), and for top-k and top-p the sorted logits and their places (4 and 8)."""
 FREE_SHARE = 0.5
 """Of the free memory: activations, graphs and other processes want some of it, too."""
 PROFILED_POSITIONS = 2
-"""Verified positions a request in vLLM's profile run, whose memory is set aside: one token and one draft."""
+"""Verified positions a request whose memory engines set aside themselves: one token and one draft in
+vLLM's profile run."""
 
 
-def check_width(name: str, value: object, largest: int = MAX_DRAFT) -> None:
-    """Check the number of draft tokens a request and step that a user asks of vLLM.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineShape:
+    """What must be known of an engine before it runs."""
 
-    Raises:
-        InvalidInputError: not a whole number from 1 to `largest`.
-
-    """
-    if type(value) is not int or not 1 <= value <= largest:
-        raise InvalidInputError(name, value, f"1 to {largest}", "vLLM verifies no longer drafts.")
+    max_draft: int
+    """Draft tokens of a request and step at most."""
+    vocab: int
+    """Words of the model's vocabulary."""
+    max_length: int
+    """Tokens of prompt and output that a request may reach."""
+    max_requests: int
+    """Requests that may run at once."""
+    step_tokens: int
+    """Tokens that the scheduler puts into one step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,7 @@ class StepLimits:
     """Tokens that the scheduler puts into one step."""
 
     @classmethod
-    def of(cls, *, requests: int, tokens: int, vocab: int, logits_bytes: int, free_bytes: int) -> StepLimits:
+    def of(cls, *, requests: int, tokens: int, vocab: int, logits_bytes: int = 0, free_bytes: int = 0) -> StepLimits:
         """Derive the limits of an engine.
 
         Args:

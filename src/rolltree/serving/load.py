@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from rolltree.cache import RolloutCache
 from rolltree.errors import InvalidInputError
+from rolltree.serving.options import LOADABLE
 from rolltree.store import RolloutStore
 from rolltree.store.traces import import_traces
 
@@ -20,17 +21,12 @@ def load_rollouts(cache: RolloutCache, path: str | Path) -> int:
         InvalidInputError: there is no such file, or it is neither.
 
     """
-    path = existing(path)
+    path = Path(path)
+    if not path.exists():
+        raise InvalidInputError("load", str(path), LOADABLE)
     if not path.name.endswith(TRACES):
         with RolloutStore(path) as store:
             return store.load_into(cache)
     with TemporaryDirectory() as folder, RolloutStore(Path(folder) / "traces.store") as store:
         import_traces(store, path)
         return store.load_into(cache)
-
-
-def existing(path: str | Path) -> Path:
-    """Return the path of a file that is there; raise InvalidInputError otherwise."""
-    if not Path(path).exists():
-        raise InvalidInputError("load", str(path), "a store or a .jsonl(.gz) file that exists")
-    return Path(path)

@@ -1,29 +1,35 @@
 """What a user may set for an engine: frozen, checked, unknown names refused by name (a request: `request_options`).
 
-Reads dictionaries and environment variables; knows nothing of vLLM.
+The fields below are the one description: hosts hand over a dictionary of them, and each has an environment variable,
+ROLLTREE_<FIELD>. ROLLTREE_VLLM_<FIELD>, the name of 0.1, is still read.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rolltree.budget import CostModel
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
-from rolltree.serving.request_options import REQUEST_KEY, refuse_unknown
+from rolltree.serving.request_options import refuse_unknown, unknown
 
-ENVIRONMENT_PREFIX = "ROLLTREE_VLLM_"
+PREFIX, OLD_PREFIX = "ROLLTREE_", "ROLLTREE_VLLM_"
+MISSPELT = 0.85
+"""Likeness from which a variable that begins with `PREFIX` is a misspelt option: other things have such names, too."""
 
+LOADABLE = "a store or a .jsonl(.gz) file that exists"
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """`additional_config={"rolltree": {...}}`, which overrides the environment: ROLLTREE_VLLM_<FIELD>."""
+    """Options of an engine, by a host's dictionary, which overrides the environment."""
 
     capacity_bytes: int = _CACHE.capacity_bytes
     """Bytes of all trees; least recently used prompts are evicted above it."""
@@ -50,9 +56,9 @@ class EngineOptions:
     """Conversations whose first prompt is remembered, so that later turns find its tree."""
     logits_bytes: int = 0
     """Bytes that the logits of one step may take with all their copies, which bounds the drafts of a step; 0: what
-    vLLM's own profile run covers, or half of the memory that is free then, whichever is more."""
+    the engine sets aside itself, or half of the memory that is free then, whichever is more."""
     metrics: bool = True
-    """Show rolltree's counters beside vLLM's."""
+    """Show rolltree's counters beside the engine's."""
     load: str = ""
     """Rollouts to start from: a store, or recorded rollouts as JSON lines."""
 
@@ -63,21 +69,26 @@ class EngineOptions:
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 
     @classmethod
-    def read(cls, additional: object, environment: Mapping[str, str]) -> EngineOptions:
-        """Read vLLM's `additional_config` and the environment.
+    def read(cls, given: object, environment: Mapping[str, str], *, where: str) -> EngineOptions:
+        """Read a host's dictionary and the environment.
+
+        Args:
+            given: the options by name; None: none.
+            environment: variables; those of others are left alone.
+            where: what the user calls `given`, for errors.
 
         Raises:
             InvalidInputError: an unknown name, or a value outside what is allowed.
 
         """
-        given = additional.get(REQUEST_KEY, {}) if isinstance(additional, Mapping) else {}
+        given = {} if given is None else given
         if not isinstance(given, Mapping):
-            raise InvalidInputError("additional_config.rolltree", given, "a dictionary")
+            raise InvalidInputError(where, given, "a dictionary")
         types = {field.name: type(field.default) for field in fields(cls)}
-        refuse_unknown("additional_config.rolltree", given, types)
+        refuse_unknown(where, given, types)
         values = _from_environment(environment, types)
         for name, value in given.items():
-            values[name] = _typed(f"additional_config.rolltree.{name}", value, types[name])
+            values[name] = _typed(f"{where}.{name}", value, types[name])
         return cls(**values)
 
     @property
@@ -91,13 +102,21 @@ class EngineOptions:
 
     def frozen_cost(self) -> CostModel | None:
         """Return the model of `cost` when it names a file, None otherwise."""
-        if self.cost in ("observed", "off"):
-            return None
+        return None if self.cost in ("observed", "off") else CostModel.load(self.cost)
+
+    def check_files(self, where: str) -> None:
+        """Look whether the files of `cost` and `load` are there; errors name them as options of `where`.
+
+        Raises:
+            InvalidInputError: one is not, or `cost` is no cost model.
+
+        """
         try:
-            return CostModel.load(self.cost)
+            self.frozen_cost()
         except InvalidInputError as error:
             allowed = "'observed', 'off' or a file written by CostModel.save"
-            raise InvalidInputError("additional_config.rolltree.cost", self.cost, allowed, error.fix) from None
+            raise InvalidInputError(f"{where}.cost", self.cost, allowed, error.fix) from None
+        _check(f"{where}.load", self.load, not self.load or Path(self.load).exists(), LOADABLE)
 
 
 def _config(kind: Callable[..., T], options: EngineOptions) -> T:
@@ -111,10 +130,20 @@ def _check(name: str, value: object, is_good: bool, allowed: str) -> None:
 
 
 def _from_environment(environment: Mapping[str, str], types: Mapping[str, type]) -> dict[str, Any]:
-    mine = {name: value for name, value in environment.items() if name.startswith(ENVIRONMENT_PREFIX)}
-    known = {f"{ENVIRONMENT_PREFIX}{name.upper()}": name for name in types}
-    refuse_unknown("environment", mine, known)
-    return {known[name]: _parsed(name, text, types[known[name]]) for name, text in mine.items()}
+    values: dict[str, Any] = {}
+    ours = [(name, OLD_PREFIX) for name in environment if name.startswith(OLD_PREFIX)]
+    ours += [(name, PREFIX) for name in environment if name.startswith(PREFIX) and not name.startswith(OLD_PREFIX)]
+    for name, prefix in ours:
+        known = {f"{prefix}{field.upper()}": field for field in types}
+        if name in known:
+            values[known[name]] = _parsed(name, environment[name], types[known[name]])
+        elif prefix == OLD_PREFIX or _is_misspelt(name.removeprefix(prefix), types):
+            raise unknown("environment", name, environment[name], list(known))
+    return values
+
+
+def _is_misspelt(name: str, known: Mapping[str, type]) -> bool:
+    return bool(difflib.get_close_matches(name.lower(), known, n=1, cutoff=MISSPELT))
 
 
 def _parsed(name: str, text: str, wanted: type) -> object:

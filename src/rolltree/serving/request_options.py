@@ -1,10 +1,11 @@
-"""What one request may set, under either of two spellings: nested for Python, flat for HTTP. Knows nothing of vLLM.
+"""What one request may set, under either of two spellings: nested for Python, flat for HTTP.
 
-`SamplingParams(extra_args={"rolltree": {"key": "k"}})` holds Python values, which must have the right type. Over HTTP
-only texts, numbers and lists travel, one level deep: `{"vllm_xargs": {"rolltree_key": "k"}}`, and there "true", 1 and
-"3" are read as what they can only mean. Both spellings are read from the fields of `RequestOptions`.
+A host hands over the dictionary that its requests carry for others (vLLM: `extra_args`, SGLang: `custom_params`).
+`{"rolltree": {"key": "k"}}` holds Python values, which must have the right type. Over HTTP often only texts, numbers
+and lists travel, one level deep: `{"rolltree_key": "k"}`, and there "true", 1 and "3" are read as what they can only
+mean. Both spellings are read from the fields of `RequestOptions`.
 
-Invariant: whatever `extra_args` holds, nothing but InvalidInputError leaves `RequestOptions.read`.
+Invariant: whatever the dictionary holds, nothing but InvalidInputError leaves `RequestOptions.read`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,17 @@ from typing import Any
 from rolltree.errors import InvalidInputError
 
 REQUEST_KEY = "rolltree"
-"""Where a request carries its options: `SamplingParams(extra_args={"rolltree": {...}})`."""
+"""The entry of the host's dictionary that holds the options, of a request as of an engine."""
 FLAT = f"{REQUEST_KEY}_"
 """What flat names begin with."""
 KINDS = ("rollout", "validation", "run-ahead")
 SHOWN = 200
-"""Characters of a bad value that an error repeats."""
-_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+"""Characters of a bad name that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """`SamplingParams(extra_args={"rolltree": {...}})`, or flat: `rolltree_key` and so on."""
+    """Nested, `{"rolltree": {"key": ...}}`, or flat, `{"rolltree_key": ...}`."""
 
     key: str | None = None
     """The user's id of the prompt or conversation; requests with the same key share a tree. None: the prompt."""
@@ -45,32 +45,32 @@ class RequestOptions:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            is_good, allowed = _RULES[field.name]
-            value = getattr(self, field.name)
-            if not (is_good(value) or (value is None and field.default is None)):
-                raise refused(f"extra_args.{REQUEST_KEY}.{field.name}", value, allowed)
+            _check(f"{REQUEST_KEY}.{field.name}", field.name, getattr(self, field.name))
 
     @classmethod
-    def read(cls, extra_args: Mapping[str, Any] | None) -> RequestOptions:
-        """Read a request's `extra_args`, which may hold keys of others.
+    def read(cls, given: Mapping[str, Any] | None, *, where: str = "request") -> RequestOptions:
+        """Read the dictionary that a request carries, which may hold keys of others.
+
+        Args:
+            given: as the host hands it over.
+            where: what the user calls it, for errors.
 
         Raises:
             InvalidInputError: an unknown name, or a value outside what is allowed.
 
         """
-        flat = own_names(extra_args)
-        if not flat or extra_args is None:
+        names = own_names(given)
+        if not names or given is None:
             return DEFAULT
-        given = dict(_nested(extra_args.get(REQUEST_KEY)))
-        for name in flat:
+        options = dict(_nested(given.get(REQUEST_KEY), f"{where}.{REQUEST_KEY}"))
+        for name in names:
             if name != REQUEST_KEY:
-                value = extra_args[name]
-                field = _field(name, value)
-                if field in given:
-                    raise refused(f"extra_args.{name}", value, f"left out: extra_args.{REQUEST_KEY}.{field} is there")
+                place, value, field = f"{where}.{name}", given[name], _field(name, given[name], where)
+                if field in options:
+                    raise InvalidInputError(place, value, f"left out: {where}.{REQUEST_KEY}.{field} is there")
                 if value is not None:
-                    given[field] = _from_text(name, value, field)
-        return cls(**given)
+                    options[field] = _from_text(place, value, field)
+        return cls(**options)
 
     @property
     def remembered(self) -> bool:
@@ -78,32 +78,25 @@ class RequestOptions:
         return self.kind != "validation" if self.remember is None else self.remember
 
 
-def own_names(extra_args: object) -> list[str]:
-    """Return the names in a request's `extra_args` that are meant for rolltree, misspelt ones included."""
-    if not isinstance(extra_args, Mapping):
+def own_names(given: object) -> list[str]:
+    """Return the names in a request's dictionary that are meant for rolltree, misspelt ones included."""
+    if not isinstance(given, Mapping):
         return []
-    return [name for name in extra_args if isinstance(name, str) and name.lower().startswith(REQUEST_KEY)]
+    return [name for name in given if isinstance(name, str) and name.lower().startswith(REQUEST_KEY)]
 
 
-def with_options(extra_args: Mapping[str, Any] | None, **options: object) -> dict[str, Any]:
-    """Return `extra_args` with these options set, whichever spelling the others had.
+def with_options(given: Mapping[str, Any] | None, **options: object) -> dict[str, Any]:
+    """Return a request's dictionary with these options set, whichever spelling the others had.
 
     Raises:
         InvalidInputError: the options that are there are invalid.
 
     """
-    known, mine = RequestOptions.read(extra_args), own_names(extra_args)
+    known, mine = RequestOptions.read(given), own_names(given)
     set_already = {field.name: getattr(known, field.name) for field in fields(known)}
     nested = {name: value for name, value in set_already.items() if value != getattr(DEFAULT, name)} | options
-    others = {name: value for name, value in (extra_args or {}).items() if name not in mine}
+    others = {name: value for name, value in (given or {}).items() if name not in mine}
     return others | {REQUEST_KEY: nested}
-
-
-def refused(name: str, value: object, allowed: str, fix: str = "") -> InvalidInputError:
-    """Return the error for a value from outside, which may be huge or have no text."""
-    error = InvalidInputError(name, _Clipped(value), allowed, fix)
-    error.value = value
-    return error
 
 
 def refuse_unknown(where: str, given: Mapping[Any, Any], known: Iterable[str]) -> None:
@@ -116,54 +109,48 @@ def refuse_unknown(where: str, given: Mapping[Any, Any], known: Iterable[str]) -
 
 def unknown(where: str, name: object, value: object, known: list[str]) -> InvalidInputError:
     """Return the error for a name that is not known."""
-    text = name if isinstance(name, str) else repr(_Clipped(name))
-    near = difflib.get_close_matches(text[:SHOWN], known, n=1)
+    text = name[:SHOWN] if isinstance(name, str) else f"<{type(name).__name__}>"
+    near = difflib.get_close_matches(text, known, n=1)
     fix = f"Did you mean {near[0]!r}?" if near else ""
-    return refused(f"{where}.{text[:SHOWN]}", value, f"left out: known are {', '.join(known)}", fix)
+    return InvalidInputError(f"{where}.{text}", value, f"left out: known are {', '.join(known)}", fix)
 
 
-class _Clipped:
-    """A value as an error shows it: never long, never failing."""
-
-    def __init__(self, value: object) -> None:
-        try:
-            text = repr(value)
-        except Exception:  # a number of more digits than Python prints, an object whose repr fails
-            text = f"<{type(value).__name__}>"
-        self._text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-def _nested(given: object) -> Mapping[str, Any]:
+def _nested(given: object, where: str) -> Mapping[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        fix = f"Over HTTP, set {', '.join(_flat_names())} in vllm_xargs instead."
-        raise refused(f"extra_args.{REQUEST_KEY}", given, "a dictionary", fix)
-    refuse_unknown(f"extra_args.{REQUEST_KEY}", given, _RULES)
+        raise InvalidInputError(where, given, "a dictionary", f"Over HTTP, set {', '.join(_flat_names())} instead.")
+    refuse_unknown(where, given, _RULES)
+    for name, value in given.items():
+        _check(f"{where}.{name}", name, value)
     return given
+
+
+def _check(place: str, field: str, value: object) -> None:
+    is_good, allowed = _RULES[field]
+    is_unset = value is None and RequestOptions.__dataclass_fields__[field].default is None
+    if not (is_unset or is_good(value)):
+        raise InvalidInputError(place, value, allowed)
 
 
 def _flat_names() -> list[str]:
     return [FLAT + field.name for field in fields(RequestOptions)]
 
 
-def _field(name: str, value: object) -> str:
+def _field(name: str, value: object, where: str) -> str:
     """Return the field that a flat name sets."""
     field = name.removeprefix(FLAT)
     if field == name or field not in _RULES:
-        raise unknown("extra_args", name, value, _flat_names())
+        raise unknown(where, name, value, _flat_names())
     return field
 
 
-def _from_text(name: str, value: object, field: str) -> object:
+def _from_text(place: str, value: object, field: str) -> object:
     """Read a value that came over HTTP; what could mean two things is refused."""
     is_good, allowed = _RULES[field]
     read = _READERS.get(field, _text)(value)
     if not is_good(read):
-        raise refused(f"extra_args.{name}", value, allowed)
+        raise InvalidInputError(place, value, allowed)
     return read
 
 
@@ -208,6 +195,9 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "remember": (_is_boolean, "true or false"),
 }
 """What each field of `RequestOptions` allows, and how an error says it."""
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _READERS = {"version": _whole, "draft": _boolean, "remember": _boolean}
 
 DEFAULT = RequestOptions()
+LEFT_ALONE = RequestOptions(draft=False, remember=False)
+"""Of a request whose own options are invalid."""

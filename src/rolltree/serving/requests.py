@@ -1,6 +1,7 @@
 """Which request owns which session of the cache, and what of its text the tree knows: a state machine on plain data.
 
-Works on row ids, lengths and token arrays as a batching engine keeps them; knows nothing of vLLM and drafts nothing.
+Works on row ids, lengths and token arrays as a batching engine keeps them; knows no engine and drafts nothing. Rows may
+change from step to step, and drafts may be asked for in another call than the one that brings tokens.
 
 Invariants: text enters a session once, in order, and never past the request's own end (`max_tokens`, a stop token), so
 what a row held before or holds after never reaches another prompt's tree. A request that is skipped for some steps,
@@ -17,14 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rolltree.cache import RolloutCache
+from rolltree.serving.conversations import Conversations
+from rolltree.serving.request import Request
 from rolltree.serving.request_options import KINDS
-from rolltree.serving.slots import NO_HANDLE, Facts, Roots, Slots
+from rolltree.serving.stop_tokens import StopTokens
+from rolltree.serving.table import NO_HANDLE, Table
 from rolltree.tokens import as_tokens, prompt_key
 from rolltree.types import Int32Array, Int64Array
 
-__all__ = ["Batch", "Facts", "RequestBook", "Work"]
-
-NO_SLOT = -1
+NO_ENTRY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,13 @@ class Batch:
     """Shape [rows or more]: tokens of prompt and output, those of this step included."""
     tokens: npt.NDArray[np.integer]
     """Shape [rows or more, longest sequence]: prompt and output, undefined past `lengths`."""
+    where: Int64Array | None = None
+    """Shape [rows]: the row of `tokens` that holds each request's text; None: its own row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the drafter is to do in this step, for the A rows that take part."""
+    """New text of the A rows that take part in a step."""
 
     rows: Int64Array
     """Shape [A]: their rows in the batch."""
@@ -52,6 +56,16 @@ class Work:
     """Shape [n]: new text of all of them."""
     offsets: Int32Array
     """Shape [A + 1]: row a's new text is `tokens[offsets[a]:offsets[a + 1]]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What may be drafted, for the A of the given requests that have a session."""
+
+    rows: Int64Array
+    """Shape [A]: their places among those given."""
+    handles: Int64Array
+    """Shape [A]: their sessions."""
     limits: Int32Array
     """Shape [A]: tokens that may be drafted."""
 
@@ -72,45 +86,56 @@ class RequestBook:
         self.tokens_by_kind = dict.fromkeys(KINDS, 0)
         self.row_steps_by_kind = dict.fromkeys(KINDS, 0)
         """(request, engine step) pairs in which it got tokens."""
-        self._roots = Roots(sessions)
-        self._slot_of: dict[str, int] = {}
-        self._slots = Slots()
+        self._conversations = Conversations(sessions)
+        self._entry_of: dict[str, int] = {}
+        self._table = Table()
         self._ids: list[str] | None = None
-        self._row_slots: Int64Array = np.zeros(0, np.int64)
+        self._row_entries: Int64Array = np.zeros(0, np.int64)
         self._orphans: list[int] = []  # sessions that could not be closed
-        self._stops: dict[int, int] = {}  # stop token -> running requests that it ends
-        self._stop_array: Int64Array = np.zeros(0, np.int64)
+        self._stops = StopTokens()
 
     def __len__(self) -> int:
-        return len(self._slot_of)
+        return len(self._entry_of)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._slot_of
+        return id in self._entry_of
 
     @property
     def running(self) -> list[str]:
         """Ids of all requests that have a session."""
-        return list(self._slot_of)
+        return list(self._entry_of)
 
     @property
     def stop_tokens(self) -> frozenset[int]:
         """Tokens that end any of the running requests."""
-        return frozenset(self._stops)
+        return frozenset(self._stops.counts)
 
-    def step(self, batch: Batch, facts_of: Callable[[str], Facts]) -> Work:
-        """Take in what a step sampled, opening requests that are new; `facts_of` is asked once for each of these."""
+    def step(self, batch: Batch, request_of: Callable[[str], Request]) -> Work:
+        """Take in what a step sampled, opening requests that are new; `request_of` is asked once for each of these."""
         rows = len(batch.ids)
         emitted = np.fromiter(map(len, batch.sampled), np.int64, rows)
         lengths = batch.lengths[:rows].astype(np.int64)
-        self._match_rows(batch.ids, emitted, facts_of)
-        slots, takes_part = self._row_slots, (self._row_slots >= 0) & (emitted > 0)  # slot -1 may be looked up
-        known = self._slots.known[slots]
+        self._match_rows(batch.ids, emitted, request_of)
+        entries, takes_part = self._row_entries, (self._row_entries >= 0) & (emitted > 0)  # entry -1 may be looked up
+        known = self._table.known[entries]
         if (takes_part & (lengths - emitted < known)).any():
-            self._restart_rewound(batch.ids, lengths - emitted, emitted, facts_of)
-            slots, known = self._row_slots, self._slots.known[self._row_slots]
-        until = np.minimum(lengths, self._slots.end[slots])
+            self._restart_rewound(batch.ids, lengths - emitted, emitted, request_of)
+            entries, known = self._row_entries, self._table.known[self._row_entries]
+        until = np.minimum(lengths, self._table.end[entries])
         active = np.flatnonzero(takes_part & (until > known))
-        return self._work(active, slots[active], known[active], until[active], batch.tokens)
+        where = active if batch.where is None else batch.where[active]
+        return self._work(active, entries[active], known[active], until[active], batch.tokens, where)
+
+    def wanted(self, ids: Sequence[str]) -> Wanted:
+        """Return sessions and limits of these requests; what is unknown, or has no text, is left out."""
+        entries = self._row_entries if ids == self._ids else self._entries(ids)
+        rows = np.flatnonzero((entries >= 0) & (self._table.handle[entries] != NO_HANDLE))
+        entries = entries[rows]
+        room = np.minimum(self._table.end[entries] - self._table.known[entries] - 1, self._table.draft[entries])
+        return Wanted(rows, self._table.handle[entries], np.maximum(room, 0).astype(np.int32))
+
+    def _entries(self, ids: Sequence[str]) -> Int64Array:
+        return np.fromiter((self._entry_of.get(id, NO_ENTRY) for id in ids), np.int64, len(ids))
 
     def finish(self, ids: Iterable[str]) -> None:
         """End requests, keeping their text; ids that never started are ignored.
@@ -118,84 +143,83 @@ class RequestBook:
         One that runs on continues in a new session, its whole text from the prompt on.
         """
         for id in ids:
-            slot = self._slot_of.pop(id, NO_SLOT)
-            if slot != NO_SLOT:
-                self._release(slot)
+            entry = self._entry_of.pop(id, NO_ENTRY)
+            if entry != NO_ENTRY:
+                self._release(entry)
                 self._ids = None
 
     def end(self, id: str, output: Sequence[int] | None) -> None:
         """End a request that generated `output`, of which a step may be missing or too much; None: what is known."""
-        slot = self._slot_of.get(id, NO_SLOT)
-        if output is not None and slot != NO_SLOT and self._slots.handle[slot] != NO_HANDLE:
-            self._correct(id, slot, output)
+        entry = self._entry_of.get(id, NO_ENTRY)
+        if output is not None and entry != NO_ENTRY and self._table.handle[entry] != NO_HANDLE:
+            self._correct(id, entry, output)
         self.finish([id])
 
-    def _correct(self, id: str, slot: int, output: Sequence[int]) -> None:
+    def _correct(self, id: str, entry: int, output: Sequence[int]) -> None:
         """Make a session's text that of `output`: the engine ran on behind the end, or did not ask in the last step."""
-        facts, begin = self._slots.facts[slot], int(self._slots.prompt[slot])
-        assert facts is not None
-        known, until = int(self._slots.known[slot]) - begin, min(len(output), int(self._slots.end[slot]) - begin)
+        request, begin = self._table.requests[entry], int(self._table.prompt[entry])
+        assert request is not None
+        known, until = int(self._table.known[entry]) - begin, min(len(output), int(self._table.end[entry]) - begin)
         if until < known:
-            self.cache.close(int(self._slots.handle[slot]), keep=False)
-            self._slots.handle[slot] = handle = self._open(id, facts)
+            self.cache.close(int(self._table.handle[entry]), keep=False)
+            self._table.handle[entry] = handle = self._open(id, request)
             self.cache.extend(handle, output[:until])
         elif until > known:
-            ends = (n + 1 for n in range(known, until) if output[n] in facts.stop_ids and n + 1 >= facts.min_tokens)
-            self.cache.extend(int(self._slots.handle[slot]), output[known : next(ends, until)])
+            ends = (n + 1 for n in range(known, until) if output[n] in request.stop_ids and n + 1 >= request.min_tokens)
+            self.cache.extend(int(self._table.handle[entry]), output[known : next(ends, until)])
 
     def restart(self, ids: Iterable[str]) -> None:
         """The text of these requests changed (a streamed prompt grew): each continues in a new session."""
         for id in ids:
-            slot = self._slot_of.get(id, NO_SLOT)
-            facts = self._slots.facts[slot] if slot != NO_SLOT else None
-            if facts is not None and facts.prompt is not None:
-                self._roots.remember(f"request:{id}", as_tokens(facts.prompt))
+            entry = self._entry_of.get(id, NO_ENTRY)
+            request = self._table.requests[entry] if entry != NO_ENTRY else None
+            if request is not None and request.prompt is not None:
+                self._conversations.remember(f"request:{id}", as_tokens(request.prompt))
                 self.finish([id])
 
     def drop(self) -> None:
         """After a failure: forget all running requests, whose sessions may be inconsistent. They start anew."""
-        for slot in self._slot_of.values():
+        for entry in self._entry_of.values():
             with contextlib.suppress(Exception):  # tried once more below
-                self._release(slot, keep=False)
+                self._release(entry, keep=False)
         orphans, self._orphans = self._orphans, []
         for handle in orphans:
             with contextlib.suppress(Exception):  # what cannot be closed is lost; the engine goes on
                 self.cache.close(handle, keep=False)
-        self._slot_of.clear()
+        self._entry_of.clear()
         self._ids = None
 
-    def _match_rows(self, ids: list[str], emitted: Int64Array, facts_of: Callable[[str], Facts]) -> None:
-        """Bring `_row_slots` up to date; most steps have the rows of the step before."""
-        if ids == self._ids and (self._row_slots[emitted > 0] >= 0).all():
+    def _match_rows(self, ids: list[str], emitted: Int64Array, request_of: Callable[[str], Request]) -> None:
+        """Bring `_row_entries` up to date; most steps have the rows of the step before."""
+        if ids == self._ids and (self._row_entries[emitted > 0] >= 0).all():
             return
         for row, id in enumerate(ids):
-            if emitted[row] and id not in self._slot_of:
-                self._start(id, facts_of(id))
+            if emitted[row] and id not in self._entry_of:
+                self._start(id, request_of(id))
         self._ids = list(ids)
-        self._row_slots = np.fromiter((self._slot_of.get(id, NO_SLOT) for id in ids), np.int64, len(ids))
+        self._row_entries = self._entries(ids)
 
-    def _start(self, id: str, facts: Facts) -> None:
-        slot = self._slots.take()
-        has_text = facts.prompt is not None and (facts.options.draft or facts.options.remembered)
-        prompt = len(facts.prompt) if has_text and facts.prompt is not None else 0
-        last = self.max_length if facts.max_tokens is None else min(self.max_length, prompt + facts.max_tokens)
-        self._slots.set(slot, facts, prompt=prompt, end=last if has_text else 0)
-        self._slots.draft[slot] = self.max_draft if facts.options.draft else 0
-        self._slot_of[id] = slot
-        self._count_stops(facts.stop_ids, 1)
-        if has_text:
-            self._slots.handle[slot] = self._open(id, facts)
+    def _start(self, id: str, request: Request) -> None:
+        entry = self._table.take()
+        prompt = len(request.prompt) if request.has_text and request.prompt is not None else 0
+        last = self.max_length if request.max_tokens is None else min(self.max_length, prompt + request.max_tokens)
+        draft = self.max_draft if request.options.draft else 0
+        self._table.set(entry, request, prompt=prompt, end=last if request.has_text else 0, draft=draft)
+        self._entry_of[id] = entry
+        self._stops.add(request.stop_ids)
+        if request.has_text:
+            self._table.handle[entry] = self._open(id, request)
 
-    def _open(self, id: str, facts: Facts) -> int:
+    def _open(self, id: str, request: Request) -> int:
         """Open a session; a later turn of a conversation continues in the tree of its first prompt."""
-        assert facts.prompt is not None
-        options, prompt = facts.options, as_tokens(facts.prompt)
+        assert request.prompt is not None
+        options, prompt = request.options, as_tokens(request.prompt)
         if options.version is not None and options.version > self.cache.version:
             self.cache.set_version(options.version)
         key = options.key
-        root = prompt if key is not None else self._roots.root(id, facts, prompt)
-        if key is None and any(place < len(root) for place, _ in facts.media):
-            key = prompt_key(root, media=facts.media)
+        root = prompt if key is not None else self._conversations.root(id, request, prompt)
+        if key is None and any(place < len(root) for place, _ in request.media):
+            key = prompt_key(root, media=request.media)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
         handle = self.cache.open(root, key=key, version=options.version, read_only=read_only, run_ahead=ahead)
@@ -203,41 +227,41 @@ class RequestBook:
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle
 
-    def _release(self, slot: int, *, keep: bool = True) -> None:
-        facts, handle = self._slots.facts[slot], int(self._slots.handle[slot])
-        self._slots.free(slot)  # first: a close that fails must not keep the slot
-        if facts is not None:
-            self._count_stops(facts.stop_ids, -1)
+    def _release(self, entry: int, *, keep: bool = True) -> None:
+        request, handle = self._table.requests[entry], int(self._table.handle[entry])
+        self._table.free(entry)  # first: a close that fails must not keep the entry
+        if request is not None:
+            self._stops.remove(request.stop_ids)
         if handle != NO_HANDLE:
             self._orphans.append(handle)
             self.cache.close(handle, keep=keep)
             self._orphans.pop()
 
     def _restart_rewound(
-        self, ids: list[str], before: Int64Array, emitted: Int64Array, facts_of: Callable[[str], Facts]
+        self, ids: list[str], before: Int64Array, emitted: Int64Array, request_of: Callable[[str], Request]
     ) -> None:
         """Start those anew whose text before this step is shorter than what the tree knows: it was taken back."""
-        slots = self._row_slots
-        rewound = np.flatnonzero((slots >= 0) & (emitted > 0) & (before < self._slots.known[slots]))
+        entries = self._row_entries
+        rewound = np.flatnonzero((entries >= 0) & (emitted > 0) & (before < self._table.known[entries]))
         for row in rewound:
-            slot = int(slots[row])
-            if before[row] < min(self._slots.known[slot], self._slots.end[slot]):
-                self._slot_of.pop(ids[row])
-                self._release(slot, keep=False)
-                self._start(ids[row], facts_of(ids[row]))
-                self._row_slots[row] = self._slot_of[ids[row]]
+            entry = int(entries[row])
+            if before[row] < min(self._table.known[entry], self._table.end[entry]):
+                self._entry_of.pop(ids[row])
+                self._release(entry, keep=False)
+                self._start(ids[row], request_of(ids[row]))
+                self._row_entries[row] = self._entry_of[ids[row]]
 
     def _work(
-        self, rows: Int64Array, slots: Int64Array, known: Int64Array, until: Int64Array, tokens: npt.NDArray[np.integer]
-    ) -> Work:
-        text, offsets = _gather(tokens, rows, known, until)
-        if len(self._stop_array) and (ends := _places(text, self._stop_array)).size:
-            until = self._stopped(ends, text, offsets, slots, known, until)
-            text, offsets = _gather(tokens, rows, known, until)
-        self._slots.known[slots] = until
-        room = np.minimum(self._slots.end[slots] - until - 1, self._slots.draft[slots])
-        self._count(self._slots.kind[slots], until - known)
-        return Work(rows, self._slots.handle[slots], text, offsets, np.maximum(room, 0).astype(np.int32))
+        self, rows: Int64Array, entries: Int64Array, known: Int64Array, until: Int64Array,
+        tokens: npt.NDArray[np.integer], where: Int64Array,
+    ) -> Work:  # fmt: skip
+        text, offsets = _gather(tokens, where, known, until)
+        if (ends := self._stops.places(text)).size:
+            until = self._stopped(ends, text, offsets, entries, known, until)
+            text, offsets = _gather(tokens, where, known, until)
+        self._table.known[entries] = until
+        self._count(self._table.kind[entries], until - known)
+        return Work(rows, self._table.handle[entries], text, offsets)
 
     def _count(self, kinds: npt.NDArray[np.integer], tokens: Int64Array) -> None:
         """Count what each kind of request got in a step."""
@@ -247,43 +271,19 @@ class RequestBook:
             self.row_steps_by_kind[kind] += int(rows[index])
 
     def _stopped(
-        self,
-        ends: Int64Array,
-        text: Int32Array,
-        offsets: Int32Array,
-        slots: Int64Array,
-        known: Int64Array,
-        until: Int64Array,
-    ) -> Int64Array:
+        self, ends: Int64Array, text: Int32Array, offsets: Int32Array,
+        entries: Int64Array, known: Int64Array, until: Int64Array,
+    ) -> Int64Array:  # fmt: skip
         """Return `until` with every request cut behind its first stop token; it takes no more text from then on."""
         until = until.copy()
         for place in ends[::-1]:  # the first of a row is handled last and wins
             row = int(np.searchsorted(offsets, place, side="right")) - 1
-            slot = int(slots[row])
-            facts, length = self._slots.facts[slot], int(known[row] + place - offsets[row] + 1)
-            assert facts is not None
-            if int(text[place]) in facts.stop_ids and length - self._slots.prompt[slot] >= facts.min_tokens:
-                until[row] = self._slots.end[slot] = length
+            entry = int(entries[row])
+            request, length = self._table.requests[entry], int(known[row] + place - offsets[row] + 1)
+            assert request is not None
+            if int(text[place]) in request.stop_ids and length - self._table.prompt[entry] >= request.min_tokens:
+                until[row] = self._table.end[entry] = length
         return until
-
-    def _count_stops(self, ids: frozenset[int], change: int) -> None:
-        before = len(self._stops)
-        for id in ids:
-            self._stops[id] = self._stops.get(id, 0) + change
-            if not self._stops[id]:
-                del self._stops[id]
-        if len(self._stops) != before:
-            self._stop_array = np.fromiter(self._stops, np.int64, len(self._stops))
-
-
-def _places(text: Int32Array, wanted: Int64Array) -> Int64Array:
-    """Where in `text` any of the `wanted` tokens stands; most requests have one or two stop tokens."""
-    if len(wanted) > 4:
-        return np.flatnonzero(np.isin(text, wanted))
-    found = text == wanted[0]
-    for token in wanted[1:]:
-        found |= text == token
-    return np.flatnonzero(found)
 
 
 def _gather(

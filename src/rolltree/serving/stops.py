@@ -1,7 +1,7 @@
-"""Where a generation really ended: vLLM's front end looks for stop strings while the engine runs on.
+"""Where a generation really ended: an engine's front end looks for stop strings while the engine runs on.
 
-Only the last tokens are looked at, because the front end sees every token at most a few steps late. `min_tokens` is
-heeded for stop strings here, and for stop tokens in `requests`: one rule, so that both end a text where vLLM does.
+Only the last tokens are looked at, because the front end sees every token at most a few steps late. `min_tokens` holds
+for stop strings here, and for stop tokens in `requests`: one rule, so that both end a text where the engine does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class StopStrings:
         Args:
             output: generated tokens.
             stops: the request's stop strings.
-            min_tokens: a stop string that is complete within so many tokens is passed over, as vLLM does.
+            min_tokens: a stop string that is complete within so many tokens is passed over.
             skip_special: special tokens have no text.
 
         """

@@ -12,7 +12,7 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.runahead import RunAheadConfig
-from rolltree.serving.limits import check_width
+from rolltree.vllm.width import check_width
 
 WHERE = "trainer.v1.sampler.sampler_kwargs"
 

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rolltree.serving.control import AsyncControl, Control
+    from rolltree.vllm.control import AsyncControl, Control
     from rolltree.vllm.proposer import Proposer
 
 __all__ = ["AsyncControl", "Control", "Proposer"]
 
 _HOME = {
-    "AsyncControl": "rolltree.serving.control",
-    "Control": "rolltree.serving.control",
+    "AsyncControl": "rolltree.vllm.control",
+    "Control": "rolltree.vllm.control",
     "Proposer": "rolltree.vllm.proposer",
 }
 

@@ -6,13 +6,16 @@ Loud where `plugin` is quiet: it is called only for engines whose `speculative_c
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from rolltree.errors import InvalidInputError
-from rolltree.serving.limits import check_width
-from rolltree.serving.load import existing
 from rolltree.serving.options import EngineOptions
+from rolltree.serving.request_options import REQUEST_KEY
 from rolltree.vllm import compat, hooks, plugin
+from rolltree.vllm.width import check_width
+
+OPTIONS = f"additional_config.{REQUEST_KEY}"
 
 
 def check_engine(vllm_config: Any) -> EngineOptions:
@@ -22,10 +25,10 @@ def check_engine(vllm_config: Any) -> EngineOptions:
         InvalidInputError: an option is unknown or does not go with the others, or this vLLM lacks what drafting needs.
 
     """
-    options = EngineOptions.read(vllm_config.additional_config, os.environ)
-    options.frozen_cost()
-    if options.load:
-        existing(options.load)
+    additional = vllm_config.additional_config
+    given = additional.get(REQUEST_KEY) if isinstance(additional, Mapping) else None
+    options = EngineOptions.read(given, os.environ, where=OPTIONS)
+    options.check_files(OPTIONS)
     width = vllm_config.speculative_config.num_speculative_tokens
     check_width("speculative_config.num_speculative_tokens", width, compat.longest_draft())
     stages = vllm_config.parallel_config.pipeline_parallel_size

@@ -205,7 +205,7 @@ def is_cpu() -> bool:
 
 def longest_draft() -> int:
     """Return how many draft tokens of a request this vLLM verifies in one step at most."""
-    from rolltree.serving.limits import MAX_DRAFT
+    from rolltree.vllm.width import MAX_DRAFT
 
     try:
         from vllm.v1.sample.rejection_sampler import MAX_SPEC_LEN

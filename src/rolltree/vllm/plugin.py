@@ -30,18 +30,18 @@ def check_request(extra_args: Mapping[str, Any]) -> None:
     from rolltree.vllm import compat
 
     try:
-        RequestOptions.read(extra_args)
+        RequestOptions.read(extra_args, where="extra_args")
     except InvalidInputError as error:
         raise compat.refusal(error) from None
 
 
 def prepare_engine(vllm_config: Any) -> None:
     """In the front end, before an engine that is to draft starts: check its options, show its counters."""
-    from rolltree.vllm import metrics
+    from rolltree.vllm import prometheus
     from rolltree.vllm.checks import check_engine
 
     if check_engine(vllm_config).metrics:
-        metrics.publish()
+        prometheus.publish()
 
 
 def refuse_v2_runner() -> None:

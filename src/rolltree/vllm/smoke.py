@@ -40,7 +40,7 @@ def drafts_flow() -> dict[str, float]:
     """Generate one prompt greedily twice; return the counters, `accepted` among them."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    from rolltree.serving.control import Control
+    from rolltree.vllm.control import Control
     from vllm import LLM, SamplingParams
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,20 +1,16 @@
-"""Control of a running engine: statistics, policy version, clear, commit, load, pause and resume.
+"""Control of a running vLLM: statistics, policy version, clear, commit, load, pause and resume.
 
-Both sides of it: `Control` and `AsyncControl` on the caller's side speak `collective_rpc` to the worker's `rolltree`
-method (see `compat`), whose `run` executes a command of `COMMANDS` on the proposer, between two engine steps. Nothing
-of it needs a worker extension.
+The caller's side: speaks `collective_rpc` to the worker's `rolltree` method (see `compat`), which executes a command of
+`serving.commands` between two engine steps. Nothing of it needs a worker extension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rolltree.errors import InvalidInputError, MissingDependencyError
+from rolltree.errors import MissingDependencyError
 from rolltree.serving.figures import with_ratios
-from rolltree.serving.load import load_rollouts
 
 Stats = dict[str, float]
 
@@ -102,40 +98,6 @@ class AsyncControl:
     async def resume(self) -> None:
         """Draft again."""
         await self._call("resume")
-
-
-def run(proposer: Any, command: str, *arguments: Any) -> Any:
-    """Execute a command in the worker."""
-    if command not in COMMANDS:
-        raise InvalidInputError("collective_rpc rolltree", command, f"one of {', '.join(COMMANDS)}")
-    return COMMANDS[command](proposer, *arguments)
-
-
-def _pause(proposer: Any) -> None:
-    proposer.paused = True
-
-
-def _resume(proposer: Any) -> None:
-    proposer.resume()
-
-
-def _cost(proposer: Any) -> dict[str, float] | None:
-    """The step-cost model in use, seconds by name; None while nothing was observed, or without a budget."""
-    if proposer.observer is None:
-        return None if proposer.drafter.cost is None else asdict(proposer.drafter.cost)
-    return asdict(proposer.observer.freeze()) if proposer.observer.observations else None
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "stats": lambda proposer: proposer.stats(),
-    "cost": _cost,
-    "set_version": lambda proposer, version: proposer.drafter.cache.set_version(version),
-    "clear": lambda proposer: proposer.forget(),
-    "commit": lambda proposer: proposer.commit(),
-    "load": lambda proposer, path: load_rollouts(proposer.drafter.cache, path),
-    "pause": _pause,
-    "resume": _resume,
-}
 
 
 def _answers(replies: list[Any]) -> list[Any]:

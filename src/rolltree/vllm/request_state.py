@@ -1,7 +1,7 @@
-"""Reads what the books need of a request from vLLM's own state of it (`CachedRequestState`), and where it really ended.
+"""Reads what must be known of a request from vLLM's own state of it (`CachedRequestState`), and where it really ended.
 
 Plain attribute reads, so that a fake of them is enough for tests. Which text belongs to a request is decided in
-`requests`; here it is only found out what the request asked for.
+`serving.requests`; here it is only found out what the request asked for.
 """
 
 from __future__ import annotations
@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rolltree.errors import InvalidInputError
+from rolltree.serving.request import Request
 from rolltree.serving.request_options import RequestOptions
-from rolltree.serving.slots import Facts
 from rolltree.serving.stops import StopStrings
 
-LEFT_ALONE = RequestOptions(draft=False, remember=False)
-"""Of a request whose own options are invalid."""
 
-
-def facts_of(request: Any, options: RequestOptions) -> Facts:
+def request_of(state: Any, options: RequestOptions) -> Request:
     """Return what is known of a request when it starts; one that no tree can hold has no prompt."""
-    sampling, media = request.sampling_params, media_of(request)
-    is_text = request.prompt_embeds is None and media is not None
+    sampling, media = state.sampling_params, media_of(state)
+    is_text = state.prompt_embeds is None and media is not None
     # None is the eos of a request that ignores it.
     stops = {*(getattr(sampling, "stop_token_ids", None) or ()), getattr(sampling, "eos_token_id", None)} - {None}
-    return Facts(
-        prompt=request.prompt_token_ids if is_text else None,
+    return Request(
+        prompt=state.prompt_token_ids if is_text else None,
         options=options,
         max_tokens=getattr(sampling, "max_tokens", None),
         stop_ids=frozenset(stops),
@@ -34,13 +30,13 @@ def facts_of(request: Any, options: RequestOptions) -> Facts:
     )
 
 
-def media_of(request: Any) -> tuple[tuple[int, str], ...] | None:
+def media_of(state: Any) -> tuple[tuple[int, str], ...] | None:
     """Return place and content hash of each image (or sound, or video) in a request's prompt.
 
     None when one of them has no hash, or no place: such a prompt is not told from others by its tokens.
     """
     found = []
-    for feature in getattr(request, "mm_features", None) or ():
+    for feature in getattr(state, "mm_features", None) or ():
         content = getattr(feature, "identifier", None) or getattr(feature, "mm_hash", None)
         place = getattr(getattr(feature, "mm_position", None), "offset", None)
         if not isinstance(content, str) or not isinstance(place, int):
@@ -49,18 +45,10 @@ def media_of(request: Any) -> tuple[tuple[int, str], ...] | None:
     return tuple(sorted(found))
 
 
-def read_options(sampling: Any) -> tuple[RequestOptions, InvalidInputError | None]:
-    """Return a request's options, and the error when they are invalid: it is then left alone."""
-    try:
-        return RequestOptions.read(getattr(sampling, "extra_args", None)), None
-    except InvalidInputError as error:
-        return LEFT_ALONE, error
-
-
-def true_output(request: Any, stops: StopStrings) -> Sequence[int] | None:
+def true_output(state: Any, stops: StopStrings) -> Sequence[int] | None:
     """Return the tokens that a request generated, up to a stop string; None where vLLM has forgotten it."""
-    output: Sequence[int] | None = getattr(request, "output_token_ids", None)
-    sampling = getattr(request, "sampling_params", None)
+    output: Sequence[int] | None = getattr(state, "output_token_ids", None)
+    sampling = getattr(state, "sampling_params", None)
     strings = getattr(sampling, "stop", None)
     if output is None or not strings:
         return output

@@ -1,0 +1,30 @@
+"""What is known of a request when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rolltree.serving.request_options import DEFAULT, RequestOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is known of a request when it starts."""
+
+    prompt: Sequence[int] | None
+    """Token ids; None for a prompt of embeddings, which no tree can hold."""
+    options: RequestOptions = DEFAULT
+    max_tokens: int | None = None
+    """Tokens it may generate at most."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end it."""
+    min_tokens: int = 0
+    """Generated tokens before which none of `stop_ids` counts."""
+    media: tuple[tuple[int, str], ...] = ()
+    """Images and the like in the prompt: place of the first token that stands for each, and the hash of its content."""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether it takes part: it is drafted for, or remembered."""
+        return self.prompt is not None and (self.options.draft or self.options.remembered)
