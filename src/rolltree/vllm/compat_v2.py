@@ -2,13 +2,13 @@
 
 | What | Why | Without it |
 |---|---|---|
-| `VllmConfig._get_v2_model_runner_unsupported_features` | its list has `custom_class` | the V1 runner is used |
-| `model_runner.init_speculator` | it builds speculators by name and knows none of others | the V1 runner is used |
-| `GPUModelRunner.execute_model` | shows the schedule before it is taken in, and takes a shorter copy | the V1 runner is used |
-| `vllm.config.vllm.NgramGPUTypes` | 0.32 turns async scheduling off for methods that it does not name there | no async |
-| `rejection_sampler.rejection_sample` | coupled verification (option `coupled`) | the option is refused |
+| `VllmConfig._get_v2_model_runner_unsupported_features` | its list has `custom_class` | V1 runner |
+| `model_runner.init_speculator` | it builds speculators by name and knows none of others | V1 runner |
+| `GPUModelRunner.execute_model` | the schedule is shown, and given back shorter, before it is taken in | V1 runner |
+| `vllm.config.vllm.NgramGPUTypes` | 0.32 has async scheduling for methods that it names there | no async |
+| `GPUModelRunner.sample`, `rejection_sampler.rejection_sample` | coupled verification | `coupled` is refused |
 
-Each is checked by signature; where one is missing this vLLM drafts in its V1 runner, as before.
+Each is checked by signature; where one is missing, this vLLM drafts in its V1 runner, as before.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rolltree.vllm.compat import HookMissing, uses_rolltree, wrap
+
+if TYPE_CHECKING:
+    from rolltree.types import Int32Array
 
 METHOD = "custom_class"
 RUNNER = "vllm.v1.worker.gpu.model_runner"
@@ -106,3 +109,30 @@ def _show_schedules(runner: Any) -> None:
         return execute_model
 
     wrap(runner, "execute_model", make, "scheduler_output", "intermediate_tensors", "dummy_run")
+
+
+def propose_parameters() -> tuple[str, ...]:
+    """Return the names of what this vLLM's runner hands to a speculator, in order."""
+    from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+
+    return tuple(inspect.signature(BaseSpeculator.propose).parameters)[1:]
+
+
+def share_of_first() -> Callable[[Int32Array], Int32Array] | None:
+    """Return what gives every rank of a forward pass the first one's array; None where there is one rank only.
+
+    The returned function blocks until all have it, and raises where another rank is lost: this must end the engine.
+    """
+    import torch
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    if group.world_size == 1:
+        return None
+
+    def share(mine: Int32Array) -> Int32Array:
+        array = torch.from_numpy(mine)
+        torch.distributed.broadcast(array, src=group.ranks[0], group=group.cpu_group)
+        return array.numpy()
+
+    return share

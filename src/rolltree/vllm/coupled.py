@@ -62,7 +62,9 @@ def rejection_sample(
     rows, positions = cu_num_logits.shape[0] - 1, picks.shape[0]
     place, ends = torch.arange(positions, device=picks.device), cu_num_logits[1:].to(torch.int64)
     owner = torch.searchsorted(ends, place, right=True)
-    drafted = torch.roll(draft_sampled, -1).to(picks.dtype)  # what stands behind each position: its draft, if it has one
+    drafted = torch.roll(draft_sampled, -1).to(
+        picks.dtype
+    )  # what stands behind each position: its draft, if it has one
     accepted = (drafted == picks) & (place + 1 < ends[owner])
     grid = picks.new_zeros(rows, num_speculative_steps + 1)
     sampled, step = grid.clone(), expanded_local_pos.to(torch.int64)

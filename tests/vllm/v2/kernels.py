@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
@@ -122,8 +121,20 @@ def get_num_sampled_and_rejected(sampled, rejected, lengths, cu_logits, rows, pr
 
 
 def post_update(
-    rows, computed, last, counts, counts_stride, sampled, sampled_stride, num_sampled, num_rejected, starts, text,
-    text_stride, total, **_,
+    rows,
+    computed,
+    last,
+    counts,
+    counts_stride,
+    sampled,
+    sampled_stride,
+    num_sampled,
+    num_rejected,
+    starts,
+    text,
+    text_stride,
+    total,
+    **_,
 ):
     for i, row in enumerate(rows.tolist()):
         if row < 0:
@@ -195,10 +206,31 @@ def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
 
 
 def gumbel_sample(
-    argmax, argmax_stride, best, best_stride, cache, cache_0, cache_1, cache_column, source, source_stride, logits,
-    logits_stride, rows, seeds, positions, temperatures, vocab, BLOCK_SIZE, IS_DRAFTING, APPLY_TEMPERATURE, USE_FP64, **_,
+    argmax,
+    argmax_stride,
+    best,
+    best_stride,
+    cache,
+    cache_0,
+    cache_1,
+    cache_column,
+    source,
+    source_stride,
+    logits,
+    logits_stride,
+    rows,
+    seeds,
+    positions,
+    temperatures,
+    vocab,
+    BLOCK_SIZE,
+    IS_DRAFTING,
+    APPLY_TEMPERATURE,
+    USE_FP64,
+    **_,
 ):
-    assert cache is None and not USE_FP64
+    assert cache is None
+    assert not USE_FP64
     tokens = np.arange(vocab)
     for i, row in enumerate(rows.tolist()):
         values = logits[i, :vocab].float().numpy()
@@ -238,8 +270,11 @@ def rejection_sample(
     synthetic=None, use_fp64=False, use_block_verification=False, **more,
 ):  # fmt: skip
     """vLLM's standard verification of certain drafts: accepted with the target's probability, else drawn without it."""
-    assert draft_logits is None and synthetic is None and not (use_fp64 or use_block_verification)
-    assert more.get("contexts") is None and not more.get("fly_window_size"), "watermarks and fly are not here"
+    assert draft_logits is None
+    assert synthetic is None
+    assert not (use_fp64 or use_block_verification)
+    assert more.get("contexts") is None
+    assert not more.get("fly_window_size"), "watermarks and fly are not here"
     requests, tokens = len(cu_logits) - 1, np.arange(logits.shape[1])
     sampled, count = np.zeros((requests, width + 1), np.int64), np.zeros(requests, np.int32)
     for i in range(requests):

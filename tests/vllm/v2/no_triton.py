@@ -18,12 +18,12 @@ import pytest
 @contextlib.contextmanager
 def v2_on_cpu(*, async_scheduling: bool) -> Iterator[None]:
     """Everything that an engine needs in its place for the duration of the block."""
-    from vllm import triton_utils
     from vllm.config import vllm as config
     from vllm.platforms.cpu import CpuPlatform
     from vllm.v1.sample.ops import topk_topp_sampler
 
     from tests.vllm.v2 import kernels
+    from vllm import triton_utils
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
