@@ -115,6 +115,7 @@ class RolloutCache:
         seed: int | None = None,
         coupled: bool = False,
         run_ahead: bool = False,
+        murmur3_offset: int | None = None,
     ) -> int:
         """Start a session for one request.
 
@@ -126,6 +127,8 @@ class RolloutCache:
             seed: of the request's sampler noise, taken modulo 2^64.
             coupled: the sampler uses coupled noise; drafts then follow it at forks.
             run_ahead: the text is generated ahead of need; drafts from it are counted as such.
+            murmur3_offset: where the noise is murmur3 of (seed, position, token), as vLLM's, the position at which the
+                first generated token is drawn. None: rolltree's own noise.
 
         Returns:
             A handle, never re-used.
@@ -149,6 +152,7 @@ class RolloutCache:
                 (seed or 0) % 2**64,
                 coupled and seed is not None,
                 run_ahead,
+                murmur3_offset,
             )
             try:
                 self._prompts.quote(handle, tokens, start)

@@ -35,8 +35,12 @@ def check_engine(vllm_config: Any) -> EngineOptions:
     if stages > 1:
         fix = "Use tensor_parallel_size, or data parallel replicas."
         raise InvalidInputError("pipeline_parallel_size", stages, "1 with rolltree.vllm.Proposer", fix)
-    if getattr(vllm_config, "use_v2_model_runner", False) and not compat_v2.runner_fits():
+    is_v2 = bool(getattr(vllm_config, "use_v2_model_runner", False))
+    if is_v2 and not compat_v2.runner_fits():
         plugin.refuse_v2_runner()
+    if options.coupled and not is_v2:
+        fix = "The V1 runner verifies by rejection; vLLM uses the V2 runner by default on a GPU since 0.29."
+        raise InvalidInputError(f"{OPTIONS}.coupled", True, "false in the V1 model runner", fix)
     _check_vllm()
     return options
 

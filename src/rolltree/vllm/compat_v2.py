@@ -82,6 +82,7 @@ def hook_v2_runner() -> None:
         raise HookMissing(f"BaseSpeculator.propose takes no {', '.join(gone)}")
     _build_ours(model_runner)
     _show_schedules(model_runner.GPUModelRunner)
+    _couple(model_runner.GPUModelRunner)
 
 
 def _build_ours(model_runner: Any) -> None:
@@ -109,6 +110,26 @@ def _show_schedules(runner: Any) -> None:
         return execute_model
 
     wrap(runner, "execute_model", make, "scheduler_output", "intermediate_tensors", "dummy_run")
+
+
+def _couple(runner: Any) -> None:
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    if not hasattr(rejection_sampler, "rejection_sample"):
+        raise HookMissing("rejection_sampler has no rejection_sample")
+
+    def make(original: Any) -> Callable[..., Any]:
+        def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not getattr(getattr(self, "speculator", None), "rolltree_coupled", False):
+                return original(self, *args, **kwargs)
+            from rolltree.vllm import coupled
+
+            with coupled.engaged():
+                return original(self, *args, **kwargs)
+
+        return sample
+
+    wrap(runner, "sample", make, "hidden_states", "input_batch")
 
 
 def propose_parameters() -> tuple[str, ...]:

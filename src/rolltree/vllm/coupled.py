@@ -9,6 +9,8 @@ arXiv 2408.07978). Tensor operations of fixed size only: on a GPU nothing waits 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rolltree.errors import RolltreeError
@@ -73,8 +75,14 @@ def rejection_sample(
     return sampled, (grid.cumprod(dim=1).sum(dim=1) + 1).to(torch.int32)
 
 
-def install() -> None:
-    """Put it in the place of vLLM's, for the engine of this process."""
+@contextmanager
+def engaged() -> Iterator[None]:
+    """It takes the place of vLLM's for the duration of the block: another engine of this process keeps vLLM's own."""
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
+    stock = rejection_sampler.rejection_sample
     rejection_sampler.rejection_sample = rejection_sample
+    try:
+        yield
+    finally:
+        rejection_sampler.rejection_sample = stock

@@ -14,11 +14,12 @@ embedding); a row that got no token gets no draft; the scheduler's own schedule 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from rolltree.serving.request import Request
 from rolltree.serving.requests import Batch
 from rolltree.types import Int32Array
 from rolltree.vllm import compat, compat_v2
@@ -60,6 +61,7 @@ class Speculator(DraftingWorker):
 
         super().__init__(vllm_config, runner="V2")
         engine, pinned = self.core.engine, device.type == "cuda"
+        self.rolltree_coupled = self.core.options.coupled
         self._states, self._requests = states, dict[str, _Running]()
         self._rows = DeviceRows(states, device, engine.max_requests)
         self._tokens = torch.zeros(engine.max_requests, engine.max_draft, dtype=torch.int64, device=device)
@@ -164,6 +166,12 @@ class Speculator(DraftingWorker):
         counts = torch.from_numpy(packed[:, 0].copy()).to(out.device, non_blocking=True)
         empty = torch.arange(width, device=out.device)[None, :] >= counts[:, None]
         return torch.where(empty, last[:, None].to(out.dtype), out)
+
+    def _request(self, id: str) -> Request:
+        request, sampling = super()._request(id), self._requests[id].new.sampling_params
+        if not self.rolltree_coupled or sampling.seed is None or not sampling.temperature:
+            return request
+        return replace(request, noise_seed=sampling.seed)
 
     def _state(self, id: str) -> Any:
         return self._requests.get(id)

@@ -272,7 +272,8 @@ def rejection_sample(
     """vLLM's standard verification of certain drafts: accepted with the target's probability, else drawn without it."""
     assert draft_logits is None
     assert synthetic is None
-    assert not (use_fp64 or use_block_verification)
+    assert not use_fp64
+    assert not use_block_verification
     assert more.get("contexts") is None
     assert not more.get("fly_window_size"), "watermarks and fly are not here"
     requests, tokens = len(cu_logits) - 1, np.arange(logits.shape[1])
