@@ -30,13 +30,13 @@ PROPOSE = ("input_batch", "num_sampled", "last_sampled", "dummy_run", "num_specu
 
 
 def offer_v2_runner() -> None:
-    """Let engines that draft with rolltree use the V2 runner, where this vLLM has the places that drafting needs."""
+    """Let engines that draft with rolltree use the V2 runner when asked to, where this vLLM has what drafting needs."""
     from vllm.config import VllmConfig
 
     def make(original: Any) -> Callable[..., Any]:
         def _get_v2_model_runner_unsupported_features(self: Any) -> list[str]:
             found = list(original(self))
-            if not (uses_rolltree(self) and runner_fits()):
+            if not (_is_asked_for() and uses_rolltree(self) and runner_fits()):
                 return found
             return [feature for feature in found if METHOD not in feature]
 
@@ -44,6 +44,13 @@ def offer_v2_runner() -> None:
 
     wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", make)
     _allow_async()
+
+
+def _is_asked_for() -> bool:
+    """Return whether the user wants the V2 runner: it has run on a CPU only, so V1 is taken where nothing is said."""
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_V2_MODEL_RUNNER)
 
 
 def _allow_async() -> None:

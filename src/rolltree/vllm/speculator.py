@@ -91,8 +91,6 @@ class Speculator(DraftingWorker):
         step = scheduled(schedule)
         self._reading.begin_step(schedule, decodes=step.decodes)
         ended = schedule.finished_req_ids
-        for id in ended:
-            self._remember_output(id)
         known, changed = self._requests, []
         for new in schedule.scheduled_new_reqs:  # a preempted one comes back with its id and a longer text to read
             before = known.get(new.req_id)
@@ -104,13 +102,6 @@ class Speculator(DraftingWorker):
         for new in schedule.scheduled_new_reqs:
             if new.req_id not in known or new.req_id in changed:
                 known[new.req_id] = _Running(new)
-
-    def _remember_output(self, id: str) -> None:
-        """The runner gives the slot away next."""
-        slot, state = self._states.req_id_to_index.get(id), self._requests.get(id)
-        if slot is not None and state is not None and state.new.prompt_token_ids is not None:
-            text = self._rows.text[slot, len(state.new.prompt_token_ids) : self._lengths[slot]]
-            state.output_token_ids = text.tolist()
 
     def propose(self, *args: Any, **kwargs: Any) -> Any:
         """Take in what this step sampled and draft what comes next; arguments as of vLLM's `BaseSpeculator.propose`.
@@ -174,7 +165,12 @@ class Speculator(DraftingWorker):
         return replace(request, noise_seed=sampling.seed)
 
     def _state(self, id: str) -> Any:
-        return self._requests.get(id)
+        """Return the request with its text so far; without it where the runner has given its slot away."""
+        slot, state = self._states.req_id_to_index.get(id), self._requests.get(id)
+        if slot is not None and state is not None and state.new.prompt_token_ids is not None:
+            text = self._rows.text[slot, len(state.new.prompt_token_ids) : self._lengths[slot]]
+            state.output_token_ids = text.tolist()
+        return state
 
     def _is_drafting_rank(self) -> bool:
         if self._drafts is None:

@@ -306,6 +306,79 @@ def rejection_sample(
     return torch.from_numpy(sampled), torch.from_numpy(count)
 
 
+# -- what some requests ask for
+
+
+def _words(text: np.ndarray) -> np.ndarray:
+    """Return the bits of packed words, lowest first: [..., n] int32 -> [..., 32 n] bool."""
+    return ((text[..., None].astype(np.uint32) >> np.arange(32, dtype=np.uint32)) & 1).astype(bool).reshape(-1)
+
+
+def bincount(rows, text, stride, prompts, prefills, prompt_mask, mask_stride, counts, counts_stride, **_):
+    for row in rows.tolist():
+        prompt, prefill = int(prompts[row]), int(prefills[row])
+        for token in text[row, :prompt].tolist():
+            prompt_mask.numpy().view(np.uint32)[row, token // 32] |= np.uint32(1 << token % 32)
+        np.add.at(counts[row].numpy(), text[row, prompt:prefill].numpy(), 1)
+
+
+def penalties(
+    logits, stride, rows, tokens, local, repetition, frequency, presence, prompt_mask, mask_stride, counts,
+    counts_stride, vocab, **_,
+):  # fmt: skip
+    for i, row in enumerate(rows.tolist()):
+        scale, much, any_ = float(repetition[row]), float(frequency[row]), float(presence[row])
+        if scale == 1 and much == 0 and any_ == 0:
+            continue
+        values, made = logits[i, :vocab].numpy(), counts[row, :vocab].numpy().astype(np.int64)
+        before = int(local[i])
+        np.add.at(made, tokens[i - before + 1 : i + 1].numpy(), 1)
+        seen = made > 0
+        if scale != 1:
+            factor = np.where(_words(prompt_mask[row].numpy())[:vocab] | seen, np.float32(scale), np.float32(1))
+            values *= np.where(values > 0, 1 / factor, factor)
+        values -= np.float32(much) * made.astype(np.float32)
+        values -= np.float32(any_) * seen.astype(np.float32)
+
+
+def topk_log_softmax(output, logits, stride, ids, ids_stride, topk, vocab, **_):
+    output.copy_(torch.log_softmax(logits[:, :vocab].float(), -1).gather(-1, ids[:, :topk]))
+
+
+def ranks(output, logits, stride, tokens, vocab, **_):
+    chosen = logits.gather(-1, tokens[:, None].long())
+    output.copy_((logits[:, :vocab] >= chosen).sum(-1))
+
+
+def prompt_token_ids(out, starts, rows, computed, text, stride, **_):
+    for i, row in enumerate(rows.tolist()):
+        begin, end, first = int(starts[i]), int(starts[i + 1]), int(computed[row]) + 1
+        known = text[row, first : first + end - begin]
+        out[begin : begin + len(known)] = known
+
+
+def bad_words(
+    logits, stride, rows, words, words_stride, offsets, offsets_stride, counts, text, text_stride, prompts, totals,
+    input_ids, local, **_,
+):  # fmt: skip
+    for i, row in enumerate(rows.tolist()):
+        step = int(local[i])
+        made = text[row, int(prompts[row]) : int(totals[row])].tolist() + input_ids[i - step + 1 : i + 1].tolist()
+        for word in range(int(counts[row])):
+            *prefix, last = words[row, int(offsets[row, word]) : int(offsets[row, word + 1])].tolist()
+            if made[len(made) - len(prefix) :] == prefix:
+                logits[i, last] = float("-inf")
+
+
+def grammar_bitmask(logits, stride, places, cu_logits, masks, masks_stride, vocab, MASK_STRIDE, **_):
+    for i, place in enumerate(places.tolist()):
+        request, position = divmod(place, MASK_STRIDE)
+        first, last = int(cu_logits[request]), int(cu_logits[request + 1])
+        if position < last - first:
+            allowed = torch.from_numpy(_words(masks[i].numpy())[:vocab])
+            logits[first + position, :vocab].masked_fill_(~allowed, float("-inf"))
+
+
 KERNELS = {
     _GPU + "buffer_utils._apply_write_kernel": apply_write,
     _GPU + "block_table._gather_block_tables_kernel": gather_block_tables,
@@ -320,6 +393,13 @@ KERNELS = {
     _GPU + "spec_decode.rejection_sampler._flatten_sampled_kernel": flatten_sampled,
     _GPU + "sample.gumbel._gumbel_sample_kernel": gumbel_sample,
     _GPU + "sample.gumbel._temperature_kernel": temperature,
+    _GPU + "sample.penalties._bincount_kernel": bincount,
+    _GPU + "sample.penalties._penalties_kernel": penalties,
+    _GPU + "sample.logprob._topk_log_softmax_kernel": topk_log_softmax,
+    _GPU + "sample.logprob._ranks_kernel": ranks,
+    _GPU + "sample.prompt_logprob._prompt_logprobs_token_ids_kernel": prompt_token_ids,
+    _GPU + "sample.bad_words._bad_words_kernel": bad_words,
+    _GPU + "structured_outputs._apply_grammar_bitmask_kernel": grammar_bitmask,
 }
 
 
