@@ -1,11 +1,13 @@
 // Python binding of the core; the only file that knows nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 #include <nanobind/stl/tuple.h>
 
+#include <optional>
 #include <tuple>
 
 #include "budget.h"
@@ -105,6 +107,12 @@ NB_MODULE(_native, m) {
   m.doc() = "Native core: per-prompt trees, drafts, budget and the sampler's noise.";
   nb::register_exception_translator(translate);
 
+  m.def(
+      "murmur3_exponential",
+      [](std::uint64_t seed, std::uint64_t position, std::int32_t token) {
+        return PlaceNoise({SamplerNoise::Hash::murmur3, seed, position}, 0)(static_cast<std::uint32_t>(token));
+      },
+      "seed"_a, "position"_a, "token"_a, "The exponential noise of one token as vLLM's sampler has it: -log of it is Gumbel noise.");
   m.def("gumbel_noise", &noise, "keys"_a.noconvert(), "vocab"_a,
         "Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].");
 
@@ -158,8 +166,18 @@ NB_MODULE(_native, m) {
       .def("relieve", &Forest::relieve, unlocked(), "Start to make a tree with live sessions smaller by its oldest rollouts.")
       .def("own_bytes", &Forest::own_bytes, unlocked(), "Bytes of the prompts' own trees. O(1).")
       .def("bytes", &Forest::bytes, unlocked(), "Bytes of all trees, the shared one and pages that are being given back included. O(1).")
-      .def("open", &Forest::open, unlocked(), "tree"_a, "version"_a = 0, "reader"_a = false, "from_prompt"_a = true, "seed"_a = 0,
-           "coupled"_a = false, "run_ahead"_a = false, "Open a session after the tree's prompt (or at the root); returns its handle.")
+      .def(
+          "open",
+          [](Forest& f, std::int64_t tree, std::int64_t version, bool reader, bool from_prompt, std::uint64_t seed, bool coupled,
+             bool run_ahead, std::optional<std::uint64_t> murmur3_offset) {
+            using Hash = SamplerNoise::Hash;
+            const Hash hash = !coupled ? Hash::none : murmur3_offset ? Hash::murmur3 : Hash::rolltree;
+            return f.open(tree, version, reader, from_prompt, {hash, seed, murmur3_offset.value_or(0)}, run_ahead);
+          },
+          unlocked(), "tree"_a, "version"_a = 0, "reader"_a = false, "from_prompt"_a = true, "seed"_a = 0, "coupled"_a = false,
+          "run_ahead"_a = false, "murmur3_offset"_a = nb::none(),
+          "Open a session after the tree's prompt (or at the root); returns its handle. Coupled: drafts follow rolltree's noise, or\n"
+          "murmur3 of (seed, murmur3_offset + generated tokens, token), as vLLM draws.")
       .def("close", &Forest::close, unlocked(), "session"_a, "keep"_a = true, "End a session; keep or forget its text.")
       .def(
           "append",

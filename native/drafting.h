@@ -24,9 +24,8 @@ struct DraftOptions {
   std::uint32_t min_match = 1;   // shortest context to predict from, in tokens
   bool tree = false;             // best-first tree instead of a chain
   bool raw = false;              // the paper's rule: raw shares after the longest suffix in the own tree
-  bool coupled = false;          // rank candidates with the sampler's noise
-  std::uint64_t seed = 0;        // of the request, for the noise
-  std::uint64_t position = 0;    // of the first drafted token, for the noise
+  SamplerNoise noise;            // of the request: candidates are ranked with it
+  std::uint64_t generated = 0;   // tokens before the first drafted one, for the noise
 };
 
 /// Rows of the caller's output arrays.
@@ -68,7 +67,7 @@ class DraftWriter {
   void candidates(const Place& place, Token last, std::uint32_t depth, CandidateList& out) const {
     if (options_.raw) return raw_candidates(place, out);
     ranker_.rank(view_, place, last, options_.min_match, out);
-    if (options_.coupled) races_.judge(out, Race(out, options_.seed, options_.position + depth));
+    if (options_.noise) races_.judge(out, Race(out, PlaceNoise(options_.noise, options_.generated + depth)));
   }
   /// The longest suffix that has a continuation, in the own tree only; the share is the probability.
   void raw_candidates(const Place& place, CandidateList& out) const {

@@ -92,9 +92,9 @@ class Forest {
     samples_ = 0;
   }
 
-  /// Opens a session. `seed` and `coupled` make drafts follow the sampler's noise.
-  std::int64_t open(std::int64_t tree, std::int64_t version, bool reader, bool from_prompt, std::uint64_t seed,
-                    bool coupled, bool run_ahead = false) {
+  /// Opens a session. Drafts follow `noise`, the sampler's, where it has any.
+  std::int64_t open(std::int64_t tree, std::int64_t version, bool reader, bool from_prompt, SamplerNoise noise,
+                    bool run_ahead = false) {
     std::lock_guard lock(mutex_);
     KeptTree& t = tree_at(tree);
     for (KeptTree* each : {&t, shared_.get()}) {
@@ -103,7 +103,7 @@ class Forest {
       upkeep_.touched(*each);
     }
     upkeep_.run(0);  // weights of a new version, before text is counted by them
-    Session s{&t, t.open(version, reader, from_prompt, run_ahead), nullptr, seed, coupled};
+    Session s{&t, t.open(version, reader, from_prompt, run_ahead), nullptr, noise};
     try {
       if (shared_) {
         s.shared = shared_->open(version, reader, true, run_ahead);
@@ -273,8 +273,7 @@ class Forest {
     KeptTree* tree = nullptr;
     Sequence* sequence = nullptr;
     Sequence* shared = nullptr;  // the same text in the shared tree
-    std::uint64_t seed = 0;
-    bool coupled = false;
+    SamplerNoise noise;
   };
 
   template <class Value>
@@ -378,9 +377,8 @@ class Forest {
                  DraftScratch& scratch) const {
     options.limit = static_cast<std::uint32_t>(std::clamp<std::int64_t>(limit, 0, static_cast<std::int64_t>(out.width)));
     options.min_match = std::max(1u, options.min_match);
-    options.coupled = s.coupled;
-    options.seed = s.seed;
-    options.position = s.sequence->generated;
+    options.noise = s.noise;
+    options.generated = s.sequence->generated;
     const std::size_t at = b * out.width;
     const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.source + at};
     const View seen = view(s);
@@ -400,9 +398,9 @@ class Forest {
       for (std::int32_t i = offsets[b]; i < offsets[b + 1]; ++i) {
         const auto token = static_cast<Token>(tokens[i]);
         ranker_.rank(seen, at, last, 1, candidates_);
-        if (s.coupled) {
-          const std::uint64_t position = s.sequence->generated + static_cast<std::uint64_t>(i - offsets[b]);
-          races_.learn(candidates_, Race(candidates_, s.seed, position), token);
+        if (s.noise) {
+          const std::uint64_t generated = s.sequence->generated + static_cast<std::uint64_t>(i - offsets[b]);
+          races_.learn(candidates_, Race(candidates_, PlaceNoise(s.noise, generated)), token);
         }
         ranker_.learn(candidates_, token);
         at = seen.advance(at, token);

@@ -58,6 +58,53 @@ inline float exponential_of_bits(std::uint32_t bits) {
 
 inline float exponential_noise(std::uint64_t key, std::uint32_t token) { return exponential_of_bits(noise_bits(key, token)); }
 
+/// One word into the state of murmur3 x86-32 (Appleby, public domain).
+inline std::uint32_t murmur3_word(std::uint32_t h, std::uint32_t word) {
+  h ^= std::rotl(word * 0xCC9E2D51u, 15) * 0x1B873593u;
+  return std::rotl(h, 13) * 5u + 0xE6546B64u;
+}
+
+/// vLLM's noise (V2 runner, `sample/gumbel.py`): murmur3 over (seed low, seed high, position, token). The state behind
+/// the first three is the key of a (seed, position).
+inline std::uint32_t murmur3_key(std::uint64_t seed, std::uint32_t position) {
+  std::uint32_t h = murmur3_word(0, static_cast<std::uint32_t>(seed));
+  h = murmur3_word(h, static_cast<std::uint32_t>(seed >> 32));
+  return murmur3_word(h, position);
+}
+
+inline std::uint32_t murmur3_bits(std::uint32_t key, std::uint32_t token) {
+  std::uint32_t h = murmur3_word(key, token) ^ 16u;
+  h = (h ^ (h >> 16)) * 0x85EBCA6Bu;
+  h = (h ^ (h >> 13)) * 0xC2B2AE35u;
+  return h ^ (h >> 16);
+}
+
+/// Whose noise a request's sampler draws with, and where its positions begin.
+struct SamplerNoise {
+  enum class Hash : std::uint8_t { none, rolltree, murmur3 };
+  Hash hash = Hash::none;
+  std::uint64_t seed = 0;
+  std::uint64_t offset = 0;  // position of the first generated token
+
+  explicit operator bool() const { return hash != Hash::none; }
+};
+
+/// The noise of one place of a request's text: exponential, a number a token.
+class PlaceNoise {
+ public:
+  PlaceNoise(const SamplerNoise& noise, std::uint64_t generated)
+      : murmur3_(noise.hash == SamplerNoise::Hash::murmur3),
+        key_(murmur3_ ? murmur3_key(noise.seed, static_cast<std::uint32_t>(noise.offset + generated))
+                      : noise_key(noise.seed, noise.offset + generated)) {}
+  float operator()(std::uint32_t token) const {
+    return exponential_of_bits(murmur3_ ? murmur3_bits(static_cast<std::uint32_t>(key_), token) : noise_bits(key_, token));
+  }
+
+ private:
+  bool murmur3_;
+  std::uint64_t key_;
+};
+
 // One function for several instruction sets; without contraction to fused operations all give the same bits.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
 #define ROLLTREE_VECTORISED [[gnu::target_clones("avx512f", "avx2", "default")]]

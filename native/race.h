@@ -34,11 +34,10 @@ struct Race {
   std::size_t context;                    // both matches
 
   /// `list` as ranked.
-  Race(const CandidateList& list, std::uint64_t seed, std::uint64_t position) {
-    const std::uint64_t key = noise_key(seed, position);
+  Race(const CandidateList& list, const PlaceNoise& exponential) {
     std::array<float, CandidateList::kMost> arrival;
     for (std::uint32_t i = 0; i < list.size; ++i) {
-      arrival[i] = exponential_noise(key, list.items[i].token);
+      arrival[i] = exponential(list.items[i].token);
       noise[i] = -fast_log(arrival[i]);
       odds[i] = log_odds(list.items[i].probability);
     }

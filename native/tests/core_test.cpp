@@ -26,7 +26,7 @@ TreeOptions plain() { return TreeOptions{64, 64, 1.0, 16}; }
 TreeStats indexed(const Tokens& text) {
   Forest forest(TreeOptions{64, 64, 1.0, 16});
   const auto tree = forest.add_tree(nullptr, 0, 0);
-  const auto session = forest.open(tree, 0, false, true, 0, false);
+  const auto session = forest.open(tree, 0, false, true, {});
   forest.append(session, text.data(), text.size(), false);
   CHECK(forest.check(tree).empty());
   return forest.stats(tree);
@@ -85,7 +85,7 @@ void siblings_share() {
   const Tokens prompt = periodic(50, 7), rollout = de_bruijn(10, 3);
   const auto tree = forest.add_tree(prompt.data(), prompt.size(), 0);
   std::vector<std::int64_t> sessions;
-  for (int i = 0; i < 1024; ++i) sessions.push_back(forest.open(tree, 0, false, true, 0, false));
+  for (int i = 0; i < 1024; ++i) sessions.push_back(forest.open(tree, 0, false, true, {}));
   for (std::int32_t token : rollout)
     for (auto s : sessions) forest.append(s, &token, 1, false);
   CHECK(forest.check(tree).empty());
@@ -105,7 +105,7 @@ void window_bounds_memory() {
   for (std::int32_t i = 0; i < 400; ++i) {
     Tokens text(1000);
     for (auto& t : text) t = static_cast<std::int32_t>(random() % 50000);
-    const auto s = forest.open(tree, i, false, true, 0, false);
+    const auto s = forest.open(tree, i, false, true, {});
     forest.append(s, text.data(), text.size(), false);
     forest.close(s, true);
     if (i >= 8) most = std::max(most, forest.stats(tree).bytes);
@@ -129,13 +129,13 @@ void handles_are_never_reused() {
   Forest forest(plain());
   const Tokens good{1, 2, 3}, bad{1, -2, 3};
   const auto tree = forest.add_tree(good.data(), 3, 0);
-  const auto session = forest.open(tree, 0, false, true, 0, false);
+  const auto session = forest.open(tree, 0, false, true, {});
   CHECK(throws<InputFault>([&] { forest.append(session, bad.data(), 3, false); }));
   CHECK(forest.generated(session) == 0);
   CHECK(throws<InputFault>([&] { forest.remove_tree(tree); }));
   forest.close(session, true);
   CHECK(throws<ClosedFault>([&] { forest.append(session, good.data(), 3, false); }));
-  CHECK(forest.open(tree, 0, false, true, 0, false) != session);
+  CHECK(forest.open(tree, 0, false, true, {}) != session);
   CHECK(throws<ClosedFault>([&] { forest.close(session, true); }));
   CHECK(throws<ClosedFault>([&] { forest.check(12345); }));
   CHECK(throws<ClosedFault>([&] { forest.check(-1); }));
@@ -147,7 +147,7 @@ void versions_weigh() {
   const auto tree = forest.add_tree(nullptr, 0, 0);
   for (std::int64_t version = 0; version < 40; ++version) {
     const Tokens text{static_cast<std::int32_t>(version), 99};
-    const auto s = forest.open(tree, version, false, true, 0, false);
+    const auto s = forest.open(tree, version, false, true, {});
     forest.append(s, text.data(), 2, false);
     forest.close(s, true);
   }
@@ -163,7 +163,7 @@ Tokens noise(std::mt19937& random, std::size_t n, std::uint32_t vocabulary) {
   return out;
 }
 void rollout(Forest& forest, std::int64_t tree, const Tokens& text, bool keep = true) {
-  const auto s = forest.open(tree, 0, false, true, 0, false);
+  const auto s = forest.open(tree, 0, false, true, {});
   forest.append(s, text.data(), text.size(), false);
   forest.close(s, keep);
 }
@@ -177,7 +177,7 @@ void counts_never_overflow() {
   std::vector<std::int64_t> live;
   const Tokens text = periodic(3000, 7);
   for (int i = 0; i < 16; ++i) {  // 48,000 tokens of running text, 64 units each
-    live.push_back(forest.open(tree, 0, false, true, 0, false));
+    live.push_back(forest.open(tree, 0, false, true, {}));
     forest.append(live.back(), text.data(), text.size(), false);
     CHECK(forest.check(tree).empty() && forest.check_shared().empty());
   }
@@ -199,7 +199,7 @@ void long_work_is_done_in_slices() {
   rollout(forest, tree, gone, false);
   CHECK(forest.stats(tree).pending);
   CHECK(forest.count(tree, gone.data() + 39000, 8) > 0);  // not yet
-  const auto live = forest.open(tree, 0, false, true, 0, false);
+  const auto live = forest.open(tree, 0, false, true, {});
   int calls = 0;
   for (; forest.stats(tree).pending || forest.shared_stats().pending; ++calls) {
     CHECK(calls < 1000);
@@ -218,7 +218,7 @@ void limits_hold() {
   const Limits limits{8 << 20, 2 << 20};
   Forest forest(TreeOptions{64, 64, 0.9, 16}, 2048, limits);
   const auto one = forest.add_tree(nullptr, 0, 0);
-  const auto reader = forest.open(one, 0, true, true, 0, false);  // never evicted
+  const auto reader = forest.open(one, 0, true, true, {});  // never evicted
   std::size_t most_own = 0, most_shared = 0;
   for (int i = 0; i < 300; ++i) {  // 64 rollouts of 8,000 tokens would take 30 MB
     rollout(forest, one, noise(random, 8000, 50000));
@@ -241,9 +241,9 @@ void live_prompts_share_the_limit() {
   std::vector<std::int64_t> trees;
   for (std::int32_t p = 0; p < 8; ++p) {
     trees.push_back(forest.add_tree(&p, 1, 0));
-    forest.open(trees.back(), 0, true, true, 0, false);
+    forest.open(trees.back(), 0, true, true, {});
   }
-  const auto running = forest.open(trees[0], 0, false, true, 0, false);
+  const auto running = forest.open(trees[0], 0, false, true, {});
   const Tokens much = noise(random, 300000, 50000);
   forest.append(running, much.data(), much.size(), false);
   CHECK(forest.own_bytes() > 2 * limits.own);
@@ -294,7 +294,7 @@ struct Batch {
     for (std::int32_t p = 0; p < 32; ++p) {
       const auto tree = forest.add_tree(&p, 1, 0);
       for (std::size_t i = 0; i < kRows / 32; ++i) {
-        sessions.push_back(forest.open(tree, 0, false, true, random(), i % 2 == 0, i % 4 == 0));
+        sessions.push_back(forest.open(tree, 0, false, true, {i % 2 == 0 ? SamplerNoise::Hash::rolltree : SamplerNoise::Hash::none, random()}, i % 4 == 0));
         Tokens text;
         for (std::int32_t t = 0; t < 200; ++t) text.push_back(random() % 10 ? t % 23 : static_cast<std::int32_t>(random() % 23));
         forest.append(sessions.back(), text.data(), text.size(), false);
@@ -327,7 +327,7 @@ void clear_keeps_handles_and_sums() {
   CHECK(forest.own_bytes() == 0 && forest.learned() == 0);
   const auto tree = forest.add_tree(nullptr, 0, 0);
   for (int i = 0; i < 300; ++i) {
-    const auto s = forest.open(tree, 0, false, true, 0, false);
+    const auto s = forest.open(tree, 0, false, true, {});
     CHECK(std::find(batch.sessions.begin(), batch.sessions.end(), s) == batch.sessions.end());
   }
   for (auto s : batch.sessions) CHECK(throws<ClosedFault>([&] { forest.close(s, true); }));
@@ -359,7 +359,7 @@ void ranker_is_calibrated() {
   double claimed = 0, hits = 0, drafts = 0;
   for (int rollout = 0; rollout < 60; ++rollout) {
     const auto tree = forest.add_tree(nullptr, 0, 0);
-    const auto s = forest.open(tree, 0, false, true, 0, false);
+    const auto s = forest.open(tree, 0, false, true, {});
     for (std::int32_t t = 0; t < 400; ++t) {  // a cycle of 11 with one token in four at random
       const std::int32_t emitted = random() % 4 ? t % 11 : static_cast<std::int32_t>(random() % 11);
       forest.draft_batch(&s, &limit, rule, d);

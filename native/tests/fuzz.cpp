@@ -65,7 +65,7 @@ struct Trial {
   void open() {
     if (pick(0, 3) == 0) ++version;
     const bool from_prompt = pick(0, 4) != 0;
-    live.push_back({forest.open(tree, version, false, from_prompt, random(), pick(0, 1) == 1, pick(0, 4) == 0), {}, from_prompt});
+    live.push_back({forest.open(tree, version, false, from_prompt, {static_cast<SamplerNoise::Hash>(pick(0, 2)), random()}, pick(0, 4) == 0), {}, from_prompt});
   }
   void append(Live& l, const Tokens& tokens) {
     forest.append(l.handle, tokens.data(), tokens.size(), false);

@@ -18,7 +18,7 @@ constexpr std::size_t kRows = 40, kWidth = 4;  // more rows than a thread drafts
 void engine(Forest& forest, std::int64_t tree, std::uint64_t seed) {
   std::mt19937_64 random(seed);
   std::vector<std::int64_t> sessions;
-  for (std::size_t b = 0; b < kRows; ++b) sessions.push_back(forest.open(tree, 0, false, true, random(), b % 2 == 0));
+  for (std::size_t b = 0; b < kRows; ++b) sessions.push_back(forest.open(tree, 0, false, true, {b % 2 == 0 ? SamplerNoise::Hash::rolltree : SamplerNoise::Hash::murmur3, random()}));
   Tokens tokens(kRows * kWidth), parents(kRows * kWidth), lengths(kRows), limits(kRows, kWidth), rows(kRows), offsets(kRows + 1), accepted(kRows);
   std::vector<float> survival(kRows * kWidth);
   std::vector<std::uint8_t> source(kRows * kWidth);
@@ -34,7 +34,7 @@ void engine(Forest& forest, std::int64_t tree, std::uint64_t seed) {
     forest.settle(sessions.data(), kRows, d, rows.data(), lengths.data(), emitted.data(), emitted.size(), offsets.data(), accepted.data());
     const std::size_t b = random() % kRows;
     forest.close(sessions[b], step % 2 == 0);
-    sessions[b] = forest.open(tree, step, false, true, random(), false);
+    sessions[b] = forest.open(tree, step, false, true, {});
     (void)forest.learned();
     (void)forest.bytes();
     (void)forest.source_sums();

@@ -6,6 +6,11 @@ import numpy
 from numpy.typing import NDArray
 
 
+def murmur3_exponential(seed: int, position: int, token: int) -> float:
+    """
+    The exponential noise of one token as vLLM's sampler has it: -log of it is Gumbel noise.
+    """
+
 def gumbel_noise(keys: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], vocab: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """
     Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].
@@ -77,9 +82,10 @@ class Forest:
         Bytes of all trees, the shared one and pages that are being given back included. O(1).
         """
 
-    def open(self, tree: int, version: int = 0, reader: bool = False, from_prompt: bool = True, seed: int = 0, coupled: bool = False, run_ahead: bool = False) -> int:
+    def open(self, tree: int, version: int = 0, reader: bool = False, from_prompt: bool = True, seed: int = 0, coupled: bool = False, run_ahead: bool = False, murmur3_offset: int | None = None) -> int:
         """
-        Open a session after the tree's prompt (or at the root); returns its handle.
+        Open a session after the tree's prompt (or at the root); returns its handle. Coupled: drafts follow rolltree's noise, or
+        murmur3 of (seed, murmur3_offset + generated tokens, token), as vLLM draws.
         """
 
     def close(self, session: int, keep: bool = True) -> None:

@@ -101,6 +101,7 @@ class RolloutCache(Sessions):
         seed: int | None = None,
         coupled: bool = False,
         run_ahead: bool = False,
+        murmur3_offset: int | None = None,
     ) -> int:
         """Start a session for one request.
 
@@ -112,6 +113,8 @@ class RolloutCache(Sessions):
             seed: of the request's sampler noise, taken modulo 2^64.
             coupled: the sampler uses coupled noise; drafts then follow it at forks.
             run_ahead: the text is generated ahead of need; drafts from it are counted as such.
+            murmur3_offset: where the noise is murmur3 of (seed, position, token), as vLLM's, the position at which the
+                first generated token is drawn. None: rolltree's own noise.
 
         Returns:
             A handle, never re-used.
@@ -122,6 +125,7 @@ class RolloutCache(Sessions):
         """
         tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         wanted = None if version is None else as_version(version)
+        offset = None if murmur3_offset is None else as_integer(murmur3_offset, "murmur3_offset", 0, _ANY_SEED - 1)
         noise = 0 if seed is None else as_integer(seed, "seed", -_ANY_SEED, _ANY_SEED) % _ANY_SEED
         with self._lock:
             entry, start = self._prompts.find(tokens, key, self._version)
@@ -130,7 +134,7 @@ class RolloutCache(Sessions):
             self._hits += self._forest.stats(entry.tree)["kept"] > 0
             handle = self._forest.open(
                 entry.tree, number, bool(read_only), start is not None, noise, bool(coupled) and seed is not None,
-                bool(run_ahead),
+                bool(run_ahead), offset,
             )  # fmt: skip
             try:
                 self._prompts.quote(handle, tokens, start)

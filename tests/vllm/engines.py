@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rolltree.demo.assets import PROMPT_SEED, load_tokenizer, model_folder
 from rolltree.demo.task import sample_problems
+from tests.vllm.v2.no_triton import v2_on_cpu
 
 WIDTH = 8
 METHODS: dict[str, dict[str, object] | None] = {
@@ -26,9 +27,22 @@ OPTIONS = {"cost": "off"}
 """Every draft is verified: what the tests see does not depend on how fast the machine is."""
 
 
+RUNNERS = ("V1", "V2", "V2 async")
+"""Model runners that an engine may be asked to have; V2 by stand-ins for what it needs of a GPU (see `v2`)."""
+
+
 @contextmanager
-def engine(method: str = "rolltree", *, model: Path | None = None, **settings: Any) -> Iterator[Any]:
+def engine(method: str = "rolltree", *, runner: str = "V1", **settings: Any) -> Iterator[Any]:
     """A `vllm.LLM` in this process."""
+    is_v2, is_async = "V2" in runner, "async" in runner
+    with v2_on_cpu(async_scheduling=is_async) if is_v2 else nullcontext(), _engine(method, **settings) as llm:
+        assert bool(llm.llm_engine.vllm_config.use_v2_model_runner) == is_v2
+        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == is_async
+        yield llm
+
+
+@contextmanager
+def _engine(method: str, *, model: Path | None = None, **settings: Any) -> Iterator[Any]:
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
     from vllm.platforms import current_platform
 
@@ -42,6 +56,7 @@ def engine(method: str = "rolltree", *, model: Path | None = None, **settings: A
         "enforce_eager": True,
         "max_model_len": 256,
         "max_num_seqs": 64,
+        "block_size": 32,  # of which the V2 runner wants a multiple on a CPU
         "disable_log_stats": False,
         "distributed_executor_backend": "uni",
         "seed": 0,
@@ -58,14 +73,15 @@ def engine(method: str = "rolltree", *, model: Path | None = None, **settings: A
         gc.collect()
 
 
-def runner(llm: Any) -> Any:
+def model_runner(llm: Any) -> Any:
     """The model runner of an engine in this process."""
     return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
 
 def proposer(llm: Any) -> Any:
     """What drafts in an engine in this process: the core of its proposer."""
-    return runner(llm).drafter.core
+    runner = model_runner(llm)
+    return (getattr(runner, "speculator", None) or runner.drafter).core
 
 
 def prompts(count: int, seed: int = PROMPT_SEED) -> list[dict[str, list[int]]]:

@@ -24,7 +24,7 @@ def main(mode: str, folder: Path) -> None:
     """Run all that is to be seen in this mode."""
     rank = int(os.environ.get("RANK", "0"))
     (folder / "cost.json").write_text(json.dumps(FROZEN))
-    seen = external(rank, folder) if mode == "external" else ordinary(folder)
+    seen = external(rank, folder) if mode == "external" else v2() if mode == "v2" else ordinary(folder)
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 
@@ -49,6 +49,22 @@ def ordinary(folder: Path) -> dict[str, Any]:
     """Generate with speculation."""
     with two_ranks("rolltree", "mp") as llm:
         return learned_and_frozen(llm, folder)
+
+
+def v2() -> dict[str, Any]:
+    """The V2 runner: every rank runs a speculator; the second one's own drafts would be others."""
+    seen: dict[str, Any] = {}
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the workers have the stand-ins of this process
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    with two_ranks("none", "mp", runner="V2") as plain:
+        seen["right"] = greedy(plain)
+    with two_ranks("rolltree", "mp", runner="V2") as llm:
+        seen["texts"] = [greedy(llm), greedy(llm)]
+        return seen | {"stats": stats(llm), "ranks_that_draft": llm.collective_rpc(drafts_here)}
+
+
+def drafts_here(worker: Any) -> bool:
+    return bool(worker.model_runner.speculator.core.counts.tokens)
 
 
 def learned_and_frozen(llm: Any, folder: Path) -> dict[str, Any]:
@@ -145,12 +161,13 @@ def parted(llm: Any, rank: int) -> dict[str, Any]:
     return {"texts": texts, "paused": proposer.paused} | stats(llm)
 
 
-def two_ranks(method: str, executor: str) -> Any:
+def two_ranks(method: str, executor: str, *, runner: str = "V1") -> Any:
     """An engine of two ranks."""
     from tests.vllm.engines import engine
 
     return engine(
         method,
+        runner=runner,
         tensor_parallel_size=2,
         distributed_executor_backend=executor,
         max_num_seqs=COUNT,

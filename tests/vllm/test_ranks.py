@@ -132,6 +132,15 @@ def test_workers_of_one_scheduler_keep_the_text(
     assert ordinary[cost]["stats"]["errors"] == 0
 
 
+def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path) -> None:
+    """Every rank has a speculator; one drafts, and what it has goes to the others, lengths included."""
+    (seen,) = run("v2", tmp_path, [])
+    assert seen["texts"] == [seen["right"]] * 2
+    assert seen["stats"]["accepted"] > 200
+    assert seen["stats"]["errors"] == 0
+    assert seen["ranks_that_draft"] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("backend", "ranks", "alone"),
     [

@@ -17,9 +17,9 @@ from tests.vllm.engines import WIDTH, accepted, engine, generate, prompts, propo
 LENGTH = 256
 
 
-@pytest.fixture(name="shared", scope="module")
-def fixture_shared() -> Iterator[Any]:
-    with engine(max_model_len=LENGTH, max_num_seqs=32) as llm:
+@pytest.fixture(name="shared", scope="module", params=("V1", "V2 async"))
+def fixture_shared(request: pytest.FixtureRequest) -> Iterator[Any]:
+    with engine(max_model_len=LENGTH, max_num_seqs=32, runner=request.param) as llm:
         yield llm
 
 

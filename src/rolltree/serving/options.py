@@ -56,6 +56,9 @@ class EngineOptions:
     logits_bytes: int = 0
     """Bytes that the logits of one step may take with all their copies, which bounds the drafts of a step; 0: what
     the engine sets aside itself, or half of the memory that is free then, whichever is more."""
+    coupled: bool = False
+    """Draw every token by the noise of its request's seed and position, and accept a draft iff it is that token: the
+    same seed gives the same rollout with drafts, without, and with any cache. For engines whose sampler can do that."""
     metrics: bool = True
     """Show rolltree's counters beside the engine's."""
     load: str = ""

@@ -21,6 +21,8 @@ class Request:
     """Tokens that end it."""
     min_tokens: int = 0
     """Generated tokens before which none of `stop_ids` counts."""
+    noise_seed: int | None = None
+    """Seed of the murmur3 noise that the engine draws this request's tokens with; drafts then follow the noise."""
     media: tuple[tuple[int, str], ...] = ()
     """Images and the like in the prompt: place of the first token that stands for each, and the hash of its content."""
 

@@ -186,7 +186,11 @@ class RequestBook:
             key = prompt_key(root, media=request.media)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
-        handle = self.cache.open(root, key=key, version=options.version, read_only=read_only, run_ahead=ahead)
+        seed, offset = request.noise_seed, len(prompt) - 1  # the first token is drawn at the prompt's last position
+        handle = self.cache.open(
+            root, key=key, version=options.version, read_only=read_only, run_ahead=ahead,
+            seed=seed, coupled=seed is not None, murmur3_offset=None if seed is None else offset,
+        )  # fmt: skip
         if len(root) < len(prompt):
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle

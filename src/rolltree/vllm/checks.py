@@ -12,7 +12,7 @@ from typing import Any
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request_options import REQUEST_KEY
-from rolltree.vllm import compat, hooks, plugin
+from rolltree.vllm import compat, compat_v2, hooks, plugin
 from rolltree.vllm.width import check_width
 
 OPTIONS = f"additional_config.{REQUEST_KEY}"
@@ -35,8 +35,12 @@ def check_engine(vllm_config: Any) -> EngineOptions:
     if stages > 1:
         fix = "Use tensor_parallel_size, or data parallel replicas."
         raise InvalidInputError("pipeline_parallel_size", stages, "1 with rolltree.vllm.Proposer", fix)
-    if getattr(vllm_config, "use_v2_model_runner", False):
+    is_v2 = bool(getattr(vllm_config, "use_v2_model_runner", False))
+    if is_v2 and not compat_v2.runner_fits():
         plugin.refuse_v2_runner()
+    if options.coupled and not is_v2:
+        fix = "The V1 runner verifies by rejection. Set VLLM_USE_V2_MODEL_RUNNER=1 (vLLM 0.32 or newer)."
+        raise InvalidInputError(f"{OPTIONS}.coupled", True, "false in the V1 model runner", fix)
     _check_vllm()
     return options
 

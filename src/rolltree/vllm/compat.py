@@ -101,8 +101,9 @@ def add_worker_call() -> None:
     from vllm.v1.worker.worker_base import WorkerBase
 
     def rolltree(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
-        proposer = getattr(getattr(self, "model_runner", None), "drafter", None)
-        run = getattr(proposer, "rolltree_command", None)
+        runner = getattr(self, "model_runner", None)
+        drafting = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)  # V1, V2
+        run = getattr(drafting, "rolltree_command", None)
         return None if run is None else run(command, *args, **kwargs)
 
     WorkerBase.rolltree = rolltree
@@ -164,15 +165,24 @@ def refuse_v2_runner() -> None:
     """Say what to set, before vLLM's own check, when rolltree is to run in the V2 model runner."""
     from vllm.config import VllmConfig
 
+    from rolltree.vllm import compat_v2
+
     def make(original: Any) -> Callable[..., Any]:
         def _validate_v2_model_runner(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if uses_rolltree(self):
+            if uses_rolltree(self) and not compat_v2.runner_fits():
                 plugin.refuse_v2_runner()
             return original(self, *args, **kwargs)
 
         return _validate_v2_model_runner
 
     wrap(VllmConfig, "_validate_v2_model_runner", make)
+
+
+def offer_v2_runner() -> None:
+    """Let engines that draft with rolltree use the V2 runner, where it has what drafting needs."""
+    from rolltree.vllm import compat_v2
+
+    compat_v2.offer_v2_runner()
 
 
 def fix_cpu_expand() -> None:

@@ -1,0 +1,96 @@
+"""What the adapters of vLLM's two model runners share: the serving core of one worker, its counters and its commands.
+
+Not an adapter itself: `Proposer` is the V1 runner's, `Speculator` the V2 runner's. Each tells where a request's state
+is found (`_state`), and whether this worker drafts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rolltree.serving import commands
+from rolltree.serving.core import ServingCore
+from rolltree.serving.request import Request
+from rolltree.vllm import checks, compat, hooks
+from rolltree.vllm.board import FOLDER, Board
+from rolltree.vllm.request_state import request_of, true_output
+from rolltree.vllm.schedule import Reading, engine_shape
+
+if TYPE_CHECKING:
+    from rolltree.serving.stops import StopStrings
+
+
+class DraftingWorker:
+    """One worker of an engine that drafts with rolltree.
+
+    Args:
+        vllm_config: vLLM's configuration; options are in its `additional_config` and the environment.
+        runner: which model runner it is, for the line of the start.
+
+    """
+
+    def __init__(self, vllm_config: Any, *, runner: str) -> None:
+        options = checks.check_engine(vllm_config)
+        self._config = vllm_config
+        self.core = ServingCore(
+            engine_shape(vllm_config),
+            options,
+            request_of=self._request,
+            output_of=lambda id: true_output(self._state(id), self._stops),
+            free_bytes=self._free_bytes,
+            log=logging.getLogger("vllm.rolltree"),  # below vLLM's own logger, so shown as its lines are
+            clock=time.perf_counter,
+        )
+        self._board = Board(os.environ.get(FOLDER) if options.metrics else None)
+        self._reading = Reading()
+        self._stop_strings: StopStrings | None = None
+        self._drafts: bool | None = None
+        missing = hooks.shortcomings()
+        way = "async" if getattr(vllm_config.scheduler_config, "async_scheduling", False) else "sync"
+        self.core.log.info(
+            "%s Model runner %s, %s scheduling.%s",
+            self.core.banner(), runner, way, f" Less works than should: {missing}." if missing else "",
+        )  # fmt: skip
+
+    def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
+        """Called by the worker for `collective_rpc` (see `control`); None where this rank does not draft."""
+        return {"answer": commands.run(self.core, command, *arguments)} if self._is_drafting_rank() else None
+
+    def _state(self, id: str) -> Any:
+        """Return vLLM's state of a request, None where it has forgotten it."""
+        raise NotImplementedError
+
+    def _is_drafting_rank(self) -> bool:
+        raise NotImplementedError
+
+    def _load(self) -> None:
+        """Load the rollouts to start from."""
+        if self.core.options.load and self._is_drafting_rank():
+            self.core.load()
+
+    def _request(self, id: str) -> Request:
+        """Read a request; the front end has refused bad options, unless the plugin does not run there."""
+        state = self._state(id)
+        given = getattr(state.sampling_params, "extra_args", None)
+        return request_of(state, self.core.request_options(given, where="extra_args"))
+
+    def _stops(self) -> StopStrings:
+        if self._stop_strings is None:
+            from rolltree.serving.stops import StopStrings
+
+            self._stop_strings = StopStrings(lambda: compat.tokenizer(self._config.model_config))
+        return self._stop_strings
+
+    def _free_bytes(self) -> int:
+        """With several processes for one model the number is the same in each of them: none is measured there."""
+        is_alone = self._config.parallel_config.world_size == 1
+        return compat.free_bytes(share=None if is_alone else float(self._config.cache_config.gpu_memory_utilization))
+
+
+def asked_rows(ids: Sequence[str], sampled: Sequence[Sequence[int]]) -> list[str]:
+    """Return the requests that got tokens, which can verify drafts in the next step."""
+    return [id for id, new in zip(ids, sampled, strict=True) if new]
