@@ -263,7 +263,7 @@ NB_MODULE(_native, m) {
             return f.longest_continuation(session, text.data(), text.shape(0), shared);
           },
           "session"_a, "text"_a.noconvert(), "shared"_a = false,
-          "How many first tokens of int32[n] follow some suffix of the session's text in its tree: a clairvoyant's draft.")
+          "How many first tokens of int32[n] follow some suffix of the session's text in its tree: an oracle's draft.")
       .def("generated", &Forest::generated, "session"_a, "Tokens generated so far in a session.")
       .def(
           "source_sums",

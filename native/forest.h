@@ -240,7 +240,7 @@ class Forest {
     while (i < n && i < prompt.size() && prompt[i] == static_cast<Token>(text[i])) ++i;
     return {i, prompt.size()};
   }
-  /// The clairvoyant's draft: how many of `text`'s first tokens follow, in the session's tree (and the shared tree), some
+  /// The oracle's draft: how many of `text`'s first tokens follow, in the session's tree (and the shared tree), some
   /// suffix of at least one token of the session's text. O(suffixes x n).
   std::size_t longest_continuation(std::int64_t session, const std::int32_t* text, std::size_t n, bool shared) {
     check_tokens("text", text, n);

@@ -30,7 +30,7 @@ struct Race {
 
   std::array<float, CandidateList::kMost> odds, noise;
   std::array<std::uint32_t, 2> winner;    // of each tree's own race, an index into the candidates
-  std::array<std::size_t, 2> lead, cell;  // how clear that victory is: by the lead alone, and in all its features
+  std::array<std::size_t, 2> lead, cell;  // how clear that win is: by the lead alone, and in all its features
   std::size_t context;                    // both matches
 
   /// `list` as ranked.
@@ -74,7 +74,7 @@ struct Race {
 class RaceModel {
  public:
   RaceModel() {
-    for (std::size_t i = 0; i < Race::kCells; ++i) victories_[i].value = prior(i);
+    for (std::size_t i = 0; i < Race::kCells; ++i) wins_[i].value = prior(i);
   }
 
   /// Replaces the ranker's probabilities by those given the noise.
@@ -104,12 +104,12 @@ class RaceModel {
       if (race.winner[lane] == Race::kNobody) continue;
       const float error = errors[race.winner[lane]];
       leads_[race.lead[lane]].update(error, kRate);
-      victories_[race.cell[lane]].update(error, kCellRate);
+      wins_[race.cell[lane]].update(error, kCellRate);
     }
   }
 
  private:
-  static constexpr float kRate = 0.1f, kCellRate = 0.5f;  // of the victories: they are many, each seldom seen
+  static constexpr float kRate = 0.1f, kCellRate = 0.5f;  // of the wins: they are many, each seldom seen
 
   using Chances = std::array<float, CandidateList::kMost>;
   struct Trust {
@@ -121,7 +121,7 @@ class RaceModel {
     const Trust& trust = trust_[race.context];
     for (std::uint32_t i = 0; i < size; ++i) out[i] = trust.odds.value * race.odds[i] + trust.noise.value * race.noise[i];
     for (std::size_t lane = 0; lane < 2; ++lane)
-      if (race.winner[lane] != Race::kNobody) out[race.winner[lane]] += leads_[race.lead[lane]].value + victories_[race.cell[lane]].value;
+      if (race.winner[lane] != Race::kNobody) out[race.winner[lane]] += leads_[race.lead[lane]].value + wins_[race.cell[lane]].value;
     float most = trust.other.value;
     for (std::uint32_t i = 0; i < size; ++i) most = std::max(most, out[i]);
     const float other = fast_exp(trust.other.value - most);
@@ -131,7 +131,7 @@ class RaceModel {
     return other / sum;
   }
 
-  /// A victory counts for more the longer the match, the oftener it was seen, and the greater the lead. It adds to what the
+  /// A win counts for more the longer the match, the oftener it was seen, and the greater the lead. It adds to what the
   /// ranker made of the same counts, so only a part of its own log odds.
   static float prior(std::size_t cell) {
     constexpr std::array<float, Race::kLeads> leads{0.52f, 0.58f, 0.65f, 0.75f, 0.85f, 0.92f, 0.96f, 1.0f};
@@ -144,7 +144,7 @@ class RaceModel {
 
   std::array<Trust, kMatches * kMatches> trust_{};
   std::array<Weight, 2 * Race::kLeads> leads_{};  // what all matches learn together: soon known
-  std::array<Weight, Race::kCells> victories_{};
+  std::array<Weight, Race::kCells> wins_{};
 };
 
 }  // namespace rolltree

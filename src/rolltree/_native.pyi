@@ -146,7 +146,7 @@ class Forest:
 
     def longest_continuation(self, session: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], shared: bool = False) -> int:
         """
-        How many first tokens of int32[n] follow some suffix of the session's text in its tree: a clairvoyant's draft.
+        How many first tokens of int32[n] follow some suffix of the session's text in its tree: an oracle's draft.
         """
 
     def generated(self, session: int) -> int:
