@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 COUNT, LONGEST = 6, 60
+STAND_INS = "ROLLTREE_TESTS_V2"
+"""Set where workers need what stands in for a GPU's kernels."""
 FROZEN = {"base": 1e-2, "token": 1e-5}
 
 
@@ -54,7 +56,7 @@ def ordinary(folder: Path) -> dict[str, Any]:
 def v2() -> dict[str, Any]:
     """The V2 runner: every rank runs a speculator; the second one's own drafts would be others."""
     seen: dict[str, Any] = {}
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # the workers have the stand-ins of this process
+    os.environ[STAND_INS] = "1"
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     with two_ranks("none", "mp", runner="V2") as plain:
         seen["right"] = greedy(plain)
@@ -208,5 +210,10 @@ def listen() -> list[str]:
     return lines
 
 
+if __name__ == "__mp_main__" and STAND_INS in os.environ:  # a spawned worker has nothing of its parent's
+    from tests.vllm.v2.no_triton import v2_on_cpu
+
+    in_place = v2_on_cpu(async_scheduling=False)  # kept: it would end with its last reference
+    in_place.__enter__()
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))

@@ -3,6 +3,7 @@
 | What | Why | Without it |
 |---|---|---|
 | `VllmConfig._get_v2_model_runner_unsupported_features` | its list has `custom_class` | V1 runner |
+| `WorkerBase.__init__` | workers are processes of their own | V1 runner |
 | `model_runner.init_speculator` | it builds speculators by name and knows none of others | V1 runner |
 | `GPUModelRunner.execute_model` | the schedule is shown, and given back shorter, before it is taken in | V1 runner |
 | `VllmConfig.__post_init__` with `NgramGPUTypes` | 0.32 has async scheduling for what it names there | no async |
@@ -44,6 +45,22 @@ def offer_v2_runner() -> None:
 
     wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", make)
     _allow_async()
+    _prepare_workers()
+
+
+def _prepare_workers() -> None:
+    """Hook the runner in workers of their own process, too, which get a configuration that was made elsewhere."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    def make(original: Any) -> Callable[..., Any]:
+        def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+            if uses_rolltree(vllm_config) and getattr(vllm_config, "use_v2_model_runner", False):
+                runner_fits()
+            original(self, vllm_config, *args, **kwargs)
+
+        return __init__
+
+    wrap(WorkerBase, "__init__", make, "vllm_config")
 
 
 def _is_asked_for() -> bool:
