@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rolltree.errors import InvalidInputError
-from rolltree.vllm import AsyncControl, Control, compat, compat_cpu, plugin
+from rolltree.vllm import AsyncControl, Control, compat, compat_cpu, compat_v2, plugin
 from tests.vllm.engines import (
     METHODS,
     OPTIONS,
@@ -200,10 +200,11 @@ def test_doctor_proves_that_drafts_flow(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_v2_runner_is_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where vLLM is told to use its V2 runner, the sentence names the variable."""
+    """Where vLLM is told to use a V2 runner that lacks what drafting needs, the sentence names the variable."""
     from vllm.config import VllmConfig
 
     compat.refuse_v2_runner()
+    monkeypatch.setattr(compat_v2, "runner_fits", lambda: False)
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     config = VllmConfig.__new__(VllmConfig)
     object.__setattr__(config, "speculative_config", _Speculative())

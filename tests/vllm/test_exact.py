@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.vllm.engines import Told, accepted, assert_same, engine, generate, prompts, random_model, tell
+from tests.vllm.engines import OPTIONS, Told, accepted, assert_same, engine, generate, prompts, random_model, tell
 
 EPOCHS = 2
 PROMPTS = 64
@@ -41,14 +41,19 @@ def fixture_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampled_text_has_the_models_distribution(temperature: float, small: Path) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "runner", "coupled"),
+    [(1.0, "V1", False), (0.7, "V1", False), (1.0, "V2 async", True)],
+)
+def test_sampled_text_has_the_models_distribution(temperature: float, runner: str, coupled: bool, small: Path) -> None:
     """Log-probabilities and top-1 hits of 490,000 sampled tokens against the exact conditional distributions.
 
     The same figures, recomputed with one token in a hundred replaced by the most likely one, must raise the alarm.
     """
     inputs = [[1, *[(7 * i + 3 * j) % 60 + 3 for j in range(6)]] for i in range(8)]
-    with engine(model=small, skip_tokenizer_init=True, max_model_len=64, max_num_seqs=256) as llm:
+    options = {"rolltree": OPTIONS | {"coupled": coupled}}
+    shape = {"skip_tokenizer_init": True, "max_model_len": 64, "max_num_seqs": 256, "additional_config": options}
+    with engine(model=small, runner=runner, **shape) as llm:
         texts = [
             (row % len(inputs), text)
             for _ in range(ROUNDS)

@@ -7,7 +7,7 @@
 | `WorkerBase.rolltree` | `collective_rpc` calls methods of the worker by name | no control |
 | `SamplingParams.verify` reads `extra_args` | a bad option must fail its request, not the engine | only a log line |
 | `InputProcessor.__init__` reads our options | a bad option should fail before processes start | fails in the worker |
-| `VllmConfig._validate_v2_model_runner` | the V2 runner takes no custom proposer | vLLM's own message |
+| `VllmConfig._validate_v2_model_runner` | a V2 runner may lack what drafting needs | vLLM's own message |
 | CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
 
 The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched. A

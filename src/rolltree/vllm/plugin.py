@@ -51,6 +51,6 @@ def refuse_v2_runner() -> None:
     raise InvalidInputError(
         "VLLM_USE_V2_MODEL_RUNNER",
         os.environ.get("VLLM_USE_V2_MODEL_RUNNER"),
-        "0 or unset with rolltree.vllm.Proposer",
-        "vLLM's V2 model runner takes no custom proposer; unset the variable and vLLM uses the V1 runner.",
+        "0 or unset with rolltree.vllm.Proposer and this vLLM",
+        "Its V2 model runner lacks a place that drafting needs; unset the variable and vLLM uses the V1 runner.",
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rolltree.serving import commands
 from rolltree.serving.batch import Batch
 from rolltree.serving.request import Request
 from rolltree.types import Int32Array
@@ -70,6 +71,12 @@ class Speculator(DraftingWorker):
         self._places: dict[str, int] = {}  # draft tokens of each request for its next step
         self._names = compat_v2.propose_parameters()
         self._share = compat_v2.share_of_first()
+
+    def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
+        """Called by the worker; a rank that schedules for itself answers its own caller, though another one drafts."""
+        if compat.schedules_alone(self._config) and not self._is_drafting_rank():
+            return {"answer": commands.run(self.core, command, *arguments)}
+        return super().rolltree_command(command, *arguments)
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
         """vLLM calls it when the engine has its memory; nothing runs on the device here, so rollouts are loaded."""
@@ -153,8 +160,8 @@ class Speculator(DraftingWorker):
         rows, width = packed.shape[0], self.core.engine.max_draft
         self._host[:rows].copy_(torch.from_numpy(packed[:, 1:]))
         out = self._tokens[:rows]
-        out.copy_(self._host[:rows], non_blocking=True)
-        counts = torch.from_numpy(packed[:, 0].copy()).to(out.device, non_blocking=True)
+        out.copy_(self._host[:rows])  # waits: the next step writes there again
+        counts = torch.from_numpy(packed[:, 0].copy()).to(out.device)
         empty = torch.arange(width, device=out.device)[None, :] >= counts[:, None]
         return torch.where(empty, last[:, None].to(out.dtype), out)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,19 +181,28 @@ def _mix(h: np.ndarray, key: np.ndarray) -> np.ndarray:
     return ((h << np.uint32(13)) | (h >> np.uint32(19))) * np.uint32(5) + np.uint32(0xE6546B64)
 
 
-def murmur3(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
-    """Return 32 random bits a token: murmur3 x86-32 over (seed low, seed high, position, token)."""
-    seed &= 0xFFFFFFFFFFFFFFFF
+def _unsigned(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value.astype(np.int64).view(np.uint64)
+    return np.array(value & 0xFFFFFFFFFFFFFFFF, np.uint64)
+
+
+def murmur3(seed: Any, position: Any, tokens: np.ndarray) -> np.ndarray:
+    """Return 32 random bits a token: murmur3 x86-32 over (seed low, seed high, position, token).
+
+    Seeds and positions are numbers, or int64 arrays that go with `tokens`.
+    """
+    seed, position = _unsigned(seed), _unsigned(position)
     h = np.zeros(1, np.uint32)
-    for word in (seed & 0xFFFFFFFF, seed >> 32, position & 0xFFFFFFFF):
-        h = _mix(h, np.array([word], np.uint32))
+    for word in (seed, seed >> np.uint64(32), position):
+        h = _mix(h, (word & np.uint64(0xFFFFFFFF)).astype(np.uint32))
     h = _mix(h, tokens.astype(np.uint32)) ^ np.uint32(16)
     h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return h ^ (h >> np.uint32(16))
 
 
-def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
+def gumbel(seed: Any, position: Any, tokens: np.ndarray) -> np.ndarray:
     """Return float32 noise: -log(-log1p(-u)), the inner logarithm by a series where u is below 1/4."""
     bits = murmur3(seed, position, tokens)
     one = np.float32(1.0)
@@ -206,43 +216,24 @@ def gumbel(seed: int, position: int, tokens: np.ndarray) -> np.ndarray:
 
 
 def gumbel_sample(
-    argmax,
-    argmax_stride,
-    best,
-    best_stride,
-    cache,
-    cache_0,
-    cache_1,
-    cache_column,
-    source,
-    source_stride,
-    logits,
-    logits_stride,
-    rows,
-    seeds,
-    positions,
-    temperatures,
-    vocab,
-    BLOCK_SIZE,
-    IS_DRAFTING,
-    APPLY_TEMPERATURE,
-    USE_FP64,
+    argmax, argmax_stride, best, best_stride, cache, cache_0, cache_1, cache_column, source, source_stride, logits,
+    logits_stride, rows, seeds, positions, temperatures, vocab, BLOCK_SIZE, IS_DRAFTING, APPLY_TEMPERATURE, USE_FP64,
     **_,
-):
+):  # fmt: skip
     assert cache is None
     assert not USE_FP64
-    tokens = np.arange(vocab)
-    for i, row in enumerate(rows.tolist()):
-        values = logits[i, :vocab].float().numpy()
-        temperature = float(temperatures[row]) if row >= 0 else 0.0
-        if temperature:
-            if APPLY_TEMPERATURE:
-                values = values / np.float32(temperature)
-            values = values + gumbel(int(seeds[row]), int(positions[i]) + IS_DRAFTING * (1 << 30), tokens)
-        for block in range(argmax.shape[1]):
-            part = values[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
-            argmax[i, block] = block * BLOCK_SIZE + int(part.argmax())
-            best[i, block] = float(part.max())
+    at = rows.numpy()
+    heat = np.where(at >= 0, temperatures.numpy()[at], np.float32(0))
+    values = logits[: len(at), :vocab].float().numpy().copy()
+    drawn = np.flatnonzero(heat)
+    if APPLY_TEMPERATURE:
+        values[drawn] /= heat[drawn, None]
+    where = positions.numpy()[drawn].astype(np.int64) + IS_DRAFTING * (1 << 30)
+    values[drawn] += gumbel(seeds.numpy()[at[drawn]][:, None], where[:, None], np.arange(vocab)[None, :])
+    for block in range(argmax.shape[1]):
+        part = values[:, block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+        argmax.numpy()[: len(at), block] = block * BLOCK_SIZE + part.argmax(1)
+        best.numpy()[: len(at), block] = part.max(1)
 
 
 def temperature(logits, stride, rows, temperatures, vocab, **_):
