@@ -1,7 +1,8 @@
 // How many draft tokens a step verifies: goodput over the whole batch (water-filling).
 //
 // For every useful cap on the longest draft, which a padded rectangle pays for, tokens of all rows are taken in the order
-// of their survival; the (cap, number of tokens) with the most expected tokens per second wins. Pure arithmetic.
+// of their survival, of equal ones the earlier place, then the earlier row; the (cap, number of tokens) with the most
+// expected tokens per second wins. Pure arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -23,38 +24,44 @@ inline void allocate(const float* survival, const std::int32_t* lengths, std::si
                      const StepCost& cost, std::int32_t* verified) {
   struct Node {
     float survival;
-    std::uint32_t column;
+    std::uint32_t column, row;
   };
   std::vector<Node> nodes;
   std::uint32_t longest = 0;
   for (std::size_t b = 0; b < rows; ++b) {
-    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(lengths[b]); ++i) nodes.push_back({survival[b * width + i], i});
+    for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(lengths[b]); ++i)
+      nodes.push_back({survival[b * width + i], i, static_cast<std::uint32_t>(b)});
     longest = std::max(longest, static_cast<std::uint32_t>(lengths[b]));
   }
-  std::sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) { return a.survival > b.survival; });
+  std::sort(nodes.begin(), nodes.end(), [](const Node& a, const Node& b) {
+    return a.survival != b.survival ? a.survival > b.survival : a.column != b.column ? a.column < b.column : a.row < b.row;
+  });
 
   const double R = static_cast<double>(rows);
   double best = R / std::max(cost.floor, cost.linear(R, 0));
   std::uint32_t best_cap = 0;
-  float threshold = 0;  // survival of the last token taken
+  std::size_t best_count = 0;
   for (std::uint32_t cap = cost.cell > 0 ? 1 : longest; cap <= longest && cap > 0;
        cap = cap == longest ? longest + 1 : std::min(longest, cap + 1 + cap / 8)) {
     double tokens = R, seconds = cost.linear(R, cap) + cost.ragged;
+    std::size_t count = 0;
     for (const Node& node : nodes) {
       if (node.column >= cap) continue;
+      ++count;
       tokens += node.survival;
       seconds += cost.token;
       if (tokens <= best * std::max(cost.floor, seconds)) continue;
       best = tokens / std::max(cost.floor, seconds);
       best_cap = cap;
-      threshold = node.survival;
+      best_count = count;
     }
   }
-  for (std::size_t b = 0; b < rows; ++b) {
-    const auto limit = static_cast<std::int32_t>(std::min<std::uint32_t>(static_cast<std::uint32_t>(lengths[b]), best_cap));
-    std::int32_t n = 0;
-    while (n < limit && survival[b * width + static_cast<std::size_t>(n)] >= threshold) ++n;
-    verified[b] = n;
+  std::fill_n(verified, rows, 0);
+  for (const Node& node : nodes) {
+    if (best_count == 0) break;
+    if (node.column >= best_cap) continue;
+    ++verified[node.row];  // the first of a row come first: survival falls
+    --best_count;
   }
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rolltree import CostModel
@@ -30,6 +30,7 @@ def rows(*chains: list[float]) -> tuple[np.ndarray, np.ndarray]:
     st.sampled_from([0.0, 0.1, 1.0]),
     st.floats(0, 8),
 )
+@example([[0.5], [0.5]], 0.0, 0.375, 0.0, 0.0, 0.0, 1.0)  # one of two equal tokens pays, both do not
 def test_no_other_lengths_have_more_goodput(
     factors: list[list[float]], base: float, token: float, ragged: float, cell: float, row: float, floor: float
 ) -> None:
