@@ -8,6 +8,7 @@ in vLLM is edited. Context parallelism, block verification, draft logits and wat
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -400,6 +401,13 @@ def in_place(patch: pytest.MonkeyPatch) -> Iterator[None]:
     from vllm.triton_utils import dispatcher
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
-    dispatcher.register_kernels(KERNELS)
+    # vLLM looks through all modules for copies of the kernels, and breaks on those that its n-grams load.
+    hidden = {
+        name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in ("numba", "llvmlite")
+    }
+    try:
+        dispatcher.register_kernels(KERNELS)
+    finally:
+        sys.modules.update(hidden)
     patch.setattr(rejection_sampler, "rejection_sample", rejection_sample)
     yield
