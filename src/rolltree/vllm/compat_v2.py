@@ -2,14 +2,15 @@
 
 | What | Why | Without it |
 |---|---|---|
-| `VllmConfig._get_v2_model_runner_unsupported_features` | its list has `custom_class` | V1 runner |
-| `WorkerBase.__init__` | workers are processes of their own | V1 runner |
-| `model_runner.init_speculator` | it builds speculators by name and knows none of others | V1 runner |
-| `GPUModelRunner.execute_model` | the schedule is shown, and given back shorter, before it is taken in | V1 runner |
+| `VllmConfig._get_v2_model_runner_unsupported_features` | its list has `custom_class` | refused |
+| `WorkerBase.__init__` | workers are processes of their own | refused |
+| `model_runner.init_speculator` | it builds speculators by name and knows none of others | refused |
+| `GPUModelRunner.execute_model` | the schedule is shown, and given back shorter, before it is taken in | refused |
 | `VllmConfig.__post_init__` with `NgramGPUTypes` | 0.32 has async scheduling for what it names there | no async |
 | `GPUModelRunner.sample`, `rejection_sampler.rejection_sample` | coupled verification | `coupled` is refused |
 
-Each is checked by signature; where one is missing, this vLLM drafts in its V1 runner, as before.
+Each is checked by signature. Where one is missing, an engine that asks for the V2 runner is refused with what to set;
+who does not ask has the V1 runner anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from rolltree.types import Int32Array
 
 METHOD = "custom_class"
-RUNNER = "vllm.v1.worker.gpu.model_runner"
 PROPOSE = ("input_batch", "num_sampled", "last_sampled", "dummy_run", "num_speculative_tokens")
 """Parameters of a speculator's `propose` that ours reads."""
 
@@ -102,7 +102,7 @@ def runner_fits() -> bool:
     """Return whether this vLLM's V2 runner has what the speculator needs, by looking at it."""
     try:
         hook_v2_runner()
-    except Exception:  # another vLLM, or none of its packages: the V1 runner it is
+    except Exception:  # another vLLM, or none of its packages: `checks` refuses
         return False
     return True
 

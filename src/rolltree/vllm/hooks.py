@@ -35,7 +35,7 @@ FOR_ALL = (
         "check_engines", "InputProcessor.__init__", "bad options of the engine are found late, counters are not shown"
     ),
     Hook("refuse_v2_runner", "VllmConfig._validate_v2_model_runner", "vLLM's own message refuses the V2 model runner"),
-    Hook("offer_v2_runner", "VllmConfig's list of what the V2 model runner lacks", "the V1 model runner is used"),
+    Hook("offer_v2_runner", "VllmConfig's list of what the V2 model runner lacks", "vLLM refuses its V2 model runner"),
     Hook("fix_cpu_expand", "the CPU's expand_kernel", "samples on a CPU may be wrong (vllm#55005)", needed=True),
 )
 """Installed by the plugin, in every process."""
