@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rolltree.errors import InvalidInputError
 from rolltree.serving import commands
 from rolltree.serving.core import GIVE_UP_AFTER, ServingCore
 from tests.toy_host import VOCAB, ToyHost
@@ -179,3 +180,16 @@ def test_drafts_stay_within_the_tokens_of_a_step() -> None:
     assert 0 < sum(map(len, drafts)) <= 6
     assert all(0 <= token < VOCAB for row in drafts for token in row)
     assert core.draft(["unknown"], running=4) == [[]]
+
+
+def test_rollouts_of_other_engines_draft_here() -> None:
+    other, here = ToyHost(), ToyHost()
+    texts = epoch(other, "elsewhere")
+    rollouts = [{"prompt_token_ids": p, "token_ids": t} for p, t in zip(PROMPTS, texts.values(), strict=True)]
+    assert commands.run(core_of(here), "add", rollouts) == len(PROMPTS)
+    assert list(epoch(here, "here").values()) == list(texts.values())
+    assert here.steps < 0.75 * other.steps
+    for bad in ({"token_ids": [1]}, {"prompt_token_ids": [1], "token_ids": [VOCAB]}, {"prompt_token_ids": "1"}, 7):
+        with pytest.raises(InvalidInputError, match=r"rollouts\[1\]"):
+            commands.run(core_of(here), "add", [rollouts[0], bad])
+    assert core_of(here).stats()["cache_rollouts"] == 2 * len(PROMPTS)

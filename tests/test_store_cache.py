@@ -9,6 +9,7 @@ import pytest
 
 from rolltree import CacheConfig, RolloutCache, RolloutStore, TreeDrafter
 from rolltree.errors import InvalidInputError
+from rolltree.traces.rollout import StoredRollout
 
 PROMPT = [1, 2, 3, 4]
 
@@ -156,3 +157,27 @@ def test_a_closed_store_is_an_error_that_leaves_the_cache_sound(store: RolloutSt
         cache.close(session)
     assert cache.stats().sessions == 0
     cache.check()
+
+
+def test_listeners_hear_of_kept_rollouts_and_of_nothing_else(store: RolloutStore) -> None:
+    for cache in (RolloutCache(), RolloutCache(store=store)):
+        heard: list[list[int]] = []
+
+        def fail(rollout: object) -> None:
+            raise OSError("gone")
+
+        cache.listen(fail)  # reaches neither who generates nor the other listener
+        cache.listen(lambda rollout, heard=heard: heard.append(rollout.token_ids.tolist()))
+        cache.add(PROMPT, [5, 6], key="k", version=0)
+        for options, keep in (({"read_only": True}, True), ({"run_ahead": True}, True), ({}, False)):
+            session = cache.open(PROMPT, **options)
+            cache.extend(session, [7])
+            cache.close(session, keep=keep)
+        for rollout in store.rollouts(key="k") or cache_rollouts():
+            cache.restore(rollout)  # told by another
+        assert heard == [[5, 6]]
+    assert len(store) == 1
+
+
+def cache_rollouts() -> list[StoredRollout]:
+    return [StoredRollout.of(PROMPT, [8, 9])]

@@ -421,7 +421,7 @@ def test_generation_goes_on_without_a_closed_store(path: Path, caplog) -> None:
     assert caplog.text.count("Going on without") == 1
 
 
-@pytest.mark.parametrize("method", ["recall", "add"])
+@pytest.mark.parametrize("method", ["recall", "put"])
 @pytest.mark.parametrize("error", [MemoryError, StoreError, KeyError])
 def test_no_failure_of_the_store_reaches_who_generates(path: Path, monkeypatch, caplog, method: str, error) -> None:
     def fails(*_: object, **__: object) -> None:

@@ -13,7 +13,7 @@ store that fails is gone without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -195,8 +195,9 @@ class RolloutCache(Sessions):
         self.close(session)
 
     def restore(self, rollout: StoredRollout) -> None:
-        """Put a stored rollout into its prompt's tree; see `RolloutStore.load_into`.
+        """Put a rollout into its prompt's tree that is in the store, or that another process told of.
 
+        It is neither committed nor told to listeners.
         Text of a version beyond the current one counts as of the current one.
         """
         with self._lock:
@@ -205,6 +206,17 @@ class RolloutCache(Sessions):
             self._prompts.replay(entry, start, rollout, version)
             self._prompts.touch(entry)
             self._keep_within()
+
+    def listen(self, listener: Callable[[StoredRollout], None]) -> None:
+        """Have `listener` called with each rollout that is kept from now on, in the thread that closes its session.
+
+        It is called under the cache's lock and must be quick. What it raises is logged and counted, and reaches nobody.
+        Not told: rollouts of sessions that were open before the first listener came, unless there is a store.
+        """
+        with self._lock:
+            if self._journal is None:
+                self._journal = _journal(None)
+            self._journal.listeners.append(listener)
 
     def clear(self) -> None:
         """Forget everything that is held in memory, what was learned included; sums go on, old handles stay closed.
@@ -258,7 +270,7 @@ class RolloutCache(Sessions):
                 self._prompts.make_room()
 
 
-def _journal(store: RolloutStore) -> Journal:
-    from rolltree.store.journal import Journal  # SQLite, for those alone who have a store
+def _journal(store: RolloutStore | None) -> Journal:
+    from rolltree.store.journal import Journal  # for those alone who have a store or listen
 
     return Journal(store)

@@ -1,4 +1,4 @@
-"""Commands to a running engine, executed between two of its steps: statistics, version, clear, commit, load, pause.
+"""Commands to a running engine, between two of its steps: statistics, version, clear, commit, load, add, pause.
 
 The worker's side; how a command gets there is the host's business (vLLM: `rolltree.vllm.control`).
 """
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "clear": ServingCore.forget,
     "commit": ServingCore.commit,
     "load": ServingCore.load,
+    "add": ServingCore.add,
     "pause": ServingCore.pause,
     "resume": ServingCore.resume,
 }

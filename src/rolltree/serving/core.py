@@ -182,6 +182,21 @@ class ServingCore:
         self.log.info("rolltree has loaded %d rollouts of %s", count, path or self.options.load)
         return count
 
+    def add(self, rollouts: Iterable[Mapping[str, Any]]) -> int:
+        """Take in rollouts that other engines finished; return how many. They are not committed to a store here.
+
+        Args:
+            rollouts: each in the fields of the trace format: `prompt_token_ids`, `token_ids`, and where there are,
+                `key`, `step`, `context`.
+
+        Raises:
+            InvalidInputError: one is no rollout, or has a token that the model does not; none was taken in.
+
+        """
+        from rolltree.serving.load import add_rollouts
+
+        return add_rollouts(self.drafter.cache, rollouts, vocab=self.engine.vocab)
+
     def stats(self) -> dict[str, float]:
         """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
         now = self.drafter.cache.stats()

@@ -1,8 +1,10 @@
-"""Fills a cache with rollouts from a file: a store, or recorded rollouts as JSON lines (the trace format)."""
+"""Fills a cache with rollouts: of a file, which is a store or JSON lines (the trace format), or from other engines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rolltree.cache import RolloutCache
 from rolltree.errors import InvalidInputError
@@ -31,6 +33,21 @@ def _load_traces(cache: RolloutCache, path: Path) -> int:
 
     rollouts = list(read_rollouts(path))  # the whole file, before the cache has any of it
     cache.set_version(max([cache.version, *(rollout.version for rollout in rollouts)]))
+    for rollout in rollouts:
+        cache.restore(rollout)
+    return len(rollouts)
+
+
+def add_rollouts(cache: RolloutCache, given: Iterable[Mapping[str, Any]], *, vocab: int) -> int:
+    """See `ServingCore.add`."""
+    from rolltree.traces.format import rollout_of_fields
+
+    rollouts = [rollout_of_fields(fields, f"rollouts[{place}]") for place, fields in enumerate(given)]
+    for place, rollout in enumerate(rollouts):
+        for name in ("prompt_token_ids", "token_ids"):
+            tokens = getattr(rollout, name)
+            if len(tokens) and int(tokens.max()) >= vocab:
+                raise InvalidInputError(f"rollouts[{place}].{name}", int(tokens.max()), f"token ids below {vocab}")
     for rollout in rollouts:
         cache.restore(rollout)
     return len(rollouts)

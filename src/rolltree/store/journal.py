@@ -1,27 +1,32 @@
-"""Keeps the text of running sessions until they close; what is kept then goes to the store.
+"""Keeps the text of running sessions until they close; what is kept then goes to the store, and to who listens.
 
 The trees have no way back from a state to a text that left the window, so the text is written along: about 0.2 µs a
 session and step. Knows no trees. Not thread-safe for one session, like the session itself.
 
 Invariant: what goes to the store is a session's whole text. A session of which a part could not be written down is
-spoiled: it ends without a rollout. No failure of the store or of the journal reaches who generates.
+spoiled: it ends without a rollout. No failure of the store, of a listener or of the journal reaches who generates.
 """
 
 from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rolltree.errors import InvalidInputError, StoreCorruptedError
-from rolltree.store.store import RolloutStore
 from rolltree.tokens import as_key, as_tokens, as_version
 from rolltree.traces.rollout import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.types import Float32Array, Int32Array, Int64Array
 
+if TYPE_CHECKING:
+    from rolltree.store.store import RolloutStore  # SQLite, for those alone who have a store
+
+Listener = Callable[[StoredRollout], None]
+"""Hears of a rollout that is kept, in the thread that closed it: it must be quick."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,10 +45,18 @@ class _Page:
 
 
 class Journal:
-    """Sessions on their way into a store."""
+    """Sessions on their way to a store, to listeners, or to both.
 
-    def __init__(self, store: RolloutStore) -> None:
+    Args:
+        store: where kept rollouts are committed; None: nowhere.
+
+    """
+
+    def __init__(self, store: RolloutStore | None) -> None:
         self.store = store
+        self.listeners: list[Listener] = []
+        self.unheard = 0
+        """Rollouts that a listener failed to take."""
         self.spoiled = 0
         """Sessions that end without a rollout, because a part of their text is not known."""
         self.unread = 0
@@ -131,30 +144,42 @@ class Journal:
             _log.warning("Session %d is stored without %s", session, counts)
             page.logprobs = None
         try:
-            self.store.add(
+            rollout = StoredRollout.of(
                 page.prompt, np.frombuffer(page.text, np.int32), key=page.key, version=page.version,
                 sample=page.sample, logprobs=page.logprobs, reward=page.reward, context=page.context,
             )  # fmt: skip
+            self._tell(rollout)
+            if self.store is not None:
+                self.store.put(rollout)
         except InvalidInputError:
             raise
         except Exception as error:
             self._pages[session] = page
             self.spoil(session, error)
 
+    def _tell(self, rollout: StoredRollout) -> None:
+        for listener in self.listeners:
+            try:
+                listener(rollout)
+            except Exception as error:
+                self.unheard += 1
+                if self.unheard & (self.unheard - 1) == 0:
+                    _log.warning("A rollout did not reach a listener (%d so far): %s", self.unheard, error)
+
     def earlier(self, prompt: Int32Array, key: str | None, last: int) -> list[StoredRollout]:
         """What the store knows of a prompt or key, without waiting.
 
         After a failure the file is left alone, and only what waits in memory is known, until a commit succeeds.
         """
-        asked = None if key is not None else prompt
+        store, asked = self.store, None if key is not None else prompt
+        if store is None:
+            return []
         try:
-            known = self.store.recall(
-                asked, key=key, last=last, file=self._gone != self.store.commits, damaged=self._leave_out
-            )
+            known = store.recall(asked, key=key, last=last, file=self._gone != store.commits, damaged=self._leave_out)
         except Exception as error:
-            self._fail(error)
-            return self._in_memory(asked, key, last)
-        if self._gone == self.store.commits:
+            self._fail(error, store.commits)
+            return _in_memory(store, asked, key, last)
+        if self._gone == store.commits:
             self.unread += 1
         else:
             self._gone = None
@@ -165,17 +190,18 @@ class Journal:
         if self.damaged & (self.damaged - 1) == 0:
             _log.warning("Going on without what is damaged (%d so far): %s", self.damaged, error)
 
-    def _in_memory(self, prompt: Int32Array | None, key: str | None, last: int) -> list[StoredRollout]:
-        try:
-            return self.store.recall(prompt, key=key, last=last, file=False)
-        except Exception:  # closed, or a fork: said by `close`
-            return []
-
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, commits: int) -> None:
         self.unread += 1
         if self._gone is None:
             _log.warning("Going on without what the store knows: %s", error)
-        self._gone = self.store.commits
+        self._gone = commits
+
+
+def _in_memory(store: RolloutStore, prompt: Int32Array | None, key: str | None, last: int) -> list[StoredRollout]:
+    try:
+        return store.recall(prompt, key=key, last=last, file=False)
+    except Exception:  # closed, or a fork: said by `close`
+        return []
 
 
 def _bytes(tokens: Int32Array) -> bytes:

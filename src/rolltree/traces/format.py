@@ -122,19 +122,33 @@ def rollout_of_line(text: bytes, where: str) -> StoredRollout:
         line = decode(text)
         if isinstance(line, Broken):
             raise ValueError(line.why)
-        if not isinstance(line, dict):
-            raise TypeError(f"{type(line).__name__} in the place of an object")
-        return StoredRollout.of(
-            line["prompt_token_ids"], line["token_ids"], key=line.get("key"), version=line.get("step", 0),
-            sample=None if line.get("sample_counted") is True else line.get("sample"),
-            reward=_read(line.get("reward")), logprobs=_read_all(line.get("logprobs")),
-            context=line.get("context") or (),
-        )  # fmt: skip
+        return _rollout_of(line)
     except Exception as error:  # no JSON, no UTF-8, nested too deeply, a field that is missing or wrong
-        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        shown = text[:_SHOWN].decode("utf-8", "replace").strip()
-        fix = f"{why.rstrip('.')}. See the trace format in docs/store.md."
-        raise InvalidInputError(where, shown, "a rollout", fix) from error
+        raise _no_rollout(where, text[:_SHOWN].decode("utf-8", "replace").strip(), error) from error
+
+
+def rollout_of_fields(fields: object, where: str) -> StoredRollout:
+    """The rollout that a dictionary says, in the fields of a line; errors as `rollout_of_line`."""
+    try:
+        return _rollout_of(fields)
+    except Exception as error:
+        raise _no_rollout(where, repr(fields)[:_SHOWN], error) from error
+
+
+def _rollout_of(line: object) -> StoredRollout:
+    if not isinstance(line, dict):
+        raise TypeError(f"{type(line).__name__} in the place of an object")
+    return StoredRollout.of(
+        line["prompt_token_ids"], line["token_ids"], key=line.get("key"), version=line.get("step", 0),
+        sample=None if line.get("sample_counted") is True else line.get("sample"),
+        reward=_read(line.get("reward")), logprobs=_read_all(line.get("logprobs")),
+        context=line.get("context") or (),
+    )  # fmt: skip
+
+
+def _no_rollout(where: str, shown: str, error: Exception) -> InvalidInputError:
+    why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return InvalidInputError(where, shown, "a rollout", f"{why.rstrip('.')}. See the trace format in docs/store.md.")
 
 
 def _number(value: float) -> float | str | None:

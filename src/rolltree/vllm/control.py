@@ -6,6 +6,7 @@ The caller's side: speaks `collective_rpc` to the worker's `rolltree` method (se
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class Control:
         """Load rollouts from a store or from JSON lines (see `load_rollouts`); return how many."""
         return int(max(self._call("load", str(path))))
 
+    def add(self, rollouts: Iterable[Mapping[str, Any]]) -> int:
+        """Add rollouts that other engines finished (see `ServingCore.add`); return how many."""
+        return int(max(self._call("add", plain(rollouts))))
+
     def pause(self) -> None:
         """Draft no more; text still enters the trees."""
         self._call("pause")
@@ -91,6 +96,10 @@ class AsyncControl:
         """Load rollouts; return how many."""
         return int(max(await self._call("load", str(path))))
 
+    async def add(self, rollouts: Iterable[Mapping[str, Any]]) -> int:
+        """Add rollouts that other engines finished; return how many."""
+        return int(max(await self._call("add", plain(rollouts))))
+
     async def pause(self) -> None:
         """Draft no more."""
         await self._call("pause")
@@ -98,6 +107,14 @@ class AsyncControl:
     async def resume(self) -> None:
         """Draft again."""
         await self._call("resume")
+
+
+def plain(rollouts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rollouts as what may travel to the engine's process: arrays become lists."""
+    return [
+        {name: value.tolist() if hasattr(value, "tolist") else value for name, value in fields.items()}
+        for fields in rollouts
+    ]
 
 
 def _answers(replies: list[Any]) -> list[Any]:
