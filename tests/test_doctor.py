@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rolltree.cli import doctor
 from rolltree.cli.app import app
-from rolltree.cli.proofs import Check
+from rolltree.findings import Finding
 
 
 def run(*arguments: str) -> tuple[int, dict]:
@@ -79,8 +79,8 @@ def test_versions_are_judged(monkeypatch, version: str, state: str, fix: str) ->
 def test_adapters_bring_their_own_checks(monkeypatch) -> None:
     ran = []
     adapter = SimpleNamespace(
-        doctor_lines=lambda: [Check("vllm", "ok", "0.32.0")],
-        prove_lines=lambda: ran.append(1) or [Check("drafts in vLLM", "broken", "none came", "set X")],
+        doctor_lines=lambda: [Finding("vllm", "ok", "0.32.0")],
+        prove_lines=lambda: ran.append(1) or [Finding("drafts in vLLM", "broken", "none came", "set X")],
     )
     monkeypatch.setattr(doctor, "import_module", lambda name: adapter)
     assert run()[0] == 0

@@ -14,7 +14,7 @@ from rolltree.replay import results
 from rolltree.replay.budgets import GivenCost
 from rolltree.replay.drafters import DrafterSpec, Limits, parse_drafters
 from rolltree.replay.profiles import Load, Measured, Roofline, load_profile
-from rolltree.replay.records import Recording, Selection, Step
+from rolltree.replay.records import Recording, Selection, TrainingStep
 from rolltree.replay.results import StepRun
 from rolltree.replay.run import ReplayConfig, replay
 from rolltree.replay.simulator import Simulator
@@ -125,7 +125,7 @@ def test_the_emitted_text_is_the_recorded_one_whatever_the_drafter():
 
 def test_siblings_see_tokens_only_once_they_are_decoded():
     text = list(range(100, 140))  # never repeats itself: all that can be drafted is a sibling's
-    twins = Recording([], [Step(0, [rollout("a", text), rollout("a", text, sample=1)])])
+    twins = Recording([], [TrainingStep(0, [rollout("a", text), rollout("a", text, sample=1)])])
     together, one_by_one = (run(twins, "rolltree:min_survival=0", batches=[slots], budget="off")[0] for slots in (2, 1))
     assert together["drafted"] == 0
     assert one_by_one["files"][0]["rollouts"] == 2
@@ -185,7 +185,7 @@ def test_calibration_error_is_that_of_the_claims():
     tally = Tally(1, 1)
     claimed, truth = [0.72] * 100 + [0.21] * 300, [True] * 50 + [False] * 50 + [True] * 60 + [False] * 240
     tally.calibration.add(np.array(claimed), np.array(truth))
-    made = results.calibration([StepRun(Step(0, [rollout("a", [1])]), tally, 0.0)])
+    made = results.calibration([StepRun(TrainingStep(0, [rollout("a", [1])]), tally, 0.0)])
     assert made["expected_calibration_error"] == pytest.approx(0.25 * (0.72 - 0.5) + 0.75 * (0.21 - 0.2))
     assert [(b["nodes"], b["accepted"]) for b in made["calibration"]] == [(300, 0.2), (100, 0.5)]
 
@@ -193,7 +193,7 @@ def test_calibration_error_is_that_of_the_claims():
 def test_latency_counts_from_the_begin_and_service_from_the_slot():
     rollouts = [rollout("a", range(n)) for n in (2, 3, 4)]
     simulator, tally = simulate(rollouts, Scripted(), slots=1)
-    made = results.summary([StepRun(Step(0, rollouts), tally, simulator.clock)])
+    made = results.summary([StepRun(TrainingStep(0, rollouts), tally, simulator.clock)])
     assert made["generation_seconds"] == pytest.approx(9)
     assert [made[f"latency_p{q}_seconds"] for q in (50, 99)] == pytest.approx([5, 8.92])
     assert [made[f"service_p{q}_seconds"] for q in (50, 99)] == pytest.approx([3, 3.98])

@@ -16,7 +16,7 @@ import rolltree
 from rolltree.errors import RolltreeError
 from rolltree.replay.files import records
 from rolltree.replay.parsing import Bad, Evaluation, Found, Parser
-from rolltree.replay.reading import Reader
+from rolltree.replay.reading import TraceReader
 from rolltree.replay.steps import Where
 from rolltree.replay.tokenizing import TextTokenizer
 from rolltree.replay.trl_log import classify
@@ -135,7 +135,7 @@ def test_any_file(tmp_path: Path, lines: list[bytes], name: str, cut: int) -> No
     data = b"\n".join(lines)
     data = gzip.compress(data) if name.endswith(".gz") else data
     path.write_bytes(data[: len(data) - cut])
-    reader = Reader(parser().tokenizer, skip_bad_lines=True)
+    reader = TraceReader(parser().tokenizer, skip_bad_lines=True)
     try:
         rollouts = reader.read([path])
     except RolltreeError:

@@ -9,7 +9,7 @@ import pytest
 
 from rolltree.cache import RolloutCache
 from rolltree.serving.batch import Batch, Work
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import RequestOptions
 from rolltree.serving.requests import RequestBook
 
@@ -23,11 +23,11 @@ class Engine:
         self.book = book
         self.tokens = np.full((rows, WIDTH), 99, np.int32)
         self.text: dict[str, list[int]] = {}
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[str, ServedRequest] = {}
 
     def start(self, id: str, prompt: list[int], **facts: object) -> None:
         self.text[id] = list(prompt)
-        self.requests[id] = Request(prompt=prompt, **facts)  # type: ignore[arg-type]
+        self.requests[id] = ServedRequest(prompt=prompt, **facts)  # type: ignore[arg-type]
 
     def step(self, sampled: dict[str, list[int]], *, tell: bool = True) -> Work | None:
         """Sample for the requests named, in that order of rows; `tell=False`: the host does not ask for drafts."""
@@ -198,7 +198,7 @@ def test_key_version_and_opt_outs(engine: Engine) -> None:
 def test_prompts_without_tokens_are_left_alone(engine: Engine) -> None:
     """A prompt of embeddings has no text to key by."""
     engine.start("a", [1, 2])
-    engine.requests["a"] = Request(prompt=None)
+    engine.requests["a"] = ServedRequest(prompt=None)
     assert text_of(engine.step({"a": [5]})) == {}
     engine.book.finish(["a"])
     assert len(engine.book) == 0

@@ -17,7 +17,7 @@ from rolltree.serving.batch import Batch
 from rolltree.serving.core import ServingCore
 from rolltree.serving.limits import EngineShape
 from rolltree.serving.options import EngineOptions
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.serving.timing import Scheduled
 
 VOCAB, LENGTH, WIDTH = 40, 128, 6
@@ -87,11 +87,11 @@ class ToyHost:
             self._receive(id, new)
         self.steps, self.drafted = self.steps + 1, self.drafted + sum(map(len, drafts.values()))
 
-    def _request(self, id: str) -> Request:
+    def _request(self, id: str) -> ServedRequest:
         state = self.states[id]
         assert self.core is not None
         options = self.core.request_options(state.custom, where="custom")
-        return Request(prompt=state.prompt, options=options, max_tokens=state.max_tokens, stop_ids=state.stop_ids)
+        return ServedRequest(prompt=state.prompt, options=options, max_tokens=state.max_tokens, stop_ids=state.stop_ids)
 
     def _output(self, id: str) -> list[int]:
         return self.states[id].output

@@ -21,7 +21,7 @@ from rolltree.bench.workload import Group
 from rolltree.budget import CostModel
 from rolltree.drafting import TreeDrafter
 from rolltree.engine import Engine, EngineConfig, Request
-from rolltree.engine.step import Step
+from rolltree.engine.step import VerifyStep
 from rolltree.engine.verify import UInt64Array, Verifier, _Nodes
 from rolltree.sampling import RowParams, SamplingParams
 from rolltree.types import Int32Array
@@ -39,7 +39,7 @@ class ForcedVerifier(Verifier):
         longest = max(map(len, texts))
         self._texts = np.stack([np.pad(text, (0, longest - len(text))) for text in texts])
 
-    def _sample(self, step: Step, logits: torch.Tensor, params: RowParams, seeds: UInt64Array) -> _Nodes:
+    def _sample(self, step: VerifyStep, logits: torch.Tensor, params: RowParams, seeds: UInt64Array) -> _Nodes:
         nodes = super()._sample(step, logits, params, seeds)
         row = seeds[step.layout.row_of].astype(np.int64)
         place = step.positions.clip(max=self._texts.shape[1] - 1)

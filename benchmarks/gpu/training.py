@@ -25,7 +25,7 @@ from benchmarks.gpu.shapes import synchronise
 from benchmarks.gpu.tasks import Task
 from rolltree.demo.config import DemoConfig
 from rolltree.demo.quiet import quiet
-from rolltree.demo.training import Subject, make_trainer, weights_sha256
+from rolltree.demo.training import TrainingSubject, make_trainer, weights_sha256
 from rolltree.trl import RolloutFunction
 from rolltree.trl.history import RolloutRecord
 
@@ -71,7 +71,7 @@ def train(
     watch = _Watch(done, task, rollout, steps, progress)
     strict = start.dtype == torch.float32 and start.device.type == "cuda"  # a CPU is repeatable as it is
     with quiet(), tempfile.TemporaryDirectory(prefix="rolltree-gpu-") as folder:
-        subject = Subject(done.model, task.tokenizer, task.rows)
+        subject = TrainingSubject(done.model, task.tokenizer, task.rows)
         trainer = make_trainer(
             config, folder, rollout=watch.roll_out, reward=watch.reward, callbacks=[watch], subject=subject
         )

@@ -70,10 +70,10 @@ def replay(
     """
     from benchmarks.runahead.replay import Shape, replay_run_ahead
     from rolltree.replay.profiles import load_profile
-    from rolltree.replay.reading import Reader
+    from rolltree.replay.reading import TraceReader
 
     check_outputs([*files, *(history or [])], out=out)
-    screen, reader = console(json_output), Reader()
+    screen, reader = console(json_output), TraceReader()
     profiles = [load_profile(name) for name in cost or ["h100-7b", "h100-1.5b", "cpu-2core"]]
     shapes = [Shape(**_sizes(text)) for text in shape or ["2x8", "5x8", "10x8"]]
     with screen.status("") as status:

@@ -26,7 +26,7 @@ _FULL = 0.95
 
 
 @dataclass(slots=True)
-class Entry:
+class PromptTree:
     """A prompt's tree."""
 
     key: str
@@ -49,27 +49,27 @@ class PromptTable:
     def __init__(self, forest: Forest, journal: Journal | None, *, window: int, own_bytes: int) -> None:
         self._forest, self._journal, self._window = forest, journal, window
         self._limit = max(1, int(own_bytes * _FULL))
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, PromptTree] = OrderedDict()
         self.evicted = self.rebuilt = 0
         """Trees that left for want of memory, and that were made again from the store."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[PromptTree]:
         return iter(self._entries.values())
 
     def has_key(self, key: str) -> bool:
         """Whether the user's id `key` has a tree."""
         return prompt_key((), key) in self._entries
 
-    def known(self, prompt: Int32Array, key: str | None) -> Entry | None:
+    def known(self, prompt: Int32Array, key: str | None) -> PromptTree | None:
         """The entry under a prompt's name, if there is one."""
         return self._entries.get(prompt_key(prompt, key))
 
     def find(
         self, prompt: Int32Array, key: str | None, version: int, *, restored: StoredRollout | None = None
-    ) -> tuple[Entry, int | None]:
+    ) -> tuple[PromptTree, int | None]:
         """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with.
 
         None: the tree is of another prompt, and the text starts anew. A new tree gets what the store knows of the
@@ -86,7 +86,7 @@ class PromptTable:
         known = [] if restored or not self._journal else self._journal.earlier(prompt, key, self._window)
         first = known[0] if known else restored
         made_for = version if first is None else min(first.version, version)  # the tree's weights are of that version
-        self._entries[name] = Entry(
+        self._entries[name] = PromptTree(
             name, self._forest.add_tree(prompt if first is None else first.prompt_token_ids, made_for)
         )
         for rollout in known:
@@ -95,7 +95,7 @@ class PromptTable:
         self.rebuilt += bool(known)
         return self.find(prompt, key, version)
 
-    def replay(self, entry: Entry, start: int | None, rollout: StoredRollout, version: int) -> None:
+    def replay(self, entry: PromptTree, start: int | None, rollout: StoredRollout, version: int) -> None:
         """Put a stored rollout into a tree that starts with `start` tokens of its prompt."""
         handle = self._forest.open(entry.tree, min(rollout.version, version), False, start is not None, 0, False)
         try:
@@ -112,7 +112,7 @@ class PromptTable:
         if (start or 0) < len(prompt):
             self._forest.append(handle, prompt[start or 0 :], True)
 
-    def touch(self, entry: Entry) -> None:
+    def touch(self, entry: PromptTree) -> None:
         """Say that a prompt was used just now."""
         self._entries.move_to_end(entry.key)
 

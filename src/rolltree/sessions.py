@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from rolltree._native import Drafts, Forest
 from rolltree.errors import InvalidInputError, SessionClosedError
-from rolltree.prompts import Entry
+from rolltree.prompts import PromptTree
 from rolltree.tokens import as_integer, as_integers, as_tokens
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
@@ -38,7 +38,7 @@ class Sessions:
     def __init__(self, forest: Forest, journal: Journal | None) -> None:
         self._forest, self._journal = forest, journal
         self._lock = threading.RLock()
-        self._live: dict[int, Entry] = {}
+        self._live: dict[int, PromptTree] = {}
         self._holes: set[int] = set()  # live sessions that missed a token
 
     def extend(self, session: int, tokens: TokenIds, *, context: bool = False) -> None:

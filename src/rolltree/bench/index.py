@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rolltree import machine
-from rolltree.bench.subjects import Ours, OursShared, Peer, Subject, peer_installed
+from rolltree.bench.subjects import IndexSubject, Ours, OursShared, Peer, peer_installed
 from rolltree.bench.workload import Group, take
 from rolltree.types import Int32Array
 
@@ -43,7 +43,7 @@ def run_index(
         `{"cases": [...], "machine": {...}}`, see docs; `peer` is None when arctic-inference is not installed.
 
     """
-    subjects: list[Callable[[], Subject]] = [Ours, OursShared, *([Peer] if peer_installed() else [])]
+    subjects: list[Callable[[], IndexSubject]] = [Ours, OursShared, *([Peer] if peer_installed() else [])]
     cases = []
     for name, groups in data.items():
         progress(f"{name}, whole responses")
@@ -58,7 +58,7 @@ def run_index(
 
 
 def _repeat(
-    subjects: Sequence[Callable[[], Subject]], repeats: int, measure: Callable[[Subject], dict[str, float]]
+    subjects: Sequence[Callable[[], IndexSubject]], repeats: int, measure: Callable[[IndexSubject], dict[str, float]]
 ) -> list[Figures]:
     runs: list[Figures] = [{} for _ in subjects]
     for _ in range(repeats):
@@ -68,13 +68,13 @@ def _repeat(
     return runs
 
 
-def _whole(groups: Sequence[Group], subject: Subject) -> dict[str, float]:
+def _whole(groups: Sequence[Group], subject: IndexSubject) -> dict[str, float]:
     tokens = sum(len(r) for g in groups for r in g.history)
     seconds = subject.load(groups)
     return {"append_tokens_per_second": tokens / seconds, "bytes_per_token": subject.bytes() / tokens}
 
 
-def _lock_step(groups: Sequence[Group], steps: int, subject: Subject) -> dict[str, float]:
+def _lock_step(groups: Sequence[Group], steps: int, subject: IndexSubject) -> dict[str, float]:
     subject.load(groups)
     subject.start(groups)
     rollouts = [r for g in groups for r in g.now]

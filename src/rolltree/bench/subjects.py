@@ -22,7 +22,7 @@ MAX_DRAFT = 16
 MIN_PROBABILITY = 0.1
 
 
-class Subject(Protocol):
+class IndexSubject(Protocol):
     """One index under test. Times are seconds of the calls alone."""
 
     name: str
@@ -58,7 +58,7 @@ class Ours:
         self._out = Drafts(1, MAX_DRAFT)
 
     def load(self, groups: Sequence[Group]) -> float:
-        """See Subject."""
+        """See IndexSubject."""
         forest, seconds = self._forest, 0.0
         for group in groups:
             begin = time.perf_counter()
@@ -72,11 +72,11 @@ class Ours:
         return seconds
 
     def bytes(self) -> int:
-        """See Subject."""
+        """See IndexSubject."""
         return sum(self._forest.stats(tree)["bytes"] for tree in self._trees) + self._forest.shared_stats()["bytes"]
 
     def start(self, groups: Sequence[Group]) -> None:
-        """See Subject."""
+        """See IndexSubject."""
         handles = [self._forest.open(t) for t, g in zip(self._trees, groups, strict=True) for _ in g.now]
         self._handles = np.array(handles, np.int64)
         self._out = Drafts(len(handles), MAX_DRAFT)
@@ -84,7 +84,7 @@ class Ours:
         self._limits, self._offsets = np.zeros(0, np.int32), np.zeros(1, np.int32)
 
     def draft(self, live: Int32Array) -> float:
-        """See Subject."""
+        """See IndexSubject."""
         if len(live) != len(self._live):  # an engine keeps these between steps, too
             self._live, self._chosen = live, np.ascontiguousarray(self._handles[live])
             self._limits = np.full(len(live), MAX_DRAFT, np.int32)
@@ -99,7 +99,7 @@ class Ours:
         return time.perf_counter() - begin
 
     def append(self, live: Int32Array, tokens: Int32Array) -> float:
-        """See Subject."""
+        """See IndexSubject."""
         if len(live) == 1:
             session, token = int(self._chosen[0]), int(tokens[0])
             begin = time.perf_counter()
@@ -110,7 +110,7 @@ class Ours:
         return time.perf_counter() - begin
 
     def finish(self) -> None:
-        """See Subject."""
+        """See IndexSubject."""
         for handle in self._handles.tolist():
             self._forest.close(handle)
 
@@ -134,7 +134,7 @@ class Peer:
         self._ids: list[Any] = []
 
     def load(self, groups: Sequence[Group]) -> float:
-        """See Subject."""
+        """See IndexSubject."""
         cache, seconds = self._cache, 0.0
         for g, group in enumerate(groups):
             begin = time.perf_counter()
@@ -146,18 +146,18 @@ class Peer:
         return seconds
 
     def bytes(self) -> int:
-        """See Subject."""
+        """See IndexSubject."""
         return int(self._cache._global_tree.estimate_memory())
 
     def start(self, groups: Sequence[Group]) -> None:
-        """See Subject."""
+        """See IndexSubject."""
         self._ids = [("live", g, r) for g, group in enumerate(groups) for r in range(len(group.now))]
         self._texts = [list(map(int, group.prompt)) for group in groups for _ in group.now]
         for id, text in zip(self._ids, self._texts, strict=True):
             self._cache.start_request(id, np.array(text, np.int32))
 
     def draft(self, live: Int32Array) -> float:
-        """See Subject."""
+        """See IndexSubject."""
         contexts = [np.array(self._texts[i][-DEPTH:], np.int32) for i in live]
         ids, speculate = [self._ids[i] for i in live], self._cache.speculate
         options = {"max_spec_tokens": MAX_DRAFT, "max_spec_factor": 1.0, "min_token_prob": MIN_PROBABILITY}
@@ -167,7 +167,7 @@ class Peer:
         return time.perf_counter() - begin
 
     def append(self, live: Int32Array, tokens: Int32Array) -> float:
-        """See Subject."""
+        """See IndexSubject."""
         ids, add = [self._ids[i] for i in live], self._cache.add_active_response
         for i, token in zip(live.tolist(), tokens.tolist(), strict=True):
             self._texts[i].append(token)
@@ -178,7 +178,7 @@ class Peer:
         return time.perf_counter() - begin
 
     def finish(self) -> None:
-        """See Subject."""
+        """See IndexSubject."""
         for id in self._ids:
             self._cache.stop_request(id)
 

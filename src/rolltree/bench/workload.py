@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rolltree.errors import InvalidInputError
-from rolltree.replay.reading import Reader
+from rolltree.replay.reading import TraceReader
 from rolltree.tokens import as_tokens
 from rolltree.types import Int32Array
 
@@ -94,7 +94,7 @@ def recorded(history: Path, now: Path, samples: int) -> list[Group]:
 
 def _read(path: Path) -> dict[str, tuple[Int32Array, list[Int32Array]]]:
     groups: dict[str, tuple[Int32Array, list[Int32Array]]] = {}
-    for rollout in Reader().read([path]):
+    for rollout in TraceReader().read([path]):
         groups.setdefault(rollout.prompt_id, (rollout.prompt, []))[1].append(rollout.tokens)
     return groups
 

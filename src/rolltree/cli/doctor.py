@@ -16,8 +16,8 @@ import typer
 
 from rolltree.cli import proofs
 from rolltree.cli.output import Json, console, finish
-from rolltree.cli.proofs import Check
 from rolltree.errors import InvalidInputError
+from rolltree.findings import Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Part:
     use: str
     packages: tuple[Package, ...]
     fix: str
-    prove: Callable[[], Iterable[Check]] | None = None
+    prove: Callable[[], Iterable[Finding]] | None = None
     """Runs it, for `--for`."""
 
 
@@ -115,14 +115,14 @@ def run(
         raise typer.Exit(1)
 
 
-def _part(name: str, part: Part, *, prove: bool) -> list[Check]:
+def _part(name: str, part: Part, *, prove: bool) -> list[Finding]:
     checks = [_package(package, part) for package in part.packages]
     if part.prove is not None and prove and all(check.state in GOOD for check in checks):
         checks += _guarded(name, part.prove)
     return checks
 
 
-def _adapter(name: str, part: Part, *, prove: bool) -> list[Check]:
+def _adapter(name: str, part: Part, *, prove: bool) -> list[Finding]:
     """What `rolltree.NAME.doctor` finds; without one, only whether the packages are there."""
     try:
         module: Any = import_module(f"rolltree.{name}.doctor")
@@ -134,26 +134,26 @@ def _adapter(name: str, part: Part, *, prove: bool) -> list[Check]:
     return checks
 
 
-def _guarded(name: str, call: Callable[[], Iterable[Any]]) -> list[Check]:
+def _guarded(name: str, call: Callable[[], Iterable[Finding]]) -> list[Finding]:
     """The checks of a part; an exception in them is a finding, not the end of the others."""
     try:
-        return [Check(c.name, c.state, c.found, c.fix) for c in call()]
+        return list(call())
     except Exception as error:  # report any failure: this is what the command is for
-        return [Check(name, "broken", f"{type(error).__name__}: {error}", "see the message")]
+        return [Finding(name, "broken", f"{type(error).__name__}: {error}", "see the message")]
 
 
-def _package(package: Package, part: Part) -> Check:
+def _package(package: Package, part: Part) -> Finding:
     name = f"{package.name} ({part.use})"
     if util.find_spec(package.module or package.name) is None:
-        return Check(name, "missing", "not installed", part.fix)
+        return Finding(name, "missing", "not installed", part.fix)
     version = _version(package.name) or _version(f"{package.name}-cpu")
     if version is None:
-        return Check(name, "untested", "unknown version")
+        return Finding(name, "untested", "unknown version")
     if numbers(version) < package.oldest:
-        return Check(name, "broken", version, f"{'.'.join(map(str, package.oldest))} or newer: {part.fix}")
+        return Finding(name, "broken", version, f"{'.'.join(map(str, package.oldest))} or newer: {part.fix}")
     if not version.startswith(package.tested):
-        return Check(name, "untested", version, f"tested with {', '.join(package.tested)}")
-    return Check(name, "ok", version)
+        return Finding(name, "untested", version, f"tested with {', '.join(package.tested)}")
+    return Finding(name, "ok", version)
 
 
 def _version(name: str) -> str | None:

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from rolltree.findings import Finding
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding."""
-
-    name: str
-    state: str
-    """ok, untested (a version that no test ran with), missing, or broken."""
-    found: str
-    fix: str = ""
-    """A command or a sentence; empty when all is well."""
-
-
-def core() -> Iterable[Check]:
+def core() -> Iterable[Finding]:
     """Draft once for real: a repeated text must be drafted from."""
     try:
         import numpy as np
@@ -32,13 +21,13 @@ def core() -> Iterable[Check]:
         drafts = batch.tokens[0, : batch.lengths[0]].tolist()
     except Exception as error:  # report any failure: this is what the command is for
         fix = "pip install --force-reinstall rolltree"
-        return [Check("native core", "broken", f"{type(error).__name__}: {error}", fix)]
+        return [Finding("native core", "broken", f"{type(error).__name__}: {error}", fix)]
     if drafts != [4, 5]:
-        return [Check("native core", "broken", f"drafted {drafts} instead of [4, 5]", "report a bug")]
-    return [Check("native core", "ok", "drafts flow")]
+        return [Finding("native core", "broken", f"drafted {drafts} instead of [4, 5]", "report a bug")]
+    return [Finding("native core", "ok", "drafts flow")]
 
 
-def store() -> Iterable[Check]:
+def store() -> Iterable[Finding]:
     """Write a rollout, read it back."""
     import sqlite3
     import tempfile
@@ -51,10 +40,10 @@ def store() -> Iterable[Check]:
         made.add([1], [2, 3])
         found = [rollout.token_ids.tolist() for rollout in made]
     state = "ok" if found == [[2, 3]] else "broken"
-    return [Check("durable store", state, f"wrote and read; SQLite {sqlite3.sqlite_version}")]
+    return [Finding("durable store", state, f"wrote and read; SQLite {sqlite3.sqlite_version}")]
 
 
-def engine() -> Iterable[Check]:
+def engine() -> Iterable[Finding]:
     """Generate twice on a random tiny model: the same tokens with drafts, in fewer forward passes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -77,10 +66,13 @@ def engine() -> Iterable[Check]:
     rate = fast.stats.tokens / fast.stats.row_steps
     device = "CUDA" if torch.cuda.is_available() else "no CUDA device; the CPU works"
     found = f"{rate:.1f} tokens per request and pass on a repeated batch, rollouts {'identical' if same else 'DIFFER'}"
-    return [Check("built-in engine", "ok" if same and rate > 2 else "broken", found), Check("torch sees", "ok", device)]
+    return [
+        Finding("built-in engine", "ok" if same and rate > 2 else "broken", found),
+        Finding("torch sees", "ok", device),
+    ]
 
 
-def trl() -> Iterable[Check]:
+def trl() -> Iterable[Finding]:
     """See that the trainer takes a rollout function."""
     import inspect
 
@@ -89,5 +81,5 @@ def trl() -> Iterable[Check]:
     import rolltree.trl  # noqa: F401  # its own imports must work
 
     if "rollout_func" in inspect.signature(GRPOTrainer.__init__).parameters:
-        return [Check("TRL adapter", "ok", "GRPOTrainer takes rollout_func")]
-    return [Check("TRL adapter", "broken", "GRPOTrainer has no rollout_func", "pip install 'trl>=1.10'")]
+        return [Finding("TRL adapter", "ok", "GRPOTrainer takes rollout_func")]
+    return [Finding("TRL adapter", "broken", "GRPOTrainer has no rollout_func", "pip install 'trl>=1.10'")]

@@ -14,7 +14,7 @@ from rolltree.cli.output import Json, Out, Plot, check_outputs, console, finish,
 from rolltree.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from rolltree.replay.reading import Reader
+    from rolltree.replay.reading import TraceReader
     from rolltree.replay.records import Selection
     from rolltree.replay.run import ReplayConfig
 
@@ -93,15 +93,20 @@ def _existing(*names: str | None) -> list[Path]:
     return [Path(name) for name in names if name and Path(name).exists()]
 
 
-def _reader(tokenizer: str | None, **options: Any) -> Reader:
-    from rolltree.replay.reading import Reader
+def _reader(tokenizer: str | None, **options: Any) -> TraceReader:
+    from rolltree.replay.reading import TraceReader
     from rolltree.replay.tokenizing import TextTokenizer
 
-    return Reader(TextTokenizer(tokenizer) if tokenizer else None, **options)
+    return TraceReader(TextTokenizer(tokenizer) if tokenizer else None, **options)
 
 
 def _replay(
-    screen: Console, config: ReplayConfig, selection: Selection, reader: Reader, files: list[Path], history: list[Path]
+    screen: Console,
+    config: ReplayConfig,
+    selection: Selection,
+    reader: TraceReader,
+    files: list[Path],
+    history: list[Path],
 ) -> dict[str, Any]:
     """Read, replay, and say what was read."""
     from rolltree.replay.run import replay

@@ -110,7 +110,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class TrainingSubject:
     """What is trained, and on what."""
 
     model: Any
@@ -119,7 +119,7 @@ class Subject:
     """Columns of the data set: `prompt`, and what the reward function asks for by name."""
 
     @classmethod
-    def demo(cls, config: DemoConfig) -> Subject:
+    def demo(cls, config: DemoConfig) -> TrainingSubject:
         """The demo's model and problems."""
         problems = sample_problems(config.prompts, PROMPT_SEED)
         rows: dict[str, list[Any]] = {
@@ -131,10 +131,10 @@ class Subject:
 
 def make_trainer(
     config: DemoConfig, folder: str, *, rollout: Rollout, reward: Reward, callbacks: Sequence[TrainerCallback] = (),
-    subject: Subject | None = None,
+    subject: TrainingSubject | None = None,
 ) -> Any:  # fmt: skip
     """TRL's GRPOTrainer over `subject`, the demo's when None, on the device of its model."""
-    subject = subject or Subject.demo(config)
+    subject = subject or TrainingSubject.demo(config)
     trainer = GRPOTrainer(
         model=subject.model,
         reward_funcs=reward,

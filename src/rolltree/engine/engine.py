@@ -30,7 +30,7 @@ from rolltree.engine.runner import Runner, is_out_of_memory
 from rolltree.engine.running import OnFinish, Rows
 from rolltree.engine.selfcheck import check_model
 from rolltree.engine.stats import EngineStats
-from rolltree.engine.step import Outcome, Step
+from rolltree.engine.step import Outcome, VerifyStep
 from rolltree.engine.verify import Verifier, tie_margin
 from rolltree.errors import RequestError
 from rolltree.sampling import RowParams
@@ -202,7 +202,7 @@ class Engine:
         self._rows.reset()
         self._params = None
 
-    def _schedule(self) -> Step | None:
+    def _schedule(self) -> VerifyStep | None:
         """Fill free rows, then draft for all."""
         rows, stats = self._rows, self.stats
         with stats.timed("prefill"):
@@ -213,7 +213,7 @@ class Engine:
             close_holes(rows, self._cache)  # of prompts that ran out of memory
             if rows.count == 0:
                 return None
-            return Step.of(rows, self._source.draft(rows))
+            return VerifyStep.of(rows, self._source.draft(rows))
 
     def _admit(self) -> list[int]:
         """Rows that were given to waiting requests, their prompts in the cache."""
@@ -225,7 +225,7 @@ class Engine:
             self._finish(row, "error", RequestError("out of memory in the prefill of this prompt"))
         return new
 
-    def _run(self, step: Step | None) -> tuple[Step, Outcome] | None:
+    def _run(self, step: VerifyStep | None) -> tuple[VerifyStep, Outcome] | None:
         """Forward and verify; out of memory, go on with less: without drafts, then without the newest request."""
         while step is not None:
             try:
@@ -236,10 +236,10 @@ class Engine:
             self.stats.out_of_memory += 1
             if step.layout.queries == 1:
                 self._shed()
-            step = Step.of(self._rows, CheckedDrafts.none(self._rows.count)) if self._rows.count else None
+            step = VerifyStep.of(self._rows, CheckedDrafts.none(self._rows.count)) if self._rows.count else None
         return None
 
-    def _verify(self, step: Step) -> Outcome:
+    def _verify(self, step: VerifyStep) -> Outcome:
         rows, stats = self._rows, self.stats
         if self._params is None:  # kept while the rows stay
             self._params = RowParams.of([rows.job(row).sampling for row in range(rows.count)], self.shape.device)
@@ -258,7 +258,7 @@ class Engine:
         self._finish(newest, "error", RequestError("out of memory: the newest request was dropped"))
         close_holes(rows, self._cache)
 
-    def _postprocess(self, step: Step, outcome: Outcome) -> None:
+    def _postprocess(self, step: VerifyStep, outcome: Outcome) -> None:
         """Commit what was emitted, tell the drafter, end what is done."""
         with self.stats.timed("update"):
             rows = self._rows

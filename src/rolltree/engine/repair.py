@@ -6,11 +6,11 @@ import torch
 
 from rolltree.engine.emit import Emission
 from rolltree.engine.kv_cache import SlotCache
-from rolltree.engine.step import Outcome, Step
+from rolltree.engine.step import Outcome, VerifyStep
 from rolltree.types import Int64Array
 
 
-def repair(cache: SlotCache, step: Step, outcome: Outcome, emission: Emission) -> None:
+def repair(cache: SlotCache, step: VerifyStep, outcome: Outcome, emission: Emission) -> None:
     """Put accepted tree paths where a chain would be, and zero what a failed forward wrote."""
     if step.trees is not None:
         node = outcome.path[emission.row, emission.order]

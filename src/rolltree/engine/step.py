@@ -16,7 +16,7 @@ from rolltree.types import Int64Array
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class VerifyStep:
     """The B running rows with their drafts."""
 
     layout: Layout
@@ -30,7 +30,7 @@ class Step:
     """Shape [N]: index among the generated tokens of the token drawn after each node."""
 
     @classmethod
-    def of(cls, rows: Rows, drafts: CheckedDrafts) -> Step:
+    def of(cls, rows: Rows, drafts: CheckedDrafts) -> VerifyStep:
         """Put the committed token of each row before its draft."""
         n = rows.count
         layout = Layout.of(drafts.lengths + 1)

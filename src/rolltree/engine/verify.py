@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rolltree.engine.config import EngineConfig
 from rolltree.engine.stats import EngineStats
-from rolltree.engine.step import Outcome, Step
+from rolltree.engine.step import Outcome, VerifyStep
 from rolltree.sampling import (
     RowParams,
     Samples,
@@ -57,7 +57,9 @@ class Verifier:
         self.rule, self.tie_margin, self.sample_elements = rule, tie_margin, sample_elements
         self.stats = stats
 
-    def verify(self, step: Step, logits: Tensor, params: RowParams, seeds: UInt64Array, decide: Decide) -> Outcome:
+    def verify(
+        self, step: VerifyStep, logits: Tensor, params: RowParams, seeds: UInt64Array, decide: Decide
+    ) -> Outcome:
         """Outcome of a step with logits [N, V], settings and seeds of its B rows."""
         if self.rule == "one-hot":
             return _one_hot(step, logits, params, seeds)
@@ -70,7 +72,7 @@ class Verifier:
             for row, node in near:
                 self._settle(step, nodes, row, node, params, seeds, decide)
 
-    def _sample(self, step: Step, logits: Tensor, params: RowParams, seeds: UInt64Array) -> _Nodes:
+    def _sample(self, step: VerifyStep, logits: Tensor, params: RowParams, seeds: UInt64Array) -> _Nodes:
         keys = row_keys(seeds[step.layout.row_of], step.positions)
         chunk = max(1, self.sample_elements // logits.shape[1])
         if len(logits) <= chunk:
@@ -83,7 +85,7 @@ class Verifier:
 
     def _settle(
         self,
-        step: Step,
+        step: VerifyStep,
         nodes: _Nodes,
         row: int,
         node: int,
@@ -117,7 +119,7 @@ class _Nodes:
         self.margins: npt.NDArray[np.float32] = margins.numpy()
 
 
-def _accept(step: Step, nodes: _Nodes) -> Outcome:
+def _accept(step: VerifyStep, nodes: _Nodes) -> Outcome:
     bad = np.flatnonzero(np.isnan(nodes.logprobs))
     if step.layout.queries == 1:
         rows = len(nodes.tokens)
@@ -132,7 +134,7 @@ def _accept(step: Step, nodes: _Nodes) -> Outcome:
     return Outcome(verified.accepted.numpy() + 1, path, verified.tokens.numpy(), logprobs, bad)
 
 
-def _near_ties(step: Step, nodes: _Nodes, outcome: Outcome, tie_margin: float) -> Iterator[tuple[int, int]]:
+def _near_ties(step: VerifyStep, nodes: _Nodes, outcome: Outcome, tie_margin: float) -> Iterator[tuple[int, int]]:
     """First near tie (row, node) of each row's path."""
     if not (nodes.margins < tie_margin).any():
         return
@@ -143,14 +145,14 @@ def _near_ties(step: Step, nodes: _Nodes, outcome: Outcome, tie_margin: float) -
         yield int(row), int(outcome.path[row, near[row].argmax()])
 
 
-def _path_to(step: Step, row: int, node: int) -> Int64Array:
+def _path_to(step: VerifyStep, row: int, node: int) -> Int64Array:
     """Draft nodes from the root, excluded, to `node`."""
     if step.trees is None:
         return np.arange(1, node + 1)
     return np.flatnonzero(step.trees.ancestors[row, node])[1:]
 
 
-def _one_hot(step: Step, logits: Tensor, params: RowParams, seeds: UInt64Array) -> Outcome:
+def _one_hot(step: VerifyStep, logits: Tensor, params: RowParams, seeds: UInt64Array) -> Outcome:
     layout = step.layout
     grid = torch.from_numpy(layout.grid).to(logits.device)
     nodes = params.rows(layout.row_of)

@@ -27,7 +27,7 @@ _Numbered = tuple[int, object]
 
 
 @dataclass(slots=True)
-class Reader:
+class TraceReader:
     """Reads files into rollouts; `account` says what was found and left out."""
 
     tokenizer: TextTokenizer | None = None

@@ -54,7 +54,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TrainingStep:
     """The rollouts that one training step generates; samples of a prompt stand together."""
 
     number: int
@@ -65,8 +65,8 @@ class Step:
 class Recording:
     """What is replayed: `history` is known before, `steps` are generated one after the other."""
 
-    history: list[Step]
-    steps: list[Step]
+    history: list[TrainingStep]
+    steps: list[TrainingStep]
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -116,12 +116,12 @@ class Selection:
             raise InvalidInputError("--split", self.split, "a half with at least one prompt", "Use --split all.")
         return recording
 
-    def _steps(self, rollouts: Sequence[Rollout], samples: int | None) -> list[Step]:
+    def _steps(self, rollouts: Sequence[Rollout], samples: int | None) -> list[TrainingStep]:
         steps: dict[int, dict[str, list[Rollout]]] = {}
         for rollout in rollouts:
             if self._chosen(rollout.prompt_id):
                 steps.setdefault(rollout.step, {}).setdefault(rollout.prompt_id, []).append(rollout)
-        return [Step(number, self._ordered(groups, samples)) for number, groups in sorted(steps.items())]
+        return [TrainingStep(number, self._ordered(groups, samples)) for number, groups in sorted(steps.items())]
 
     def _cut(self, rollout: Rollout) -> Rollout:
         if self.max_tokens is None or len(rollout.tokens) <= self.max_tokens:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rolltree.metrics import add_up, ratio, ratios_of, with_ratios
-from rolltree.replay.records import Step
+from rolltree.replay.records import TrainingStep
 from rolltree.replay.tally import BINS, Calibration, Tally
 
 Numbers = dict[str, Any]
@@ -19,7 +19,7 @@ Numbers = dict[str, Any]
 class StepRun:
     """One policy step as one drafter generated it."""
 
-    step: Step
+    step: TrainingStep
     tally: Tally
     seconds: float
 

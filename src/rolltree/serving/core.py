@@ -29,7 +29,7 @@ from rolltree.serving.batch import Batch, Wanted
 from rolltree.serving.counts import ServingCounts
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
 from rolltree.serving.options import EngineOptions
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import LEFT_ALONE, RequestOptions
 from rolltree.serving.requests import RequestBook
 from rolltree.serving.timing import Scheduled, StepTimer
@@ -61,7 +61,7 @@ class ServingCore:
 
     def __init__(
         self, engine: EngineShape, options: EngineOptions, *,
-        request_of: Callable[[str], Request],
+        request_of: Callable[[str], ServedRequest],
         output_of: Callable[[str], Sequence[int] | None] = lambda id: None,
         free_bytes: Callable[[], int] = lambda: 0,
         log: logging.Logger | None = None,

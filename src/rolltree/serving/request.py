@@ -9,7 +9,7 @@ from rolltree.serving.request_options import DEFAULT, RequestOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ServedRequest:
     """What is known of a request when it starts."""
 
     prompt: Sequence[int] | None

@@ -20,7 +20,7 @@ from rolltree.cache import RolloutCache
 from rolltree.serving.batch import Batch, Wanted, Work
 from rolltree.serving.conversations import Conversations
 from rolltree.serving.counts import ServingCounts
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import KINDS
 from rolltree.serving.stop_tokens import StopTokens
 from rolltree.serving.table import NO_HANDLE, Table
@@ -72,7 +72,7 @@ class RequestBook:
         """Tokens that end any of the running requests."""
         return frozenset(self._stops.counts)
 
-    def step(self, batch: Batch, request_of: Callable[[str], Request]) -> Work:
+    def step(self, batch: Batch, request_of: Callable[[str], ServedRequest]) -> Work:
         """Take in what a step sampled, opening requests that are new; `request_of` is asked once for each of these."""
         rows = len(batch.ids)
         emitted = np.fromiter(map(len, batch.sampled), np.int64, rows)
@@ -153,7 +153,7 @@ class RequestBook:
         self._entry_of.clear()
         self._ids = None
 
-    def _match_rows(self, ids: list[str], emitted: Int64Array, request_of: Callable[[str], Request]) -> None:
+    def _match_rows(self, ids: list[str], emitted: Int64Array, request_of: Callable[[str], ServedRequest]) -> None:
         """Bring `_row_entries` up to date; most steps have the rows of the step before."""
         if ids == self._ids and (self._row_entries[emitted > 0] >= 0).all():
             return
@@ -163,7 +163,7 @@ class RequestBook:
         self._ids = list(ids)
         self._row_entries = self._entries(ids)
 
-    def _start(self, id: str, request: Request) -> None:
+    def _start(self, id: str, request: ServedRequest) -> None:
         entry = self._table.take()
         prompt = len(request.prompt) if request.has_text and request.prompt is not None else 0
         last = self.max_length if request.max_tokens is None else min(self.max_length, prompt + request.max_tokens)
@@ -174,7 +174,7 @@ class RequestBook:
         if request.has_text:
             self._table.handle[entry] = self._open(id, request)
 
-    def _open(self, id: str, request: Request) -> int:
+    def _open(self, id: str, request: ServedRequest) -> int:
         """Open a session; a later turn of a conversation continues in the tree of its first prompt."""
         assert request.prompt is not None
         options, prompt = request.options, as_tokens(request.prompt)
@@ -206,7 +206,7 @@ class RequestBook:
             self._orphans.pop()
 
     def _restart_rewound(
-        self, ids: list[str], before: Int64Array, emitted: Int64Array, request_of: Callable[[str], Request]
+        self, ids: list[str], before: Int64Array, emitted: Int64Array, request_of: Callable[[str], ServedRequest]
     ) -> None:
         """Start those anew whose text before this step is shorter than what the tree knows: it was taken back."""
         entries = self._row_entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import KINDS
 
 NO_HANDLE = -1
@@ -16,7 +16,7 @@ class Table:
     that may be drafted in a step; number of the request's kind."""
 
     def __init__(self) -> None:
-        self.requests: list[Request | None] = []
+        self.requests: list[ServedRequest | None] = []
         self._free: list[int] = []
         zeros = np.zeros(0, np.int64)
         self.handle, self.prompt, self.known, self.end, self.draft, self.kind = (zeros.copy() for _ in COLUMNS)
@@ -36,7 +36,7 @@ class Table:
         for name in COLUMNS:
             setattr(self, name, np.concatenate((getattr(self, name), np.zeros(more, np.int64))))
 
-    def set(self, entry: int, request: Request, *, prompt: int, end: int, draft: int) -> None:
+    def set(self, entry: int, request: ServedRequest, *, prompt: int, end: int, draft: int) -> None:
         """Fill the entry of a request whose tree knows its prompt."""
         self.requests[entry] = request
         self.handle[entry], self.draft[entry] = NO_HANDLE, draft

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rolltree.store.store import RolloutStore  # SQLite, for those alone who have a store
 
 Listener = Callable[[StoredRollout], None]
-"""Hears of a rollout that is kept, in the thread that closed it: it must be quick."""
+"""Gets each rollout that is kept, in the thread that closed it: it must be quick."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,7 +55,7 @@ class Journal:
     def __init__(self, store: RolloutStore | None) -> None:
         self.store = store
         self.listeners: list[Listener] = []
-        self.unheard = 0
+        self.undelivered = 0
         """Rollouts that a listener failed to take."""
         self.spoiled = 0
         """Sessions that end without a rollout, because a part of their text is not known."""
@@ -162,9 +162,9 @@ class Journal:
             try:
                 listener(rollout)
             except Exception as error:
-                self.unheard += 1
-                if self.unheard & (self.unheard - 1) == 0:
-                    _log.warning("A rollout did not reach a listener (%d so far): %s", self.unheard, error)
+                self.undelivered += 1
+                if self.undelivered & (self.undelivered - 1) == 0:
+                    _log.warning("A rollout did not reach a listener (%d so far): %s", self.undelivered, error)
 
     def earlier(self, prompt: Int32Array, key: str | None, last: int) -> list[StoredRollout]:
         """What the store knows of a prompt or key, without waiting.

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Protocol
 
-from rolltree.store.pending import Entry, unwritten
-from rolltree.store.reader import Damaged, Reader
+from rolltree.store.pending import PendingRollout, unwritten
+from rolltree.store.reader import Damaged, StoreReader
 from rolltree.tokens import prompt_digest
 from rolltree.traces.rollout import StoredRollout
 
@@ -28,8 +28,8 @@ class Restorable(Protocol):
 
 
 def load(
-    reader: Reader, waiting: list[Entry], cache: Restorable, window: int, max_tokens: int, version: int | None,
-    damaged: Damaged,
+    reader: StoreReader, waiting: list[PendingRollout], cache: Restorable, window: int, max_tokens: int,
+    version: int | None, damaged: Damaged,
 ) -> int:  # fmt: skip
     """See `RolloutStore.load_into`; `waiting` was asked for before anything is read."""
     newest = reader.count()[1]

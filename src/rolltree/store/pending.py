@@ -15,7 +15,7 @@ from rolltree.traces.rollout import StoredRollout
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class PendingRollout:
     """A rollout on its way."""
 
     number: int
@@ -40,8 +40,8 @@ class Pending:
     def __init__(self) -> None:
         self.put = 0
         """Rollouts that were ever handed over."""
-        self._all: OrderedDict[int, Entry] = OrderedDict()
-        self._named: dict[str | bytes, dict[int, Entry]] = {}
+        self._all: OrderedDict[int, PendingRollout] = OrderedDict()
+        self._named: dict[str | bytes, dict[int, PendingRollout]] = {}
         self._flying = self._flight = 0  # the first are being written: up to this number, and so many
 
     def __len__(self) -> int:
@@ -55,10 +55,10 @@ class Pending:
     def add(self, rollout: StoredRollout, digest: bytes) -> None:
         """Take one more."""
         self.put += 1
-        entry = self._all[self.put] = Entry(self.put, digest, rollout)
+        entry = self._all[self.put] = PendingRollout(self.put, digest, rollout)
         self._named.setdefault(_name(entry), {})[entry.number] = entry
 
-    def first(self, most: int) -> list[Entry]:
+    def first(self, most: int) -> list[PendingRollout]:
         """The oldest, to be written now; they stay until `remove`."""
         found = list(islice(self._all.values(), most))
         self._flying, self._flight = found[-1].number if found else 0, len(found)
@@ -68,7 +68,7 @@ class Pending:
         """Nothing is being written now."""
         self._flying = self._flight = 0
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: PendingRollout) -> None:
         """It is committed, or given up."""
         if self._all.pop(entry.number, None) is not None and entry.number <= self._flying:
             self._flight -= 1
@@ -77,7 +77,7 @@ class Pending:
         if not group:
             self._named.pop(_name(entry), None)
 
-    def drop(self) -> Entry | None:
+    def drop(self) -> PendingRollout | None:
         """Give up the oldest that is not being written; None where there is none."""
         entry = next(islice(self._all.values(), self._flight, None), None)
         if entry is not None:
@@ -88,20 +88,20 @@ class Pending:
         """Whether one of the first `number` that were handed over is still here."""
         return next(iter(self._all), number + 1) <= number
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PendingRollout]:
         """All, oldest first."""
         return list(self._all.values())
 
-    def of(self, digest: bytes | None, key: str | None) -> list[Entry]:
+    def of(self, digest: bytes | None, key: str | None) -> list[PendingRollout]:
         """Those of a prompt and key (None: any prompt of the key), oldest first."""
         group = self._named.get(key if key is not None else digest or b"", {})
         return [entry for entry in group.values() if digest is None or entry.digest == digest]
 
 
-def _name(entry: Entry) -> str | bytes:
+def _name(entry: PendingRollout) -> str | bytes:
     return entry.digest if entry.rollout.key is None else entry.rollout.key
 
 
-def unwritten(waiting: list[Entry], newest: int) -> list[StoredRollout]:
+def unwritten(waiting: list[PendingRollout], newest: int) -> list[StoredRollout]:
     """What of `waiting` a read of the file did not see, which was made afterwards and saw rows up to `newest`."""
     return [entry.rollout for entry in waiting if not 0 < entry.id <= newest]

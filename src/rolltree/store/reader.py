@@ -26,7 +26,7 @@ def refuse(error: StoreCorruptedError) -> None:
     raise error
 
 
-class Reader:
+class StoreReader:
     """One connection; thread-safe. All raise StoreError for a file that cannot be read.
 
     A damaged rollout goes to `damaged`, which raises it or leaves it out.

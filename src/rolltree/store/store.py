@@ -17,8 +17,8 @@ from types import TracebackType
 from rolltree.errors import InvalidInputError, StoreCorruptedError
 from rolltree.store.loading import Restorable, load
 from rolltree.store.location import as_path, is_empty
-from rolltree.store.pending import Entry, unwritten
-from rolltree.store.reader import ALL, Damaged, Reader, refuse
+from rolltree.store.pending import PendingRollout, unwritten
+from rolltree.store.reader import ALL, Damaged, StoreReader, refuse
 from rolltree.store.writer import Writer
 from rolltree.tokens import as_integer, as_key, as_tokens, as_version, prompt_digest
 from rolltree.traces.rollout import Span, StoredRollout
@@ -50,7 +50,7 @@ class RolloutStore:
         if emptied:
             _log.warning("%s was an empty file: a new store begins in it", self.path)
         try:
-            self._reader = Reader(self.path)
+            self._reader = StoreReader(self.path)
         except BaseException:
             self._writer.close()
             raise
@@ -197,7 +197,7 @@ class RolloutStore:
         return _latest(found + unwritten(waiting, found[-1].id if found else 0), most)
 
     def _in_order(self) -> Iterator[StoredRollout]:
-        at, settled, seen = 0, False, list[Entry]()
+        at, settled, seen = 0, False, list[PendingRollout]()
         while True:
             waiting, before = self._writer.waiting(), at
             given = {entry.id for entry in seen}
@@ -230,7 +230,7 @@ class RolloutStore:
         return RolloutStore, (self._file,)
 
 
-def _close(writer: Writer, reader: Reader) -> None:
+def _close(writer: Writer, reader: StoreReader) -> None:
     writer.close()
     reader.close()
 

@@ -15,7 +15,7 @@ from rolltree.store.codec import unpack_tokens
 from rolltree.store.connection import Connection
 from rolltree.store.faults import StoreLockedError
 from rolltree.store.location import existing
-from rolltree.store.reader import Reader
+from rolltree.store.reader import StoreReader
 from rolltree.store.schema import VERSION
 from rolltree.tokens import as_integer, prompt_digest
 
@@ -100,7 +100,7 @@ def _faults(database: Connection, path: Path, progress: Callable[[int], None]) -
             if fault := _prompt_fault(*row):
                 bad.add(number)
                 yield f"prompt {number}, and all its rollouts: {fault}"
-    with closing(Reader(path)) as reader:
+    with closing(StoreReader(path)) as reader:
         for count, (id, prompt) in enumerate(database.execute("SELECT id, prompt FROM rollout ORDER BY id")):
             if prompt not in bad and (fault := reader.fault(id)):
                 yield fault

@@ -20,7 +20,7 @@ from pathlib import Path
 from rolltree.errors import InvalidInputError, StoreError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
-from rolltree.store.pending import Entry, Pending
+from rolltree.store.pending import Pending, PendingRollout
 from rolltree.store.rows import Packed, next_id
 from rolltree.tokens import prompt_digest
 from rolltree.traces.rollout import StoredRollout
@@ -72,13 +72,13 @@ class Writer:
             if self._pending.at_rest > MOST_WAITING and (entry := self._pending.drop()) is not None:
                 self._overflow(entry)
 
-    def waiting(self) -> list[Entry]:
-        """What may not be in the file yet, oldest first; look at `Entry.id` after reading the file."""
+    def waiting(self) -> list[PendingRollout]:
+        """What may not be in the file yet, oldest first; look at `PendingRollout.id` after reading the file."""
         self.check()
         with self._changed:
             return self._pending.entries()
 
-    def waiting_of(self, digest: bytes | None, key: str | None) -> list[Entry]:
+    def waiting_of(self, digest: bytes | None, key: str | None) -> list[PendingRollout]:
         """The same of one prompt and key (None: any prompt of the key)."""
         self.check()
         with self._changed:
@@ -144,7 +144,7 @@ class Writer:
                 self._settle(batch, lost)
         self._database.close()
 
-    def _next(self) -> list[Entry]:
+    def _next(self) -> list[PendingRollout]:
         """Wait for rollouts, a little for more; empty when the store is closed and nothing is left to try."""
         with self._changed:
             while not len(self._pending) and not self._closed:
@@ -158,9 +158,9 @@ class Writer:
     def _in_haste(self) -> bool:
         return self._hurry or self._closed or (not self._streak and len(self._pending) >= BATCH)
 
-    def _commit(self, batch: Sequence[Entry]) -> list[tuple[Entry, Exception]]:
+    def _commit(self, batch: Sequence[PendingRollout]) -> list[tuple[PendingRollout, Exception]]:
         """Write a batch; returns which rollouts are at fault themselves. StoreError where nothing could be written."""
-        lost, good = list[tuple[Entry, Exception]](), list[Entry]()
+        lost, good = list[tuple[PendingRollout, Exception]](), list[PendingRollout]()
         for entry in batch:
             try:
                 entry.packed = entry.packed or Packed.of(entry.rollout)
@@ -169,7 +169,7 @@ class Writer:
                 lost.append((entry, error))
         return lost + self._database.use(lambda database: _write(database, good), schema.BUSY_SECONDS)
 
-    def _settle(self, batch: Sequence[Entry], lost: Sequence[tuple[Entry, Exception]]) -> None:
+    def _settle(self, batch: Sequence[PendingRollout], lost: Sequence[tuple[PendingRollout, Exception]]) -> None:
         with self._changed:
             for entry in batch:
                 self._pending.remove(entry)
@@ -199,13 +199,13 @@ class Writer:
                     self._lose(len(left), left[0], error)
             self._changed.notify_all()
 
-    def _overflow(self, entry: Entry) -> None:
+    def _overflow(self, entry: PendingRollout) -> None:
         """Count what left because too many wait; said at the first, the second, the fourth..."""
         self._overflown += 1
         said = self._overflown & (self._overflown - 1) == 0
         self._lose(1, entry, self._error or f"more than {MOST_WAITING} wait", said)
 
-    def _lose(self, count: int, first: Entry, why: object, said: bool = True) -> None:
+    def _lose(self, count: int, first: PendingRollout, why: object, said: bool = True) -> None:
         self.dropped += count
         self._lost += count
         self._why = str(why)
@@ -214,9 +214,9 @@ class Writer:
             _log.error("%d rollouts lost to %s, %s; the first: %s. %s", count, self.path, whole, first.named(), why)
 
 
-def _write(database: sqlite3.Connection, batch: Sequence[Entry]) -> list[tuple[Entry, Exception]]:
+def _write(database: sqlite3.Connection, batch: Sequence[PendingRollout]) -> list[tuple[PendingRollout, Exception]]:
     """One transaction, without the rows at fault, which are returned."""
-    lost = list[tuple[Entry, Exception]]()
+    lost = list[tuple[PendingRollout, Exception]]()
     database.execute("BEGIN IMMEDIATE")
     try:
         id = next_id(database)

@@ -5,10 +5,10 @@ Looks at metadata and at verl's source files; imports neither verl nor Ray.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
+from rolltree.findings import Finding
 from rolltree.verl.versions import OLDEST_VERL, TESTED, TESTED_VLLM, installed, numbers
 
 HOOKS = {
@@ -19,16 +19,6 @@ HOOKS = {
     "engine options": ("workers/rollout/vllm_rollout/vllm_async_server.py", "**engine_kwargs", "speculative_config"),
 }
 """What of verl rolltree hangs on: the file, a text in it, and what is lost without."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line; `state` is ok, missing, untested or broken, `fix` is empty when there is nothing to do."""
-
-    name: str
-    state: str
-    found: str
-    fix: str = ""
 
 
 def doctor_lines() -> list[Finding]:

@@ -7,25 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata, util
 
+from rolltree.findings import Finding
 from rolltree.vllm.hooks import BROKEN_ON_CPU, TESTED
 
 OLDEST = (0, 22, 1)
 """The first that documents custom proposers."""
 INSTALL = "pip install 'rolltree[vllm]'"
 SECONDS = 300
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line; `fix` is empty when all is well."""
-
-    name: str
-    state: str
-    found: str
-    fix: str = ""
 
 
 def doctor_lines() -> Iterator[Finding]:

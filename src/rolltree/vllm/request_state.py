@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import RequestOptions
 
 if TYPE_CHECKING:  # most requests have none
     from rolltree.serving.stops import StopStrings
 
 
-def request_of(state: Any, options: RequestOptions) -> Request:
+def request_of(state: Any, options: RequestOptions) -> ServedRequest:
     """Return what is known of a request when it starts; one that no tree can hold has no prompt."""
     sampling, media = state.sampling_params, media_of(state)
     is_text = state.prompt_embeds is None and media is not None
     # None is the eos of a request that ignores it.
     stops = {*(getattr(sampling, "stop_token_ids", None) or ()), getattr(sampling, "eos_token_id", None)} - {None}
-    return Request(
+    return ServedRequest(
         prompt=state.prompt_token_ids if is_text else None,
         options=options,
         max_tokens=getattr(sampling, "max_tokens", None),

@@ -21,7 +21,7 @@ import numpy as np
 
 from rolltree.serving import commands
 from rolltree.serving.batch import Batch
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.types import Int32Array
 from rolltree.vllm import compat, compat_v2
 from rolltree.vllm.device_rows import DeviceRows
@@ -165,7 +165,7 @@ class Speculator(DraftingWorker):
         empty = torch.arange(width, device=out.device)[None, :] >= counts[:, None]
         return torch.where(empty, last[:, None].to(out.dtype), out)
 
-    def _request(self, id: str) -> Request:
+    def _request(self, id: str) -> ServedRequest:
         request, sampling = super()._request(id), self._requests[id].new.sampling_params
         if not self.rolltree_coupled or sampling.seed is None or not sampling.temperature:
             return request

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rolltree.serving import commands
 from rolltree.serving.core import ServingCore
-from rolltree.serving.request import Request
+from rolltree.serving.request import ServedRequest
 from rolltree.vllm import checks, compat, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
@@ -72,7 +72,7 @@ class DraftingWorker:
         if self.core.options.load and self._is_drafting_rank():
             self.core.load()
 
-    def _request(self, id: str) -> Request:
+    def _request(self, id: str) -> ServedRequest:
         """Read a request; the front end has refused bad options, unless the plugin does not run there."""
         state = self._state(id)
         given = getattr(state.sampling_params, "extra_args", None)
