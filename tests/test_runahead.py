@@ -67,6 +67,7 @@ def test_slowdown_capacity_and_budget_bound_the_launches() -> None:
         (1e-4, 32, 100_000, 25),
         (1e-4, 10, 100_000, 6),
         (5e-4, 32, 100_000, 5),
+        (0.0, 32, 100_000, 28),  # a step has room for more rows: they cost nothing
         (1e-4, 32, 1000 * 4, 10),
     ):
         control = RunAheadController(RunAheadConfig(budget_share=0.25, max_slowdown=0.25))
@@ -129,8 +130,8 @@ def test_a_launch_that_found_no_place_is_decided_again() -> None:
 def test_short_tails_and_expensive_rows_are_left_alone() -> None:
     control = in_the_tail()
     assert control.decide(snapshot(1, 4, tail_tokens=MIN_TAIL_TOKENS - 1), prompts(9)).reason == "tail too short"
-    assert control.decide(snapshot(1, 4, row_seconds=0), prompts(9)).reason == "step cost unknown"
     assert control.decide(snapshot(1, 4, row_seconds=2e-3), prompts(9)).reason == "not worth it"
+    assert control.decide(snapshot(1, 4, step_seconds=0, row_seconds=0), prompts(9)).reason == "step cost unknown"
 
 
 def train(control: RunAheadController, step: int, *, treated: float, control_work: float) -> tuple[int, float]:
@@ -217,7 +218,7 @@ class World(RuleBasedStateMachine):
         self.budget, self.spent, self.history = int(self.config.budget_share * tokens), 0, []
 
     @rule(live=st.integers(0, 40), waiting=st.sampled_from([0, 0, 0, 0, 1, 50]), ticks=st.integers(0, 9),
-          row=st.sampled_from([-1.0, 0.0, 1e-5, 1e-4, 1e-2]), count=st.integers(0, 60),
+          row=st.sampled_from([0.0, 1e-5, 1e-4, 1e-2]), count=st.integers(0, 60),
           tail=st.sampled_from([5.0, 100.0, math.inf]))  # fmt: skip
     def decide(self, live: int, waiting: int, ticks: int, row: float, count: int, tail: float) -> None:
         self.clock += ticks * STEP
@@ -245,7 +246,7 @@ class World(RuleBasedStateMachine):
 
     def check(self, decision: Decision, waiting: int, row: float) -> None:
         assert decision.stop == (waiting > 0 or self.live == 0)
-        assert not (decision.launch and (waiting or not self.live or row <= 0))
+        assert not (decision.launch and (waiting or not self.live))
         if decision.launch:
             recent = [real for clock, real in self.history if clock > self.clock - PROOF_STEPS * STEP]
             assert self.clock - self.history[0][0] >= PROOF_STEPS * STEP * 0.999

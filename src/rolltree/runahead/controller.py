@@ -165,15 +165,15 @@ class RunAheadController:
         return Decision(stop=False, launch=tuple(launch), reason=reason)
 
     def _affordable(self, snapshot: Snapshot) -> int:
-        if snapshot.row_seconds <= 0:
-            return 0
+        if snapshot.row_seconds <= 0:  # below the floor of the cost rows are free
+            return snapshot.capacity if snapshot.step_seconds > 0 else 0
         return math.floor(self.config.max_slowdown * snapshot.step_seconds / snapshot.row_seconds)
 
     def _obstacle(self, snapshot: Snapshot, room: int) -> str:
         """Why nothing may be launched, or an empty string."""
         if self._paused:
             return "negative return"
-        if snapshot.row_seconds <= 0:
+        if snapshot.step_seconds <= 0:
             return "step cost unknown"
         if room <= 0:
             return "slots full"

@@ -20,9 +20,9 @@ class Snapshot:
     capacity: int
     """Requests that the engine can run together."""
     step_seconds: float
-    """Seconds of an engine step with the live requests alone."""
+    """Seconds of an engine step with the live requests alone; 0 while it is not known."""
     row_seconds: float
-    """Seconds that one run-ahead request adds to a step; not positive: not known yet."""
+    """Seconds that one run-ahead request adds to a step; 0 where the step has room for it, below its cost's floor."""
     tail_tokens: float = float("inf")
     """Tokens that the longest live request is expected to generate yet."""
 
