@@ -119,7 +119,8 @@ class NovelParams(SamplingParams):
 @pytest.mark.parametrize(("novelty", "records"), [(0.0, 1), (0.5, 2)])
 def test_a_new_policy_field_is_not_taken_for_shared(novelty: float, records: int) -> None:
     """Rows that differ in any field but limits, stops and seed keep settings of their own."""
-    settings = (NovelParams(max_tokens=3, seed=0), NovelParams(max_tokens=4, stop_token_ids=(1,), novelty=novelty))
+    never = 2**31 - 1  # beyond the vocabulary
+    settings = (NovelParams(max_tokens=3, seed=0), NovelParams(max_tokens=4, stop_token_ids=(never,), novelty=novelty))
     assert len(RowParams.of(settings).host) == records
     engine = Engine(tiny_model(), EngineConfig(slots=2, max_length=64))
     for sampling in settings:
