@@ -29,11 +29,14 @@ class Hook:
 
 
 FOR_ALL = (
+    Hook("add_switch", "EngineArgs.create_engine_config", "ROLLTREE_DRAFT turns nothing on"),
     Hook("add_worker_call", "WorkerBase", "Control cannot reach the workers"),
     Hook("check_requests", "SamplingParams.verify", "bad options of requests are only logged"),
     Hook(
         "check_engines", "InputProcessor.__init__", "bad options of the engine are found late, counters are not shown"
     ),
+    Hook("see_marks", "InputProcessor.process_inputs", "conversations and salts of requests are not seen"),
+    Hook("see_updates", "EngineCore.reset_prefix_cache, collective_rpc", "weight updates are not seen"),
     Hook("refuse_v2_runner", "VllmConfig._validate_v2_model_runner", "vLLM's own message refuses the V2 model runner"),
     Hook("offer_v2_runner", "VllmConfig's list of what the V2 model runner lacks", "vLLM refuses its V2 model runner"),
     Hook("fix_cpu_expand", "the CPU's expand_kernel", "samples on a CPU may be wrong (vllm#55005)", needed=True),
