@@ -18,6 +18,7 @@ from rolltree.replay.records import Recording, Selection, TrainingStep
 from rolltree.replay.results import StepRun
 from rolltree.replay.run import ReplayConfig, replay
 from rolltree.replay.simulator import Simulator
+from rolltree.replay.stores import Stores
 from rolltree.replay.tally import Tally
 from rolltree.replay.verdict import verify
 from rolltree.types import DraftBatch
@@ -328,10 +329,11 @@ def test_the_parts_add_up():
 
 
 def test_the_same_input_gives_the_same_document():
-    measured = ("draft_microseconds", "update_microseconds", "with_drafting")
+    measured = ("draft_microseconds", "update_microseconds", "open_seconds", "with_drafting")
 
     def made():
-        cases = run(two_steps(), "rolltree", "srt", "ngram", batches=[3, 0], profile=load_profile("h100-7b"))
+        names = ["rolltree", "rolltree:capacity_bytes=60000", "srt", "ngram"]
+        cases = run(two_steps(), *names, batches=[3, 0], profile=load_profile("h100-7b"), stores=Stores(None))
         text = json.dumps(cases, sort_keys=True)
         return json.loads(text, object_hook=lambda d: {k: v for k, v in d.items() if not any(m in k for m in measured)})
 
@@ -353,3 +355,35 @@ def test_prompts_are_chosen_by_half_sample_and_seed():
     assert max(len(r.tokens) for r in cut.history[0].rollouts) > 5
     with pytest.raises(InvalidInputError, match="--split"):
         Selection(split="odd").select([], random_rollouts(0, prompts=1))
+
+
+# Memory
+
+
+def test_prompts_that_left_come_back_from_a_store_as_they_were():
+    steps = [r for step in range(4) for r in random_rollouts(step, step=step, prompts=8, length=150)]
+    recording = Selection().select([], steps)
+
+    def one(capacity, stores):
+        name = f"rolltree:shared_window=0:capacity_bytes={capacity}"
+        [case] = run(recording, name, batches=[3], ceiling=False, stores=stores)
+        return case
+
+    whole, kept, lost = one(2**30, None), one(90_000, Stores(None)), one(90_000, None)
+    assert (kept["row_steps"], kept["accepted"]) == (whole["row_steps"], whole["accepted"])
+    assert lost["row_steps"] > 1.1 * whole["row_steps"]
+    assert whole["evicted_prompts"] == lost["rebuilt_prompts"] == 0
+    assert min(kept["evicted_prompts"], kept["rebuilt_prompts"], lost["evicted_prompts"]) > 5
+    assert max(kept["peak_tree_bytes"], lost["peak_tree_bytes"]) <= 90_000 < whole["peak_tree_bytes"]
+    assert kept["steps"][0]["rebuilt_prompts"] == 0
+
+
+def test_temporary_stores_go_away_with_their_case(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Stores.at("temporary").of("rolltree, 3 slots") as kept:
+        assert kept.store is not None
+        assert tmp_path in kept.store.path.parents
+        kept.store.add([1], [2, 3])
+    assert kept.info is not None
+    assert kept.info.tokens == 2
+    assert not list(tmp_path.iterdir())

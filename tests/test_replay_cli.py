@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from rolltree.budget import CostModel
+from rolltree.store import info
 from tests.replay_tools import random_rollouts
 
 CONTRACT = [
@@ -94,6 +95,22 @@ def test_a_cost_file_is_read(traces, tmp_path):
     assert document["ceiling_share"] is None
 
 
+def test_prompts_leave_and_come_back_from_stores_that_are_kept(traces, tmp_path):
+    done = rolltree(traces / "new.jsonl", "--history", traces / "old.jsonl", "--drafter", "rolltree,ngram", "--json",
+                    "--batch", 3, "--capacity", "64KiB", "--store", tmp_path / "stores", "--no-ceiling")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, ngram = json.loads(done.stdout.splitlines()[-1])["cases"]
+    [path] = (tmp_path / "stores").iterdir()
+    assert "rolltree" in path.name
+    held = info(path)
+    assert (ours["capacity_bytes"], ours["store_bytes"]) == (2**16, held.bytes)
+    assert held.rollouts == 3 * 6 * 3
+    assert ours["store_bytes_per_token"] == held.bytes / held.tokens
+    assert ours["evicted_prompts"] >= ours["rebuilt_prompts"] == sum(s["rebuilt_prompts"] for s in ours["steps"]) > 0
+    assert "came back" in done.stderr
+    assert "store_bytes" not in ngram
+
+
 def test_bad_lines_can_be_skipped(traces, tmp_path):
     (tmp_path / "bad.jsonl").write_text((traces / "new.jsonl").read_text() + "{\n")
     refused, skipped = (rolltree(tmp_path / "bad.jsonl", *more) for more in ([], ["--skip-bad-lines", "--json"]))
@@ -114,13 +131,17 @@ def test_bad_lines_can_be_skipped(traces, tmp_path):
         (["{new}", "--shape", "bush"], "--shape"),
         (["{new}", "--batch", "-1"], "--batch"),
         (["{new}", "--samples", "0"], "--samples"),
+        (["{new}", "--capacity", "0"], "--capacity = '0': must be a whole number of bytes above 0"),
+        (["{new}", "--capacity", "4 GB"], "--capacity = '4 GB'"),
+        (["{new}", "--store", "{full}"], "a new or empty folder, or temporary"),
+        (["{new}", "--store", "{new}"], "a new or empty folder, or temporary"),
         (["{empty}"], "at least one rollout"),
         ([], "FILE"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(traces, tmp_path, arguments, message):
     (tmp_path / "empty.jsonl").touch()
-    names = {"new": traces / "new.jsonl", "empty": tmp_path / "empty.jsonl"}
+    names = {"new": traces / "new.jsonl", "empty": tmp_path / "empty.jsonl", "full": tmp_path}
     done = rolltree(*[argument.format(**names) for argument in arguments])
     assert done.returncode == 2, done.stdout
     assert message in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,12 @@ def run(
     budget: Annotated[bool, typer.Option(help="Weigh the cost of a step; without: verify all drafts.")] = True,
     learn_cost: Annotated[bool, typer.Option("--learn-cost", help="The budget learns what steps cost.")] = False,
     ceiling: Annotated[bool, typer.Option(help="Replay the oracle, too.")] = True,
+    capacity: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="Of all trees, for example 512MiB. Default: 4GiB.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Evicted prompts come back: from stores in this new FOLDER, or temporary ones.")
+    ] = None,
     split: Annotated[str, typer.Option(help="all, or every second prompt: even or odd.")] = "all",
     seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For files that hold text.")] = None,
@@ -64,11 +71,14 @@ def run(
     from rolltree.replay.profiles import load_profile
     from rolltree.replay.records import Selection
     from rolltree.replay.run import ReplayConfig
+    from rolltree.replay.stores import Stores
 
+    memory = {} if capacity is None else {"capacity_bytes": _bytes("--capacity", capacity)}
+    limits = Limits(max_draft=max_draft, shape=_choice("--shape", shape, "chain", "tree"), **memory)
     config = ReplayConfig(
         drafters=parse_drafters(drafter or ["rolltree"]), batches=batch or [32], profile=load_profile(cost),
-        limits=Limits(max_draft=max_draft, shape=_choice("--shape", shape, "chain", "tree")),
-        budget="off" if not budget else "learned" if learn_cost else "told", ceiling=ceiling,
+        limits=limits, budget="off" if not budget else "learned" if learn_cost else "told", ceiling=ceiling,
+        stores=None if store is None else Stores.at(store),
     )  # fmt: skip
     selection = Selection(
         samples=samples, history_samples=history_samples or samples, max_tokens=max_tokens,
@@ -130,6 +140,14 @@ def _choice(name: str, value: str, *allowed: str) -> Any:
     return value
 
 
+def _bytes(name: str, text: str) -> int:
+    """A number of bytes, written as one or with KiB, MiB, GiB."""
+    match = re.fullmatch(r"([0-9]{1,18})(?: ?([KMG])iB)?", text)
+    if not match or not int(match[1]):
+        raise InvalidInputError(name, text, "a whole number of bytes above 0, or of KiB, MiB, GiB, for example 512MiB")
+    return int(match[1]) << 10 * ("KMG".index(match[2]) + 1 if match[2] else 0)
+
+
 class _Bar:
     """A progress bar over all cases, on a terminal only."""
 
@@ -164,12 +182,28 @@ _CASES = {
     "draft_microseconds_per_step": "µs",
 }
 
+_MEMORY = {
+    "drafter": "drafter",
+    "batch": "slots",
+    "capacity_bytes": "capacity",
+    "peak_tree_bytes": "peak",
+    "evicted_prompts": "evicted",
+    "rebuilt_prompts": "came back",
+    "open_seconds": "open s",
+    "store_bytes": "store bytes",
+    "store_bytes_per_token": "B/tok",
+}
+
 
 def _show(screen: Console, document: dict[str, Any]) -> None:
     cases = document["cases"]
     rows = [[case["drafter"].replace(":", "\n  "), *[case.get(key) for key in list(_CASES)[1:]]] for case in cases]
     title = f"Replay of {document['tokens']:,} tokens, {document['rollouts']:,} rollouts, {document['cost_profile']}"
     screen.print(table(title, list(_CASES.values()), rows))
+    kept = [case for case in cases if case["evicted_prompts"] or "store_bytes" in case]
+    if kept:
+        rows = [[case["drafter"], *[case.get(key) for key in list(_MEMORY)[1:]]] for case in kept]
+        screen.print(table("Memory", list(_MEMORY.values()), rows))
     first = cases[0]
     if len(first["steps"]) > 1:
         keys = ["step", "tokens_per_step", "drafted_per_step", "acceptance_rate", "generation_seconds", "speedup"]

@@ -37,7 +37,8 @@ def summary(runs: Sequence[StepRun]) -> Numbers:
     latency = np.concatenate([t.finish for t in tallies])
     service = np.concatenate([t.finish - t.start for t in tallies])
     peak = max(tallies, key=lambda t: t.peak_bytes)
-    host = sum(t.draft_seconds + t.update_seconds for t in tallies)
+    opening = sum(t.open_seconds for t in tallies)
+    host = opening + sum(t.draft_seconds + t.update_seconds for t in tallies)
     return {
         "rollouts": len(latency),
         "engine_steps": sum(t.engine_steps for t in tallies),
@@ -48,6 +49,9 @@ def summary(runs: Sequence[StepRun]) -> Numbers:
         **{f"service_p{q}_seconds": float(np.percentile(service, q)) for q in (50, 95, 99)},
         "peak_tree_bytes": peak.peak_bytes,
         "tree_bytes_per_token": ratio(peak.peak_bytes, peak.indexed_tokens),
+        "evicted_prompts": sum(t.evicted for t in tallies),
+        "rebuilt_prompts": sum(t.rebuilt for t in tallies),
+        "open_seconds": opening,
         "draft_microseconds_per_step": ratio(1e6 * sum(t.draft_seconds for t in tallies), row_steps),
         "update_microseconds_per_token": ratio(1e6 * sum(t.update_seconds for t in tallies), tokens),
     }

@@ -175,11 +175,13 @@ class Simulator:
             return
         new = np.arange(self._next, self._next + free)
         self._next += free
+        begin = time.perf_counter()
         handles = [self._open(self.rollouts[index]) for index in new.tolist()]
+        opening = time.perf_counter() - begin
         self._rollout = np.concatenate((self._rollout, new))
         self._handle = np.concatenate((self._handle, np.array(handles, np.int64)))
         self._position = np.concatenate((self._position, np.zeros(free, np.int64)))
-        self.tally.started(new, self.clock)
+        self.tally.started(new, self.clock, opening)
 
     def _open(self, rollout: Rollout) -> int:
         if rollout.prompt_id not in self._prefilled:

@@ -60,6 +60,12 @@ class Tally:
         self.sources: dict[str, tuple[int, int]] = {}
         self.draft_seconds = 0.0
         self.update_seconds = 0.0
+        self.open_seconds = 0.0
+        """Opening requests, trees that come back from a store included."""
+        self.evicted = 0
+        """Prompts that left for want of memory."""
+        self.rebuilt = 0
+        """Prompts that came back from a store."""
         self.peak_bytes = 0
         self.indexed_tokens = 0
         """At the peak."""
@@ -83,9 +89,10 @@ class Tally:
         self.draft_seconds += drafting
         self.update_seconds += updating
 
-    def started(self, rollout: Int64Array, clock: float) -> None:
-        """Note when rollouts got a slot."""
+    def started(self, rollout: Int64Array, clock: float, opening: float) -> None:
+        """Note when rollouts got a slot, and the seconds that the drafter took to open them."""
         self.start[rollout] = clock
+        self.open_seconds += opening
 
     def finished(self, rollout: Int64Array, clock: float) -> None:
         """Note when rollouts ended."""

@@ -60,6 +60,10 @@ class ReplayDrafter(ABC):
         """Bytes held now, and for how many indexed tokens; zeros when nothing is kept."""
         return 0, 0
 
+    def moved(self) -> tuple[int, int]:
+        """Prompts so far that left for want of memory, and that came back from a store."""
+        return 0, 0
+
     def sources(self) -> dict[str, tuple[int, int]]:
         """Drafted and accepted tokens so far by source, where the drafter tells sources apart."""
         return {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
@@ -18,6 +18,9 @@ from rolltree.replay.drafters.option import Option
 from rolltree.replay.drafters.srt import SrtDrafter
 from rolltree.replay.drafters.text import NgramDrafter, SuffixDrafter
 from rolltree.replay.drafters.tree import CeilingDrafter, HistoryDrafter, RolltreeDrafter
+
+if TYPE_CHECKING:
+    from rolltree.store import RolloutStore
 
 Options = Mapping[str, Any]
 
@@ -28,10 +31,13 @@ class Limits:
 
     max_draft: int = 16
     shape: Literal["chain", "tree"] = "chain"
+    capacity_bytes: int = CacheConfig().capacity_bytes
+    """Of drafters over our cache: all trees, see `CacheConfig`."""
 
 
 def _configs(options: Options, limits: Limits) -> tuple[CacheConfig, DraftConfig]:
     cache = {f.name for f in fields(CacheConfig)}
+    options = {"capacity_bytes": limits.capacity_bytes} | dict(options)
     draft = {name: value for name, value in options.items() if name not in cache}
     return (
         CacheConfig(**{name: value for name, value in options.items() if name in cache}),
@@ -39,44 +45,49 @@ def _configs(options: Options, limits: Limits) -> tuple[CacheConfig, DraftConfig
     )
 
 
-def _none(options: Options, limits: Limits) -> ReplayDrafter:
+def _none(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
     return NoDrafter()
 
 
-def _rolltree(options: Options, limits: Limits) -> ReplayDrafter:
-    return RolltreeDrafter(*_configs(options, limits))
+def _rolltree(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
+    return RolltreeDrafter(*_configs(options, limits), store=store)
 
 
-def _ngram(options: Options, limits: Limits) -> ReplayDrafter:
+def _ngram(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
     return NgramDrafter(max_draft=limits.max_draft, **options)
 
 
-def _suffix(options: Options, limits: Limits) -> ReplayDrafter:
+def _suffix(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
     return SuffixDrafter(max_draft=limits.max_draft, tree=limits.shape == "tree", **options)
 
 
-def _history(options: Options, limits: Limits) -> ReplayDrafter:
-    return HistoryDrafter(*_configs(options, limits))
+def _history(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
+    return HistoryDrafter(*_configs(options, limits), store=store)
 
 
-def _srt(options: Options, limits: Limits) -> ReplayDrafter:
+def _srt(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
     raw = {"decay": 1.0, "context_weight": 1.0, "shared_window": 0, "window": 2**31 - 1}
     rest = {name: value for name, value in options.items() if name != "draft_per_match"}
-    return SrtDrafter(*_configs(raw | rest, limits), draft_per_match=options.get("draft_per_match", 1.0))
+    return SrtDrafter(*_configs(raw | rest, limits), draft_per_match=options.get("draft_per_match", 1.0), store=store)
 
 
-def _ceiling(options: Options, limits: Limits) -> ReplayDrafter:
+def _ceiling(options: Options, limits: Limits, store: RolloutStore | None) -> ReplayDrafter:
     shared = options.get("shared", True)
     rest = {name: value for name, value in options.items() if name != "shared"}
-    return CeilingDrafter(*_configs(rest, replace(limits, shape="chain")), shared=shared)
+    return CeilingDrafter(*_configs(rest, replace(limits, shape="chain")), shared=shared, store=store)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    make: Callable[[Options, Limits], ReplayDrafter]
+    make: Callable[[Options, Limits, RolloutStore | None], ReplayDrafter]
     options: Mapping[str, Option]
     claims: bool = True
     """Its survival is a claim about acceptance, so its calibration can be judged."""
+
+    @property
+    def has_cache(self) -> bool:
+        """Drafts from our cache, which can have a store."""
+        return "capacity_bytes" in self.options
 
 
 _TREE = {
@@ -141,8 +152,13 @@ class DrafterSpec:
         """The drafter's survival is a claim about acceptance, so its calibration can be judged."""
         return _ENTRIES[self.name].claims
 
-    def make(self, limits: Limits) -> ReplayDrafter:
-        """Return a new drafter.
+    @property
+    def has_cache(self) -> bool:
+        """The drafter is one over our cache, which has a capacity and can have a store."""
+        return _ENTRIES[self.name].has_cache
+
+    def make(self, limits: Limits, store: RolloutStore | None = None) -> ReplayDrafter:
+        """Return a new drafter; one over our cache keeps its rollouts in `store`, too.
 
         Raises:
             InvalidInputError: an option's value is not allowed.
@@ -150,11 +166,12 @@ class DrafterSpec:
 
         """
         rest = {name: value for name, value in self.options.items() if name not in _WIDE}
-        return _ENTRIES[self.name].make(rest, self.limits(limits))
+        return _ENTRIES[self.name].make(rest, self.limits(limits), store)
 
     def limits(self, run: Limits) -> Limits:
         """Return the limits of a run as this drafter has them."""
-        return replace(run, **{name: value for name, value in self.options.items() if name in _WIDE})
+        own = {*_WIDE, "capacity_bytes"}
+        return replace(run, **{name: value for name, value in self.options.items() if name in own})
 
 
 def parse_drafters(texts: Sequence[str]) -> list[DrafterSpec]:

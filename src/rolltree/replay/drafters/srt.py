@@ -9,6 +9,8 @@ Kinder than the paper in one thing: where the text of a descendant ends, the nex
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from rolltree._native import Drafts
@@ -16,14 +18,19 @@ from rolltree.config import CacheConfig, DraftConfig
 from rolltree.replay.drafters.tree import RolltreeDrafter
 from rolltree.types import DraftBatch, Int32Array, Int64Array
 
+if TYPE_CHECKING:
+    from rolltree.store import RolloutStore
+
 
 class SrtDrafter(RolltreeDrafter):
     """Raw shares of one tree, cut by the length of the match."""
 
     budgeted = False
 
-    def __init__(self, cache: CacheConfig, draft: DraftConfig, *, draft_per_match: float = 1.0) -> None:
-        super().__init__(cache, draft)
+    def __init__(
+        self, cache: CacheConfig, draft: DraftConfig, *, draft_per_match: float = 1.0, store: RolloutStore | None = None
+    ) -> None:
+        super().__init__(cache, draft, store=store)
         self._config, self._per_match = draft, draft_per_match
         self._out = Drafts(1, draft.max_draft)
 

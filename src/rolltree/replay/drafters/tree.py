@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +16,17 @@ from rolltree.replay.drafters.base import ReplayDrafter
 from rolltree.replay.records import Rollout
 from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
 
+if TYPE_CHECKING:
+    from rolltree.store import RolloutStore
+
 
 class RolltreeDrafter(ReplayDrafter):
     """`rolltree.TreeDrafter` as an engine drives it: siblings see each other's tokens once decoded."""
 
     budgeted = True
 
-    def __init__(self, cache: CacheConfig, draft: DraftConfig) -> None:
-        self.cache = RolloutCache(cache)
+    def __init__(self, cache: CacheConfig, draft: DraftConfig, *, store: RolloutStore | None = None) -> None:
+        self.cache = RolloutCache(cache, store=store)
         self._drafter = TreeDrafter(self.cache, draft)
 
     @property
@@ -71,6 +75,11 @@ class RolltreeDrafter(ReplayDrafter):
         stats = self.cache.stats()
         return stats.bytes, stats.tokens
 
+    def moved(self) -> tuple[int, int]:
+        """See ReplayDrafter."""
+        stats = self.cache.stats()
+        return stats.evicted_prompts, stats.rebuilt_prompts
+
     def sources(self) -> dict[str, tuple[int, int]]:
         """See ReplayDrafter."""
         stats = self._drafter.snapshot()
@@ -94,8 +103,10 @@ class CeilingDrafter(RolltreeDrafter):
 
     budgeted = False
 
-    def __init__(self, cache: CacheConfig, draft: DraftConfig, *, shared: bool) -> None:
-        super().__init__(cache, draft)
+    def __init__(
+        self, cache: CacheConfig, draft: DraftConfig, *, shared: bool, store: RolloutStore | None = None
+    ) -> None:
+        super().__init__(cache, draft, store=store)
         self._shared = shared
         self._truth: Int32Array = np.zeros((0, 1), np.int32)
 
