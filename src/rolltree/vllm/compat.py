@@ -192,6 +192,13 @@ def fix_cpu_expand() -> None:
     compat_cpu.fix_cpu_expand()
 
 
+def fix_cpu_top_k() -> None:
+    """Let top-k alone not end a CPU's engine in a step without drafts."""
+    from rolltree.vllm import compat_cpu
+
+    compat_cpu.fix_cpu_top_k()
+
+
 def uses_rolltree(vllm_config: Any) -> bool:
     """Return whether this engine's drafts are to come from rolltree."""
     speculative = getattr(vllm_config, "speculative_config", None)
