@@ -26,9 +26,9 @@ LIMIT = 1800
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(mode: str, folder: Path, launcher: list[str]) -> list[dict[str, Any]]:
+def run(mode: str, folder: Path, launcher: list[str], *, module: str = "tests.vllm.ranks") -> list[dict[str, Any]]:
     """What each process saw. All of them are ended when one fails or the limit is over."""
-    command = [sys.executable, *launcher, "-m", "tests.vllm.ranks", mode, str(folder)]
+    command = [sys.executable, *launcher, "-m", module, *([mode] if mode else []), str(folder)]
     environment = os.environ | FAST | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # else: a NUMA node for each rank
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(

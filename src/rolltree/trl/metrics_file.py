@@ -34,9 +34,9 @@ class MetricsFile:
 
     def _write(self, record: RolloutRecord, trainer: Any) -> None:
         if self._log is None:
-            self._log = RunLog(self._folder, _about(trainer))
+            self._log = RunLog(self._folder, about(trainer))
             if hasattr(trainer, "add_callback"):
-                trainer.add_callback(_RewardLine(self._log, self._guard))
+                trainer.add_callback(RewardLine(self._log, self._guard))
         mode = "train" if record.training else "eval"
         # What engine and drafter both count is the engine's: it knows the rows without drafts.
         self._log.write(record.step, self._drafts() | record.sums(), gauges=self._gauges(), mode=mode)
@@ -55,7 +55,7 @@ class MetricsFile:
         return {"tree_bytes": held.bytes, "cached_prompts": held.prompts, "cached_rollouts": held.rollouts}
 
 
-class _RewardLine(TrainerCallback):  # type: ignore[misc, unused-ignore]
+class RewardLine(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Writes the mean reward where the trainer logs it."""
 
     def __init__(self, log: RunLog, guard: SideChannel) -> None:
@@ -68,6 +68,7 @@ class _RewardLine(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 self._log.write(max(state.global_step - 1, 0), gauges={"reward": logs["reward"]})
 
 
-def _about(trainer: Any) -> dict[str, object]:
+def about(trainer: Any) -> dict[str, object]:
+    """What a reader of the report wants to know."""
     model = getattr(trainer.model, "config", None)
     return {"trainer": type(trainer).__name__, "model": getattr(model, "_name_or_path", "") or "unnamed"}

@@ -199,6 +199,13 @@ offer_v2_runner = _installer("compat_v2", "offer_v2_runner")
 fix_cpu_expand = _installer("compat_cpu", "fix_cpu_expand")
 
 
+def fix_cpu_top_k() -> None:
+    """Let top-k alone not end a CPU's engine in a step without drafts."""
+    from rolltree.vllm import compat_cpu
+
+    compat_cpu.fix_cpu_top_k()
+
+
 def uses_rolltree(vllm_config: Any) -> bool:
     """Return whether this engine's drafts are to come from rolltree."""
     speculative = getattr(vllm_config, "speculative_config", None)

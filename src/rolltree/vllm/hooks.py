@@ -45,6 +45,7 @@ FOR_ALL = (
 FOR_DRAFTING = (
     Hook("hook_runner", "GPUModelRunner._update_states(scheduler_output)", "no drafts can be made", needed=True),
     Hook("check_requests_state", "the fields of a request and a schedule", "no drafts can be made", needed=True),
+    Hook("fix_cpu_top_k", "the CPU's apply_top_k_only", "top-k without top-p ends the engine in a step without drafts"),
 )
 """Installed where an engine is to draft with rolltree; they load what only workers need."""
 FAILED: dict[str, str] = {}
