@@ -26,6 +26,13 @@ def test_the_cost_is_learned_when_asked_and_rollouts_stay() -> None:
     assert engine.learner.observer.observations == engine.stats.steps
     assert drafter.cost == engine.learner.observer.model
     assert engine.learner.observer.freeze() != PRIOR
+    assert engine.stats.estimated_seconds_plain == 0, "not before the cost is known"
+    while engine.learner.observer.known is None:
+        engine.generate(batch())
+    engine.stats.reset()
+    engine.generate(batch())
+    assert engine.stats.estimated_seconds > 0
+    assert engine.stats.estimated_seconds_plain > 0
 
 
 def test_a_frozen_cost_stays_when_not_asked() -> None:

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import pytest
 
 from rolltree.engine import EngineStats
-from rolltree.metrics import CacheStats, Counters, DraftStats, add_up, count, count_by, docs_of, minus, with_ratios
+from rolltree.metrics import (
+    CacheStats,
+    Counters,
+    DraftStats,
+    add_up,
+    count,
+    count_by,
+    docs_of,
+    in_words,
+    minus,
+    with_ratios,
+)
 from rolltree.metrics import values_of as values
 from rolltree.trl import RolloutRecord
 from rolltree.verl.account import Account, split
@@ -76,3 +87,32 @@ def test_a_trainers_log_shows_every_counter() -> None:
     record = RolloutRecord(step=0, training=True, sequences=1, seconds=2.0, engine=EngineStats(tokens=6, padded=9))
     assert record.metrics()["rolltree/padded"] == record.sums()["padded"] == 9
     assert record.metrics()["rolltree/tokens_per_second"] == 3
+
+
+def test_time_saved_is_a_share_of_sums_and_absent_where_nothing_is_known() -> None:
+    one, two = ({"estimated_seconds": used, "estimated_seconds_plain": 10.0} for used in (2.0, 12.0))
+    assert with_ratios(add_up(one, two))["estimated_time_saved"] == pytest.approx(1 - 14 / 20)
+    assert with_ratios(two)["estimated_time_saved"] == pytest.approx(-0.2)
+    assert "estimated_time_saved" not in planted().snapshot()
+    assert "estimated_time_saved" not in split(Account().step([planted().snapshot()]))[0]
+    logged = Account().step([planted().snapshot() | one])
+    assert logged["rolltree/estimated_time_saved"] == pytest.approx(0.8)
+    assert "estimated_time_saved" not in split(logged)[0], "a ratio is not added up"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "Drafting brings 2.00 tokens for each request and step in place of 1."),
+        ({"estimated_seconds": 3.0, "estimated_seconds_plain": 4.0}, "saves 25% of the time of decoding, estimated"),
+        ({"seconds": 3.0, "seconds_plain": 6.0, "estimated_seconds_plain": 4.0}, "saves 50% of the time of generating"),
+        ({"estimated_seconds": 5.0, "estimated_seconds_plain": 4.0}, "takes 25% more than the time of decoding"),
+        ({"compute_bound_row_steps": 6}, "For 60% of them batches were bound by compute"),
+    ],
+)
+def test_what_drafting_brings_in_words(more: dict[str, float], said: str) -> None:
+    assert said in in_words({"tokens": 20, "row_steps": 10} | more)
+
+
+def test_nothing_generated_is_nothing_to_say() -> None:
+    assert in_words({}) == in_words({"tokens": 0, "row_steps": 0}) == ""

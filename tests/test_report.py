@@ -104,6 +104,8 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
         assert image["alt"]
     assert "<b>tiny & small</b>" in page.text  # escaped in the source, so it is text
     assert "12 training steps" in page.text
+    assert "saves 33% of the time of generating, as measured" in document["in_words"]
+    assert document["in_words"] in page.text
 
 
 def test_the_numbers_are_quotients_of_sums(tmp_path: Path) -> None:

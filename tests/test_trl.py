@@ -162,6 +162,7 @@ def test_history_counts_and_the_trainer_logs(trainer):
     assert both.row_steps == first.row_steps + second.row_steps
     assert both.tokens_per_step == tokens / both.row_steps > 1
     assert 0 < second.accepted <= second.drafted
+    assert first.engine.estimated_seconds_plain == 0, "a cost that was given may be another machine's"
     assert second.tokens_per_step > first.tokens_per_step
     assert trainer._metrics["train"]["rolltree/tokens_per_step"] == [first.tokens_per_step]
     assert trainer._metrics["eval"]["rolltree/tokens_per_step"] == [second.tokens_per_step]
@@ -187,7 +188,9 @@ def state_of(model):
 def test_the_model_is_left_as_found(trainer, model):
     before, weights = state_of(model), {name: t.clone() for name, t in model.state_dict().items()}
     noise = torch.random.get_rng_state(), random.getstate()
-    fast(cost="measure")(PROMPTS, trainer)
+    measured = fast(cost="measure")
+    measured(PROMPTS, trainer)
+    assert "rolltree/estimated_time_saved" in measured.history[0].metrics()
     assert state_of(model) == before == (True, "sdpa", [True] * len(before[2]))
     assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), noise[0])

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rolltree.budget import CostModel
 from rolltree.serving.batch import Batch
 from rolltree.serving.core import ServingCore
 from rolltree.serving.limits import EngineShape
@@ -41,7 +42,12 @@ class State:
 class ToyHost:
     """An engine of `slots` places, with drafts or without."""
 
-    def __init__(self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True) -> None:
+    def __init__(
+        self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True,
+        step_cost: CostModel | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        """`step_cost`: what steps take by this host's clock, which `options` may tell the core to observe."""
+        self.step_cost, self.seconds = step_cost, 0.0
         self.states: dict[str, State] = {}
         self.steps = self.drafted = 0
         self._tokens = np.full((slots, LENGTH), VOCAB - 1, np.int32)
@@ -54,8 +60,9 @@ class ToyHost:
         if speculate:  # 1: what rolltree must know of the engine, and how it reads a request
             limits = {"max_requests": slots, "step_tokens": step_tokens}
             shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, **limits)
-            options = EngineOptions.read({"cost": "off"}, {}, where="toy.rolltree")
-            self.core = ServingCore(shape, options, request_of=self._request, output_of=self._output)
+            read = EngineOptions.read({"cost": "off"} | options, {}, where="toy.rolltree")
+            readers = {"request_of": self._request, "output_of": self._output}
+            self.core = ServingCore(shape, read, **readers, clock=lambda: self.seconds)  # type: ignore[arg-type]
 
     def add(self, id: str, prompt: list[int], *, max_tokens: int = 30, stop: Sequence[int] = (), **custom: Any) -> None:
         """Submit a request; `custom` are rolltree's options."""
@@ -85,7 +92,9 @@ class ToyHost:
         self._take_in(ids, emitted)
         for id, new in zip(ids, emitted, strict=True):
             self._receive(id, new)
-        self.steps, self.drafted = self.steps + 1, self.drafted + sum(map(len, drafts.values()))
+        lengths = [len(draft) for draft in drafts.values()]
+        self.steps, self.drafted = self.steps + 1, self.drafted + sum(lengths)
+        self.seconds += self.step_cost.seconds(len(ids), sum(lengths), max(lengths)) if self.step_cost else 0.0
 
     def _request(self, id: str) -> ServedRequest:
         state = self.states[id]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from rolltree import _native
 from rolltree.errors import InvalidInputError
+from rolltree.metrics import Counters
 from rolltree.types import Float32Array, Int32Array
 from rolltree.writing import to_json, write_text
 
@@ -133,6 +134,39 @@ class CostModel:
             return cls(**json.loads(Path(path).read_text()))
         except (TypeError, ValueError, OSError, RecursionError) as error:  # of the file, its text, or its numbers
             raise InvalidInputError("cost.path", str(path), "a file written by CostModel.save", str(error)) from error
+
+
+def priced_steps(
+    cost: CostModel, *, steps: float, row_steps: float, tokens: float, drafted: float, longest: float | None = None
+) -> tuple[float, float]:
+    """Price steps that verified drafts, and what their tokens would have taken without: an estimate of time saved.
+
+    With `rows = row_steps / steps`: `steps * cost(rows, drafted / steps, longest)` in place of
+    `tokens / rows * cost(rows)`, that is `tokens` row steps of one token each at the same number of rows.
+
+    Args:
+        cost: the step-cost model of this machine.
+        steps: engine steps, more than 0; all else is over all of them.
+        row_steps: pairs of a request and a step, more than 0.
+        tokens: what they generated.
+        drafted: draft tokens verified.
+        longest: most of them in a row of a step; None: their mean.
+
+    Returns:
+        Seconds with drafts, seconds without.
+
+    """
+    rows = row_steps / steps
+    longest = drafted / row_steps if longest is None else longest
+    return steps * cost.seconds(rows, drafted / steps, longest), tokens / rows * cost.seconds(rows)
+
+
+def add_estimate(counts: Counters, cost: CostModel | None, **shape: float) -> None:
+    """Add the price of steps to the counters, arguments as of `priced_steps`; nothing while the cost is not known."""
+    if cost is not None:
+        used, plain = priced_steps(cost, **shape)
+        counts.estimated_seconds += used
+        counts.estimated_seconds_plain += plain
 
 
 def _is_seconds(value: object) -> bool:

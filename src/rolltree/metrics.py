@@ -23,8 +23,17 @@ RATIOS = {
     "acceptance_rate": ("accepted", "drafted"),
     "tokens_per_second": ("tokens", "seconds"),
     "speedup": ("seconds_plain", "seconds"),
+    "compute_bound_share": ("compute_bound_row_steps", "row_steps"),
 }
 """Each ratio with the sums that it divides."""
+SAVINGS = {"estimated_time_saved": ("estimated_seconds", "estimated_seconds_plain")}
+"""Each share that was saved, 1 - used / plain, with these sums; negative where drafts cost time, absent where nothing
+is estimated. `budget.priced_steps` has the formula of the seconds."""
+DERIVED = frozenset({*RATIOS, *SAVINGS})
+"""What follows from sums, and is not added up."""
+
+MENTIONED = 0.05
+"""Share of bound batches from which on a summary speaks of them."""
 
 Self = TypeVar("Self", bound="Counters")
 
@@ -36,7 +45,32 @@ def ratio(part: float, whole: float) -> float:
 
 def ratios_of(sums: Mapping[str, float]) -> dict[str, float]:
     """Return the ratios that these sums allow."""
-    return {name: ratio(sums[a], sums[b]) for name, (a, b) in RATIOS.items() if a in sums and b in sums}
+    found = {name: ratio(sums[a], sums[b]) for name, (a, b) in RATIOS.items() if a in sums and b in sums}
+    saved = {name: 1 - sums[a] / sums[b] for name, (a, b) in SAVINGS.items() if a in sums and sums.get(b)}
+    return found | saved
+
+
+def in_words(sums: Mapping[str, float]) -> str:
+    """Return what drafting brings, in a sentence for whoever reads a log; empty where nothing was generated.
+
+    With the time saved where it was measured (`seconds_plain`) or is estimated, and where batches were bound by
+    compute, a second sentence.
+    """
+    ratios = ratios_of(sums)
+    if not sums.get("row_steps") or "tokens_per_step" not in ratios:
+        return ""
+    said = f"Drafting brings {ratios['tokens_per_step']:.2f} tokens for each request and step in place of 1"
+    if ratios.get("speedup"):
+        said += f", and {_of_time(1 - 1 / ratios['speedup'])} of generating, as measured"
+    elif "estimated_time_saved" in ratios:
+        said += f", and {_of_time(ratios['estimated_time_saved'])} of decoding, estimated by what steps cost here"
+    bound = ratios.get("compute_bound_share", 0)
+    more = f" For {bound:.0%} of them batches were bound by compute and drafting off: it would not have paid."
+    return f"{said}." + (more if bound >= MENTIONED else "")
+
+
+def _of_time(share: float) -> str:
+    return f"saves {share:.0%} of the time" if share >= 0 else f"takes {-share:.0%} more than the time"
 
 
 def with_ratios(sums: Mapping[str, float]) -> dict[str, float]:
@@ -110,6 +144,8 @@ class Counters:
     tokens: int = count("Generated tokens")
     drafted: int = count("Draft tokens that were verified")
     accepted: int = count("Draft tokens that were accepted")
+    estimated_seconds: float = count("Seconds of decoding steps by the step cost that was measured here; 0: not known")
+    estimated_seconds_plain: float = count("Seconds that the tokens of these steps would have taken without drafts")
 
     def ratio(self, name: str) -> float:
         """Return one of `RATIOS`."""

@@ -42,6 +42,8 @@ def run(
     screen = console(json_output)
     document = write_report(run_dir, out)
     screen.print(table(f"{run_dir}: {document['steps']} steps", ["", "all", "first", "last"], table_rows(document)))
+    if document["in_words"]:
+        screen.print(document["in_words"], highlight=False)
     for key, what in _SKIPPED.items():
         if document[key]:
             screen.print(f"{document[key]:,} {what} were left out.")

@@ -189,7 +189,7 @@ class Engine:
         if ran is not None:
             self._postprocess(*ran)
             if self.learner is not None:
-                self.learner.observe(ran[0].layout.counts, self.stats)
+                self.learner.observe(ran[0].layout.counts, ran[1].counts, self.stats)
 
     def _abandon(self) -> None:
         """Abort everything: keep what the rows have for the results, trust nothing else of them."""

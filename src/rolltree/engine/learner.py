@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from rolltree.budget import CostModel
+from rolltree.budget import CostModel, add_estimate
 from rolltree.engine.stats import PHASES, EngineStats
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import Drafter, Int64Array
@@ -31,11 +31,16 @@ class CostLearner:
         if self._drafter is not None:
             self._drafter.cost = self.observer.model
 
-    def observe(self, counts: Int64Array, stats: EngineStats) -> None:
-        """Take a step with `counts[b]` tokens in row b into account; `stats` holds the clocks after it."""
+    def observe(self, counts: Int64Array, emitted: Int64Array, stats: EngineStats) -> None:
+        """Take a step into account: row b verified `counts[b]` tokens and emitted `emitted[b]`.
+
+        `stats` holds the clocks after it, and gets the estimate of what drafts saved once the cost is known.
+        """
         now = sum(stats.seconds[phase] for phase in STEP_PHASES)
         seconds, self._before = now - self._before, now
-        rows = len(counts)
-        self.observer.observe(rows, int(counts.sum()) - rows, int(counts.max()) - 1, seconds)
+        rows, drafted, longest = len(counts), int(counts.sum()) - len(counts), int(counts.max()) - 1
+        self.observer.observe(rows, drafted, longest, seconds)
+        shape = {"row_steps": rows, "tokens": int(emitted.sum()), "drafted": drafted, "longest": longest}
+        add_estimate(stats, self.observer.known, steps=1, **shape)
         if self._drafter is not None:
             self._drafter.cost = self.observer.model

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import InvalidInputError
+from rolltree.metrics import in_words
 from rolltree.report.about import read_about
 from rolltree.report.figures import Figure, draw_all
 from rolltree.report.summary import summarise
@@ -20,6 +21,8 @@ _LABELS = {
     "drafted_per_step": "drafted per request and forward pass",
     "tokens_per_second": "rollout tokens per second",
     "speedup": "times faster than the same engine without",
+    "estimated_time_saved": "share of decoding time saved, estimated",
+    "compute_bound_share": "share of requests and passes in batches bound by compute",
     "reward": "mean reward",
     "tree_bytes": "bytes of trees",
     "tokens": "rollout tokens",
@@ -33,8 +36,9 @@ def write_report(run_dir: str | PathLike[str], out: str | PathLike[str] | None =
     """Read `run_dir`, write `report.html` and `figures/*.svg` into `out` (default: the run's own folder).
 
     Returns:
-        `{run_dir, page, figures: [path], steps, attempts, skipped_lines, skipped_values, all, first, last}`; the last
-        three are `{sums, ratios, gauges}` of all steps, the first fifth and the last fifth.
+        `{run_dir, page, figures: [path], steps, attempts, skipped_lines, skipped_values, in_words, all, first, last}`;
+        the last three are `{sums, ratios, gauges}` of all steps, the first fifth and the last fifth, `in_words` says
+        what drafting brought over all.
 
     Raises:
         InvalidInputError: the folder holds no metrics of a training step.
@@ -55,7 +59,7 @@ def write_report(run_dir: str | PathLike[str], out: str | PathLike[str] | None =
     write_text(target / PAGE, _page(folder, summary, figures, attempts))
     files = {"page": str(target / PAGE), "figures": [str(path) for path in paths]}
     skipped = {"skipped_lines": left_out.lines, "skipped_values": left_out.values}
-    return {"run_dir": str(run_dir), **files, "attempts": attempts, **skipped, **summary}
+    return {"run_dir": str(run_dir), **files, "attempts": attempts, **skipped, "in_words": _said(summary), **summary}
 
 
 def _page(folder: Path, summary: dict[str, Any], figures: list[Figure], attempts: int) -> str:
@@ -66,10 +70,15 @@ def _page(folder: Path, summary: dict[str, Any], figures: list[Figure], attempts
         name=folder.resolve().name,
         steps=summary["steps"],
         attempts=attempts,
+        said=_said(summary),
         rows=table_rows(summary),
         figures=figures,
         about=read_about(folder),
     )
+
+
+def _said(summary: dict[str, Any]) -> str:
+    return in_words(summary["all"]["sums"])
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:

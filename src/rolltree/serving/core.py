@@ -32,6 +32,7 @@ from rolltree.serving.options import EngineOptions
 from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import LEFT_ALONE, RequestOptions
 from rolltree.serving.requests import RequestBook
+from rolltree.serving.saved import SavedTime
 from rolltree.serving.timing import Scheduled, StepTimer
 from rolltree.serving.versions import Source
 from rolltree.serving.watch import Watch, pays
@@ -78,6 +79,7 @@ class ServingCore:
         self._limits: StepLimits | None = None
         self._watch = Watch()
         self.counts = ServingCounts()
+        self._saved = SavedTime(self.observer, self.counts)
         self._earlier: dict[str, float] = {}  # counts of caches that were before
         self.paused = self._failed_now = False
         self._failed_in_a_row = 0
@@ -120,6 +122,7 @@ class ServingCore:
 
         """
         self._observe(step)
+        self._saved.begin(step)
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
         self._end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
@@ -252,10 +255,12 @@ class ServingCore:
         room = 0 if self.paused else self._room(running, unread)
         if room and len(wanted.rows):
             self._place(drafts, self.drafter.draft(wanted.handles, wanted.limits), wanted, room)
-        if self._rows and self._watch.add(self._rows, self._tokens, sum(map(len, drafts))):
-            pay = pays(self.drafter.cost, self._watch.mean_rows, self.engine.max_draft)
-            if line := self._watch.judge(paused=self.paused, pays=pay):
-                self.log.warning("rolltree: %s", line)
+        if self._rows:
+            self._saved.add(self._rows, self._tokens)
+            if wanted.limits.any() and self._watch.add(self._rows, self._tokens, sum(map(len, drafts))):
+                pay = pays(self.drafter.cost, self._watch.mean_rows, self.engine.max_draft)
+                if line := self._watch.judge(self.counts, paused=self.paused, pays=pay):
+                    self.log.log(line.level, "rolltree: %s", line.text)
 
     def _room(self, running: int, unread: int) -> int:
         """Return how many draft tokens the next step can take; the limits are known once the engine has its memory."""

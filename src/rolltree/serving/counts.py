@@ -14,6 +14,7 @@ class ServingCounts(DraftStats):
 
     tokens_by_kind: dict[str, int] = count_by(KINDS, "Generated tokens, by what their requests are marked as")
     row_steps_by_kind: dict[str, int] = count_by(KINDS, "Pairs of a request and a step in which it got tokens, by mark")
+    compute_bound_row_steps: int = count("Pairs of a request and a step in batches where good drafts would not pay")
     errors: int = count("Steps that went without drafts because drafting failed")
     invalid_options: int = count("Requests that were not drafted for because of an invalid option")
     inferred_versions: int = count("Policy versions that nobody named: weight updates seen, or salts of requests")

@@ -39,6 +39,8 @@ REFIT = 32
 """Observations between fits, once there have been that many; a fit takes up to a millisecond."""
 IMPLAUSIBLE = 100.0
 """No shape is that many times faster than the prior says, or one bad clock would rule a fit of relative errors."""
+KNOWN_AFTER = 128
+"""Steps that counted after which the cost is taken for known: by then it was fitted several times."""
 SHORTEST, LONGEST = 1e-9, 1e9
 """Seconds between which a step time counts at all."""
 
@@ -93,6 +95,11 @@ class StepCostObserver:
         if self.observations - self._fitted_at >= min(REFIT, max(1, self._fitted_at)):
             self._fitted, self._fitted_at = self._fit(), self.observations
         return self._fitted
+
+    @property
+    def known(self) -> CostModel | None:
+        """The fit once it rests on enough steps, to estimate by; None before."""
+        return self.freeze() if self.observations >= KNOWN_AFTER else None
 
     def observe(self, rows: int, drafted: int, longest: int, seconds: float) -> None:
         """Take one engine step into account. Leave out the time of a prefill in it if it is known.

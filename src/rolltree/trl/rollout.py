@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from rolltree.budget import CostModel
+from rolltree.budget import CostModel, add_estimate
 from rolltree.cache import RolloutCache
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.drafting import TreeDrafter
@@ -130,6 +130,7 @@ class RolloutFunction:
         engine = self._engine_for(model, prompt_ids, trainer.args.max_completion_length)
         engine.recorder.version = trainer.state.global_step
         results, record = generate(engine, requests, step=trainer.state.global_step, training=training)
+        self._estimate(record)
         self._log(record, trainer)
         return {
             "prompt_ids": prompt_ids,
@@ -189,6 +190,14 @@ class RolloutFunction:
         if self.cost != "measure":
             return self.cost
         return measure_cost(model, slots=self.slots, max_draft=self.draft.max_draft)
+
+    def _estimate(self, record: RolloutRecord) -> None:
+        """Count what drafts saved by the cost that was measured here; one that was given may be another machine's."""
+        engine = record.engine
+        if self.drafter is not None and self.cost == "measure" and engine.row_steps:
+            longest = engine.padded / engine.row_steps - 1
+            sums = {name: getattr(engine, name) for name in ("steps", "row_steps", "tokens", "drafted")}
+            add_estimate(engine, self.drafter.cost, longest=longest, **sums)
 
     def _log(self, record: RolloutRecord, trainer: Any) -> None:
         """Keep the record, and average it into the trainer's next log line where TRL offers its metrics."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from rolltree.budget import CostModel
-from rolltree.metrics import RATIOS, CacheStats, DraftStats, add_up, docs_of, minus, ratio, with_ratios
+from rolltree.budget import CostModel, priced_steps
+from rolltree.metrics import DERIVED, CacheStats, DraftStats, add_up, docs_of, minus, ratio, with_ratios
 
 Sums = Mapping[str, float]
 
@@ -22,7 +22,7 @@ GAUGES = {
 """Counters that say how much is held now, and the names they are logged under."""
 OLDER = {"tokens_run_ahead": "run_ahead_tokens", "tokens_validation": "validation_tokens"}
 """Sums that are logged under the names that they had first."""
-NOT_SUMS = {*RATIOS, "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures", *GAUGES.values()}
+NOT_SUMS = {*DERIVED, "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures", *GAUGES.values()}
 """What of a step's numbers cannot be added up over steps."""
 COST = tuple(f"cost_{field.name}" for field in fields(CostModel))
 
@@ -61,7 +61,7 @@ def _numbers(pairs: Sequence[tuple[Sums, Sums]]) -> dict[str, float]:
 
 def _sums(counters: Sums) -> dict[str, float]:
     """Those that only grow: what a replica counts is logged, also what this module does not know."""
-    others = {*RATIOS, *COST, *(f"cache_{name}" for name in docs_of(CacheStats, held=True))}
+    others = {*DERIVED, *COST, *(f"cache_{name}" for name in docs_of(CacheStats, held=True))}
     return {name: value for name, value in counters.items() if name not in others}
 
 
@@ -77,9 +77,8 @@ def _of_rollouts(sums: Sums) -> float:
 def seconds_saved(now: Sums, then: Sums) -> float | None:
     """Estimate the generation seconds that drafts saved one replica; negative where they cost time.
 
-    Without drafts the same tokens would have taken `tokens` row steps in place of `row_steps`, at the same number of
-    rows a step. Both are priced by the step-cost model that the engine learned from its own steps, at their mean shape.
-    None where the engine has no such model (yet).
+    By `priced_steps`, at the mean shape of all steps and the step-cost model that the engine drafts by. None where it
+    has no such model (yet).
     """
     if any(name not in now for name in COST):
         return None
@@ -87,9 +86,7 @@ def seconds_saved(now: Sums, then: Sums) -> float | None:
     if steps <= 0 or rows <= 0:
         return 0.0
     cost = CostModel(**{name.removeprefix("cost_"): now[name] for name in COST})
-    mean_rows = rows / steps
-    plain = tokens / mean_rows * cost.seconds(mean_rows)
-    used = steps * cost.seconds(mean_rows, drafted / steps, drafted / rows)
+    used, plain = priced_steps(cost, steps=steps, row_steps=rows, tokens=tokens, drafted=drafted)
     return float(plain - used)
 
 

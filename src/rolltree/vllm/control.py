@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rolltree.errors import MissingDependencyError
-from rolltree.metrics import RATIOS, add_up, with_ratios
+from rolltree.metrics import DERIVED, add_up, with_ratios
 
 Stats = dict[str, float]
 
@@ -128,4 +128,4 @@ def _answers(replies: list[Any]) -> list[Any]:
 
 def _sum(parts: list[Stats]) -> Stats:
     """Add up the sums of all replicas; ratios are taken last."""
-    return with_ratios(add_up(*({name: part[name] for name in part if name not in RATIOS} for part in parts)))
+    return with_ratios(add_up(*({name: part[name] for name in part if name not in DERIVED} for part in parts)))
