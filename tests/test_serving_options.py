@@ -15,6 +15,7 @@ from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request_options import RequestOptions, with_options
+from rolltree.serving.switch import Switch
 
 
 def test_dictionary_overrides_environment_overrides_default() -> None:
@@ -52,9 +53,26 @@ def test_bad_engine_options_are_named(given: object, environment: dict[str, str]
         EngineOptions.read(given, environment, where="additional_config.rolltree")
 
 
+def test_the_switch_is_read_and_its_misspelt_name_refused() -> None:
+    """Also where an engine drafts by its arguments; whom it is meant for is told by any of a model's names."""
+    switch = Switch.read({"ROLLTREE_DRAFT": "8", "ROLLTREE_DRAFT_MODEL": "Qwen/*"}, largest=9)
+    assert switch == Switch(width=8, model="Qwen/*")
+    assert (switch.is_for(["Qwen/Qwen3"]), switch.is_for(["qwen/x"]), switch.is_for(["/a/Qwen/", "b"])) == (1, 0, 0)
+    assert Switch(width=8, model="Qwen3-?B").is_for(["/models/Qwen3-8B/"])
+    assert Switch.read({"ROLLTREE_DRAFT_MODEL": "x", "ROLLTREE_DRAFT": " 0 ", "ROLLTREE_RUN": "1"}, largest=9) is None
+    for name in ("ROLLTREE_DRAFTS", "ROLLTREE_draft_model", "ROLLTREE_DRAFT_MODELS", "ROLLTREE_DRAFTMODEL"):
+        with pytest.raises(InvalidInputError, match=rf"environment\.{name} = '3'.*Did you mean 'ROLLTREE_DRAFT"):
+            Switch.read({name: "3"}, largest=9)
+        with pytest.raises(InvalidInputError, match=rf"environment\.{name} = '3'"):
+            EngineOptions.read({}, {name: "3"}, where="a")
+    for value in ("10", "-1", "x", "1e1", "\u0663", "9" * 5000):
+        with pytest.raises(InvalidInputError, match=r"^ROLLTREE_DRAFT = .*from 0 \(nothing\) to 9"):
+            Switch.read({"ROLLTREE_DRAFT": value}, largest=9)
+
+
 def test_variables_of_others_are_left_alone() -> None:
     """Ours that are no options, and whatever a user calls theirs."""
-    others = "METRICS_FOLDER NATIVE_TESTS LINES FUZZ_EXAMPLES VECTORISED DRAFT SGLANG HOME RUN"
+    others = "METRICS_FOLDER NATIVE_TESTS LINES FUZZ_EXAMPLES VECTORISED DRAFT DRAFT_MODEL SGLANG HOME RUN"
     environment = {f"ROLLTREE_{name}": "x" for name in others.split()} | {"ROLLTREE": "0"}
     assert EngineOptions.read({}, environment, where="a") == EngineOptions()
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rolltree.demo.assets import model_folder
-from tests.vllm.engines import METHODS, OPTIONS
+from tests.vllm.engines import OPTIONS, WIDTH
 
 READY = "Application startup complete"
 """The next thing that it does is to listen."""
@@ -79,7 +79,7 @@ HEADERS = {"Content-Type": "application/json"}
 
 @contextmanager
 def server(*arguments: str, **environment: str) -> Iterator[Server]:
-    """Start a server on a free port, wait until it says that it is ready, and end it."""
+    """Start a server on a free port, wait until it says that it is ready, and end it; the environment lets it draft."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,10 +88,14 @@ def server(*arguments: str, **environment: str) -> Iterator[Server]:
         *("--served-model-name", "demo", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--seed", "0"),
         *("--chat-template", "{{ messages[0]['content'] }}"),
-        *("--speculative-config", json.dumps(METHODS["rolltree"])),
         *("--additional-config", json.dumps({"rolltree": OPTIONS}), *arguments),
     ]
-    own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "INFO", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    own = {
+        "ROLLTREE_DRAFT": str(WIDTH),
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+    }
     process = subprocess.Popen(
         command, env=os.environ | own | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

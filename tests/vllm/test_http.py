@@ -35,10 +35,11 @@ def ids(number: int) -> list[int]:
 
 
 def test_the_start_says_what_is_on(web: Server) -> None:
-    """One line names the drafts and the limits of a step."""
+    """One line names the drafts, the limits of a step, and that nothing but the environment asked for them."""
     (banner,) = [line for line in web.lines if "rolltree 0" in line and "is ON" in line]
     assert "tokens a step and half of the memory" in banner
     assert "a request by 256 tokens" in banner
+    assert "The environment turned it on: ROLLTREE_DRAFT=8." in banner
 
 
 def test_flat_names_work(web: Server) -> None:
@@ -87,6 +88,13 @@ def test_bad_values_are_answered_with_the_sentence(
     error = json.loads(text)["error"]
     assert (status, error["code"]) == (400, 400), text
     assert sentence in error["message"]
+
+
+def test_what_speculation_forbids_names_the_switch(web: Server) -> None:
+    """vLLM refuses min_p beside any drafts; whoever sent it may not know that there are any."""
+    status, answer = web.complete(ids(0), temperature=1.0, min_p=0.1)
+    assert status == 400
+    assert "ROLLTREE_DRAFT=8 turned it on: unset it" in answer["error"]["message"]
 
 
 def test_the_nested_spelling_does_not_travel(web: Server) -> None:

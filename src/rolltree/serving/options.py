@@ -6,7 +6,6 @@ ROLLTREE_<FIELD>. ROLLTREE_VLLM_<FIELD>, the name of 0.1, is still read.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -17,10 +16,9 @@ from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError
 from rolltree.recent import MANY
 from rolltree.serving.request_options import refuse_unknown, unknown
+from rolltree.serving.switch import NAMES, PREFIX, meant
 
-PREFIX, OLD_PREFIX = "ROLLTREE_", "ROLLTREE_VLLM_"
-MISSPELT = 0.85
-"""Likeness from which a variable that begins with `PREFIX` is a misspelt option: other things have such names, too."""
+OLD_PREFIX = "ROLLTREE_VLLM_"
 
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
@@ -142,13 +140,9 @@ def _from_environment(environment: Mapping[str, str], types: Mapping[str, type])
         known = {f"{prefix}{field.upper()}": field for field in types}
         if name in known:
             values[known[name]] = _parsed(name, environment[name], types[known[name]])
-        elif prefix == OLD_PREFIX or _is_misspelt(name.removeprefix(prefix), types):
-            raise unknown("environment", name, environment[name], list(known))
+        elif prefix == OLD_PREFIX or (name not in NAMES and meant(name, (*known, *NAMES))):
+            raise unknown("environment", name, environment[name], [*known, *NAMES])
     return values
-
-
-def _is_misspelt(name: str, known: Mapping[str, type]) -> bool:
-    return bool(difflib.get_close_matches(name.lower(), known, n=1, cutoff=MISSPELT))
 
 
 def _parsed(name: str, text: str, wanted: type) -> object:

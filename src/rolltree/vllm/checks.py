@@ -25,10 +25,22 @@ def check_engine(vllm_config: Any) -> EngineOptions:
         InvalidInputError: an option is unknown or does not go with the others, or this vLLM lacks what drafting needs.
 
     """
+    options = read_options(vllm_config)
+    check_fit(vllm_config, options)
+    return options
+
+
+def read_options(vllm_config: Any) -> EngineOptions:
+    """Return what the user set for rolltree; raises InvalidInputError where it is wrong by itself."""
     additional = vllm_config.additional_config
     given = additional.get(REQUEST_KEY) if isinstance(additional, Mapping) else None
     options = EngineOptions.read(given, os.environ, where=OPTIONS)
     options.check_files(OPTIONS)
+    return options
+
+
+def check_fit(vllm_config: Any, options: EngineOptions) -> None:
+    """Raise InvalidInputError where rolltree cannot draft, or not so, in this engine and this vLLM."""
     width = vllm_config.speculative_config.num_speculative_tokens
     check_width("speculative_config.num_speculative_tokens", width, compat.longest_draft())
     stages = vllm_config.parallel_config.pipeline_parallel_size
@@ -42,7 +54,6 @@ def check_engine(vllm_config: Any) -> EngineOptions:
         fix = "The V1 runner verifies by rejection. Set VLLM_USE_V2_MODEL_RUNNER=1 (vLLM 0.32 or newer)."
         raise InvalidInputError(f"{OPTIONS}.coupled", True, "false in the V1 model runner", fix)
     _check_vllm()
-    return options
 
 
 def _check_vllm() -> None:

@@ -8,6 +8,7 @@
 | `SamplingParams.verify` reads `extra_args` | a bad option must fail its request, not the engine | only a log line |
 | `InputProcessor.__init__` reads our options | a bad option should fail before processes start | fails in the worker |
 | `VllmConfig._validate_v2_model_runner` | a V2 runner may lack what drafting needs | vLLM's own message |
+| `EngineArgs.create_engine_config` (`compat_args`) | `ROLLTREE_DRAFT` turns drafts on | it does nothing |
 | CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
 
 The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched. A
@@ -117,7 +118,11 @@ def check_requests() -> None:
         def verify(self: Any, *args: Any, **kwargs: Any) -> Any:
             if extra_args := getattr(self, "extra_args", None):
                 plugin.check_request(extra_args)
-            return original(self, *args, **kwargs)
+            try:
+                return original(self, *args, **kwargs)
+            except Exception as error:
+                plugin.explain(error, (*args, *kwargs.values()))
+                raise
 
         return verify
 
@@ -183,6 +188,13 @@ def offer_v2_runner() -> None:
     from rolltree.vllm import compat_v2
 
     compat_v2.offer_v2_runner()
+
+
+def add_switch() -> None:
+    """Let `ROLLTREE_DRAFT` turn drafts on in engines whose arguments say nothing of it."""
+    from rolltree.vllm import compat_args
+
+    compat_args.add_switch()
 
 
 def fix_cpu_expand() -> None:

@@ -29,6 +29,7 @@ class Hook:
 
 
 FOR_ALL = (
+    Hook("add_switch", "EngineArgs.create_engine_config", "ROLLTREE_DRAFT turns nothing on"),
     Hook("add_worker_call", "WorkerBase", "Control cannot reach the workers"),
     Hook("check_requests", "SamplingParams.verify", "bad options of requests are only logged"),
     Hook(

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+ORIGIN = "rolltree_turned_on_by"
+"""Attribute of vLLM's `SpeculativeConfig` where the environment turned drafts on: by what (see `compat_args`)."""
 
 
 def register() -> None:
@@ -33,6 +36,14 @@ def check_request(extra_args: Mapping[str, Any]) -> None:
         RequestOptions.read(extra_args, where="extra_args")
     except InvalidInputError as error:
         raise compat.refusal(error) from None
+
+
+def explain(error: Exception, given: Iterable[object]) -> None:
+    """Add to vLLM's refusal of a request under speculation that nobody but the environment asked for it."""
+    switch = next(filter(None, (getattr(thing, ORIGIN, "") for thing in given)), "")
+    if switch and error.args and "specul" in str(error).lower():
+        fix = f" {switch} turned it on: unset it for engines that serve such requests."
+        error.args = (f"{error.args[0]}{fix}", *error.args[1:])
 
 
 def prepare_engine(vllm_config: Any) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rolltree.serving import commands
 from rolltree.serving.core import ServingCore
 from rolltree.serving.request import ServedRequest
-from rolltree.vllm import checks, compat, hooks
+from rolltree.vllm import checks, compat, compat_args, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
 from rolltree.vllm.schedule import Reading, engine_shape
@@ -49,11 +49,12 @@ class DraftingWorker:
         self._reading = Reading()
         self._stop_strings: StopStrings | None = None
         self._drafts: bool | None = None
-        missing = hooks.shortcomings()
+        missing, switch = hooks.shortcomings(), compat_args.origin(vllm_config)
         way = "async" if getattr(vllm_config.scheduler_config, "async_scheduling", False) else "sync"
         self.core.log.info(
-            "%s Model runner %s, %s scheduling.%s",
-            self.core.banner(), runner, way, f" Less works than should: {missing}." if missing else "",
+            "%s%s Model runner %s, %s scheduling.%s",
+            self.core.banner(), f" The environment turned it on: {switch}." if switch else "", runner, way,
+            f" Less works than should: {missing}." if missing else "",
         )  # fmt: skip
 
     def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
