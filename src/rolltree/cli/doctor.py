@@ -2,19 +2,22 @@
 
 Without `--for` it looks (metadata, one draft); with `--for PART` it also runs that part, and a part that is missing
 counts as not working. vLLM's and verl's own checks live with their adapters, `rolltree.vllm.doctor` and
-`rolltree.verl.doctor`: `doctor_lines()` looks and, where there is a proof, `prove_lines()` runs.
+`rolltree.verl.doctor`: `doctor_lines()` looks and, where there is a proof, `prove_lines()` runs. Trainers that start
+vLLM themselves (`cli.frameworks`) are looked at only when they are asked for: the line, and whether it acts here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata, util
 from typing import Annotated, Any
 
 import typer
 
 from rolltree.cli import proofs
+from rolltree.cli.frameworks import FRAMEWORKS, Framework
 from rolltree.cli.output import Json, console, finish
 from rolltree.errors import InvalidInputError
 from rolltree.findings import Finding
@@ -81,12 +84,13 @@ ADAPTERS = {
     "verl": Part("verl", (Package("verl", (0, 9), ("0.9.1",)),), "pip install 'rolltree[verl]'"),
 }
 """Used where the adapter has no checks of its own."""
+NAMES = (*PARTS, *ADAPTERS, *FRAMEWORKS)
 GOOD = ("ok", "untested")
 
 
 def run(
     wanted: Annotated[
-        list[str] | None, typer.Option("--for", help=f"Prove that this works: {', '.join([*PARTS, *ADAPTERS])}.")
+        list[str] | None, typer.Option("--for", help=f"Prove that this works: {', '.join(NAMES)}.")
     ] = None,
     json_output: Json = False,
 ) -> None:
@@ -97,14 +101,15 @@ def run(
     Example: rolltree doctor --for trl
     """
     asked = wanted or []
-    unknown = set(asked) - {*PARTS, *ADAPTERS}
-    if unknown:
-        raise InvalidInputError("--for", sorted(unknown), f"out of {', '.join([*PARTS, *ADAPTERS])}")
+    if unknown := set(asked) - set(NAMES):
+        raise InvalidInputError("--for", sorted(unknown), f"out of {', '.join(NAMES)}")
     checks = [("core", check) for check in proofs.core()]
     for name, part in PARTS.items():
         checks += [(name, check) for check in _part(name, part, prove=name in asked)]
     for name, part in ADAPTERS.items():
         checks += [(name, check) for check in _adapter(name, part, prove=name in asked)]
+    for name in dict.fromkeys(name for name in asked if name in FRAMEWORKS):
+        checks += [(name, check) for check in _guarded(name, partial(_framework, FRAMEWORKS[name]))]
     failed = [check for name, check in checks if check.state == "broken" or (name in asked and check.state not in GOOD)]
     for _, check in checks:
         text = f"{check.state:9} {check.name}: {check.found}" + (f"\n{'':9} -> {check.fix}" if check.fix else "")
@@ -132,6 +137,25 @@ def _adapter(name: str, part: Part, *, prove: bool) -> list[Finding]:
     if prove and hasattr(module, "prove_lines") and all(check.state in GOOD for check in checks):
         checks += _guarded(name, module.prove_lines)
     return checks
+
+
+def _framework(one: Framework) -> Iterator[Finding]:
+    """Whether the trainer is here, and whether a vLLM that it starts here would draft."""
+    version = _version(one.package)
+    if version is None and util.find_spec(one.package.replace("-", "_")) is None:
+        fix = "run this command where its vLLM workers run"
+        yield Finding(one.name, "missing", f"{one.package} is not installed here", fix)
+    elif one.checked and version == one.version:
+        yield Finding(one.name, "ok", version)
+    else:
+        known = f"{one.version} ({one.source})"
+        how = "checked is" if one.checked else "no version was run, read was"
+        yield Finding(one.name, "untested", version or "unknown version", f"{how} {known}: see docs/frameworks.md")
+    vllm: Any = import_module("rolltree.vllm.doctor")
+    checks = list(vllm.doctor_lines())
+    if all(check.state in GOOD for check in checks):
+        checks += vllm.switch_lines(" or ".join(filter(None, (one.line, one.own))))
+    yield from checks
 
 
 def _guarded(name: str, call: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -1,4 +1,7 @@
-"""What `rolltree doctor` says of vLLM: version, plugin, the CPU's sampler; with `--for vllm`, that drafts flow."""
+"""What `rolltree doctor` says of vLLM: version, plugin, the CPU's sampler; with `--for vllm`, that drafts flow.
+
+With `--for` a trainer that starts vLLM itself: whether the switch acts in this environment.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata, util
+from typing import Any
 
 from rolltree.findings import Finding
 from rolltree.vllm.hooks import BROKEN_ON_CPU, TESTED
@@ -16,6 +20,7 @@ OLDEST = (0, 22, 1)
 """The first that documents custom proposers."""
 INSTALL = "pip install 'rolltree[vllm]'"
 SECONDS = 300
+SWITCH = "ROLLTREE_DRAFT"
 
 
 def doctor_lines() -> Iterator[Finding]:
@@ -33,21 +38,55 @@ def doctor_lines() -> Iterator[Finding]:
 
 def prove_lines() -> Iterator[Finding]:
     """Run a tiny model with dummy weights in a process of its own (about 20 seconds)."""
-    command = [sys.executable, "-m", "rolltree.vllm.smoke"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        yield Finding("vLLM drafts", "broken", f"no answer within {SECONDS} s", f"run {' '.join(command[1:])}")
-        return
-    try:
-        stats = json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        yield Finding("vLLM drafts", "broken", reason, "run python -m rolltree.vllm.smoke to see all of it")
+    stats = _smoke("vLLM drafts")
+    if isinstance(stats, Finding):
+        yield stats
         return
     flows = stats["accepted"] > 0 and not stats["errors"]
     found = f"{stats['accepted']:.0f} of {stats['drafted']:.0f} draft tokens accepted, {stats['errors']:.0f} errors"
     yield Finding("vLLM drafts", "ok" if flows else "broken", found, "" if flows else "report a bug")
+
+
+def switch_lines(line: str) -> Iterator[Finding]:
+    """Configure an engine that names no speculation, in a process of its own (about 10 seconds): would it draft?
+
+    Args:
+        line: what sets the switch, for who has not.
+
+    """
+    seen = _smoke("vLLM hooks", "--switch")
+    if isinstance(seen, Finding):
+        yield seen
+        return
+    if seen["missing"]:
+        yield Finding("vLLM hooks", "broken", f"not in this vLLM: {'; '.join(seen['missing'])}", INSTALL)
+    else:
+        yield Finding("vLLM hooks", "ok", seen["shortcomings"] or "all in place")
+    value = os.environ.get(SWITCH, "")
+    if value.strip() in ("", "0"):
+        yield Finding("switch", "missing", f"{SWITCH} is {value or 'not set'} here: no drafts", line)
+    elif seen["drafts"]:
+        found = f"{SWITCH}={value}: an engine that names no speculation drafts {seen['drafts']} tokens"
+        yield Finding("switch", "ok", found)
+    else:
+        found = f"{SWITCH}={value} is set, and an engine that names no speculation does not draft"
+        yield Finding("switch", "broken", found, "VLLM_LOGGING_LEVEL=INFO python -m rolltree.vllm.smoke --switch")
+
+
+def _smoke(name: str, *options: str) -> dict[str, Any] | Finding:
+    """What `rolltree.vllm.smoke` prints, or why it does not."""
+    command = [sys.executable, "-m", "rolltree.vllm.smoke", *options]
+    shown = f"python {' '.join(command[1:])}"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return Finding(name, "broken", f"no answer within {SECONDS} s", f"run {shown}")
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        return Finding(name, "broken", reason, f"run {shown} to see all of it")
+    return answer
 
 
 def _version() -> tuple[str | None, str]:
