@@ -89,9 +89,20 @@ def shortcomings() -> str:
 
 
 TESTED = ("0.28", "0.32")
-"""Versions of vLLM in which everything is tested."""
+"""Versions of vLLM in which the tests were run (docs/vllm.md has what of them)."""
 BROKEN_ON_CPU = ("0.30.0", "0.31.0")
 """Their CPU build does not sample rightly with any speculation, and our fix does not cover it."""
+
+
+def never_run() -> str:
+    """Return the sentence for a version of vLLM that is none of the tested; empty for those."""
+    version = vllm_version()
+    if version.startswith(tuple(f"{tested}." for tested in TESTED)):
+        return ""
+    return (
+        f"rolltree was never run in vLLM {version}; tested are {', '.join(TESTED)}. What it needs is in place; "
+        "`rolltree doctor --for vllm` shows whether drafts flow."
+    )
 
 
 def vllm_version() -> str:
