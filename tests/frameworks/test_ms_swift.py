@@ -69,6 +69,10 @@ def test_its_engine_drafts(trainer: Any) -> None:
     stats = Control(engine).stats()
     assert stats["accepted"] > 0
     assert not stats["errors"]
+    assert stats["inferred_versions"] == 0
+    mixin.RolloutTrainerMixin._reset_vllm_cache(trainer)  # what ends its weight updates
+    trainer.engine.infer(requests, trainer.request_config, use_tqdm=False)
+    assert Control(engine).stats()["inferred_versions"] == 1
 
 
 def test_its_requests_carry_no_marks(trainer: Any) -> None:

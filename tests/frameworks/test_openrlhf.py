@@ -35,24 +35,32 @@ def fixture_engine() -> Iterator[Any]:
 
 def test_its_engine_drafts_its_requests(engine: Any) -> None:
     import ray
-    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     assert ray.get(engine.__ray_call__.remote(lambda actor: width(actor.llm.vllm_config))) == WIDTH
+    ask(engine)
+    ask(engine)
+    stats = statistics(engine)
+    assert stats["accepted"] > 0
+    assert not stats["errors"]
+    assert stats["inferred_versions"] == 0
+    ray.get(engine.reset_prefix_cache.remote())  # what ends its weight updates (`ppo_actor.py`)
+    ask(engine)
+    assert statistics(engine)["inferred_versions"] == 1
+
+
+def ask(engine: Any) -> None:
+    """Two samples of two prompts by its own dispatch."""
+    import ray
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
     algo = SimpleNamespace(advantage=SimpleNamespace(is_correction_level="off"))
     args = SimpleNamespace(algo=algo, rollout=SimpleNamespace(n_samples_per_prompt=2))
     generator = SimpleNamespace(args=args, vllm_engines=[engine], tokenizer=load_tokenizer())
     questions = [problem.prompt for problem in sample_problems(2, seed=7)]
-    for _ in range(2):
-        refs = SamplesGenerator._dispatch_prompts_to_vllm(
-            generator, questions, [""] * 2, temperature=0.0, max_new_tokens=48, max_len=128
-        )
-        assert [len(answers) for answers in ray.get(refs)] == [2, 2]
-    stats = statistics(engine)
-    assert stats["accepted"] > 0
-    assert not stats["errors"]
-    assert stats["version"] == 0
-    ray.get(engine.reset_prefix_cache.remote())  # what ends its weight updates (`ppo_actor.py`)
-    assert statistics(engine)["version"] == 1
+    refs = SamplesGenerator._dispatch_prompts_to_vllm(
+        generator, questions, [""] * 2, temperature=0.0, max_new_tokens=48, max_len=128
+    )
+    assert [len(answers) for answers in ray.get(refs)] == [2, 2]
 
 
 def statistics(engine: Any) -> dict[str, float]:
@@ -61,13 +69,13 @@ def statistics(engine: Any) -> dict[str, float]:
 
     from rolltree.vllm import AsyncControl
 
-    def ask(actor: Any) -> None:
+    def start(actor: Any) -> None:
         actor.answer = asyncio.ensure_future(AsyncControl(actor.llm).stats())
 
     def answer(actor: Any) -> dict[str, float] | None:
         return actor.answer.result() if actor.answer.done() else None
 
-    ray.get(engine.__ray_call__.remote(ask))
+    ray.get(engine.__ray_call__.remote(start))
     while (found := ray.get(engine.__ray_call__.remote(answer))) is None:
         pass
     return dict(found)
