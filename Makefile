@@ -2,12 +2,13 @@
 #
 #   ARGS="..."      arguments for the command that a target runs:  make test ARGS="tests/test_cache.py -x"
 #   PYTHON=...      the Python that makes the environment (default: the first >= 3.10 on PATH)
-#   VENV=...        the environment (default: .venv); VLLM_VENV=, VERL_VENV=... those of the vllm- and verl- targets
+#   VENV=...        the environment (default: .venv); VLLM_VENV=, VERL_VENV=, FRAMEWORKS_VENV=... those of other targets
 #   TRACES="..."    recorded rollouts for `make bench`:  make bench TRACES="--traces NAME=EARLIER.jsonl.gz,LATER.jsonl.gz"
 
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 VERL_VENV ?= .venv-verl
+FRAMEWORKS_VENV ?= .venv-frameworks
 NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
 VLLM_VERSIONS ?= 0.24 0.26 0.29
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers store-crash bench gpu-bench bench-peer smollm2 wheel lock clean \
-  vllm-setup vllm-test-setup vllm-test vllm-matrix vllm-test-old vllm-bench verl-setup verl-test verl-test-all verl-demo
+  vllm-setup vllm-test-setup vllm-test vllm-matrix vllm-test-old vllm-bench verl-setup verl-test verl-test-all verl-demo frameworks-check
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -117,6 +118,11 @@ verl-test-all: verl-setup  ## each algorithm by real verl, with rolltree and wit
 
 verl-demo: verl-setup  ## GRPO by real verl on this CPU, with rolltree and without (about 9 minutes)
 	$(VERL_VENV)/bin/python -m tests.verl_on_cpu $(ARGS)
+
+frameworks-check:  ## OpenRLHF, SkyRL, ms-swift, Unsloth on this CPU: does the switch reach the vLLM that they start? (2.8 GB, then about 5 minutes)
+	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(FRAMEWORKS_VENV) --lock vllm --cpu
+	$(FRAMEWORKS_VENV)/bin/python -m pip install -qq --no-deps --require-hashes --ignore-requires-python -r requirements/frameworks.txt
+	$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks -rs $(ARGS)
 
 wheel: setup  ## build the sdist, and from it the wheel, into dist/ (from Python 3.12 on one for all, by the stable ABI)
 	$(BIN)/python -m build --outdir dist

@@ -31,3 +31,5 @@ for version in 0.24 0.26 0.29; do
   python=3.11 pin "vllm-$version" "torch $unused" "$@"
 done
 python=3.11 pin verl "torch $unused" "$@"
+# Beside requirements/vllm.txt; what these name of CUDA, and each other's pins, would not go together.
+python=3.12 pin frameworks "" --no-deps "$@"

@@ -1,0 +1,83 @@
+"""ms-swift: the functions that build the engine and the sampling parameters of GRPO in colocate mode, and an engine."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rolltree.demo.task import sample_problems
+from rolltree.vllm.control import Control
+from tests.frameworks.tools import MODEL, WIDTH, said, width
+
+mixin = pytest.importorskip("swift.rlhf_trainers.rollout_mixin", exc_type=ImportError)
+
+ARGUMENTS = {
+    "steps_per_generation": 1, "per_device_train_batch_size": 4, "vllm_max_num_seqs": 8, "vllm_enable_lora": False,
+    "tuner_type": "full", "vllm_enable_prefix_caching": True, "vllm_enforce_eager": True, "sleep_level": 0,
+    "vllm_limit_mm_per_prompt": None, "vllm_max_model_len": 256, "vllm_disable_cascade_attn": False,
+    "vllm_mm_processor_cache_gb": None, "vllm_engine_kwargs": None, "num_generations": 4, "temperature": 0.0,
+    "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1, "vllm_tensor_parallel_size": 1, "use_vllm": True,
+    "max_completion_length": 48, "async_generate": False, "top_p": 1.0, "top_k": -1, "min_p": 0.0,
+    "repetition_penalty": 1.0, "stop_words": [],
+}  # fmt: skip
+
+
+@pytest.fixture(name="trainer", scope="module")
+def fixture_trainer() -> Iterator[Any]:
+    """As much of its trainer as its own functions read: arguments, the model, the template; then the engine."""
+    from swift.model import get_model_processor
+    from swift.template import get_template
+
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 29633,
+    }.items():
+        patch.setenv(name, str(value))
+    model, processor = get_model_processor(MODEL, model_type="qwen2", torch_dtype=torch.float32, device_map="cpu")
+    processor.chat_template = "{{ messages[0]['content'] }}"
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(**ARGUMENTS), model=model, template=get_template(processor, template_type="dummy"),
+        accelerator=SimpleNamespace(process_index=0), vllm_version_ge_0_10_2=True,
+    )  # fmt: skip
+    mixin.RolloutTrainerMixin._prepare_rollout_params(trainer)
+    trainer.engine = mixin.RolloutTrainerMixin._prepare_vllm_engine(trainer)
+    yield trainer
+    trainer.engine.engine.engine_core.shutdown()
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    gc.collect()
+    patch.undo()
+
+
+def test_its_engine_drafts(trainer: Any) -> None:
+    engine = trainer.engine.engine
+    assert width(engine.vllm_config) == WIDTH
+    requests = [{"messages": [{"role": "user", "content": problem.prompt}]} for problem in sample_problems(2, seed=7)]
+    first, again = (trainer.engine.infer(requests, trainer.request_config, use_tqdm=False) for _ in range(2))
+    texts = [[answer.response.choices[0].token_ids for answer in answers] for answers in (first, again)]
+    assert texts[0] == texts[1]
+    stats = Control(engine).stats()
+    assert stats["accepted"] > 0
+    assert not stats["errors"]
+    assert stats["inferred_versions"] == 0
+    mixin.RolloutTrainerMixin._reset_vllm_cache(trainer)  # what ends its weight updates
+    trainer.engine.infer(requests, trainer.request_config, use_tqdm=False)
+    assert Control(engine).stats()["inferred_versions"] == 1
+
+
+def test_its_requests_carry_no_marks(trainer: Any) -> None:
+    """`RequestConfig` is closed; when it opens, docs/frameworks.md says too little."""
+    sampling = trainer.engine._prepare_generation_config(trainer.request_config)
+    assert (sampling.temperature, sampling.max_tokens, sampling.min_p) == (0.0, 48, 0.0)
+    assert sampling.extra_args is None
+    assert said(sampling) == said(SimpleNamespace(extra_args=None))

@@ -1,0 +1,81 @@
+"""OpenRLHF: the Ray actor that it starts vLLM in, and the function that builds its sampling parameters, with an engine.
+
+Ray is told of a card that is not there; vLLM's CPU build never looks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rolltree.demo.assets import load_tokenizer
+from rolltree.demo.task import sample_problems
+from tests.frameworks.tools import MODEL, WIDTH, width
+
+vllm_engine = pytest.importorskip("openrlhf.trainer.ray.vllm_engine", exc_type=ImportError)
+
+ENGINE = {
+    "num_engines": 1, "tensor_parallel_size": 1, "pretrain": MODEL, "seed": 0, "full_determinism": False,
+    "enable_prefix_caching": True, "enforce_eager": True, "max_model_len": 128, "gpu_memory_utilization": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(name="engine", scope="module")
+def fixture_engine() -> Iterator[Any]:
+    import ray
+
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
+    yield vllm_engine.create_vllm_engines(**ENGINE)[0]
+    ray.shutdown()
+
+
+def test_its_engine_drafts_its_requests(engine: Any) -> None:
+    import ray
+
+    assert ray.get(engine.__ray_call__.remote(lambda actor: width(actor.llm.vllm_config))) == WIDTH
+    ask(engine)
+    ask(engine)
+    stats = statistics(engine)
+    assert stats["accepted"] > 0
+    assert not stats["errors"]
+    assert stats["inferred_versions"] == 0
+    ray.get(engine.reset_prefix_cache.remote())  # what ends its weight updates (`ppo_actor.py`)
+    ask(engine)
+    assert statistics(engine)["inferred_versions"] == 1
+
+
+def ask(engine: Any) -> None:
+    """Two samples of two prompts by its own dispatch."""
+    import ray
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    algo = SimpleNamespace(advantage=SimpleNamespace(is_correction_level="off"))
+    args = SimpleNamespace(algo=algo, rollout=SimpleNamespace(n_samples_per_prompt=2))
+    generator = SimpleNamespace(args=args, vllm_engines=[engine], tokenizer=load_tokenizer())
+    questions = [problem.prompt for problem in sample_problems(2, seed=7)]
+    refs = SamplesGenerator._dispatch_prompts_to_vllm(
+        generator, questions, [""] * 2, temperature=0.0, max_new_tokens=48, max_len=128
+    )
+    assert [len(answers) for answers in ray.get(refs)] == [2, 2]
+
+
+def statistics(engine: Any) -> dict[str, float]:
+    """rolltree's counters, asked for inside the actor: its engine's calls belong to the actor's own loop."""
+    import ray
+
+    from rolltree.vllm import AsyncControl
+
+    def start(actor: Any) -> None:
+        actor.answer = asyncio.ensure_future(AsyncControl(actor.llm).stats())
+
+    def answer(actor: Any) -> dict[str, float] | None:
+        return actor.answer.result() if actor.answer.done() else None
+
+    ray.get(engine.__ray_call__.remote(start))
+    while (found := ray.get(engine.__ray_call__.remote(answer))) is None:
+        pass
+    return dict(found)
