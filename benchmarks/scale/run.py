@@ -7,6 +7,7 @@ keeps its size, because it does not grow with them.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -147,8 +148,9 @@ def _document(name: str, epochs: list[dict[str, float]], before: int, seconds: f
     held = ("tree_bytes", "tree_tokens", "peak_rss_bytes", "peak_tree_bytes")
     sums = add_up(*[{key: value for key, value in epoch.items() if key not in held} for epoch in epochs])
     most = {key: max(epoch[key] for epoch in epochs) for key in held}
+    load = os.getloadavg()[1]  # of the last 5 minutes: what the seconds are worth
     return {
-        "case": name, **with_ratios(sums), **most, "rss_bytes_before": before, "cpu_seconds": seconds,
+        "case": name, "load_average": load, **with_ratios(sums), **most, "rss_bytes_before": before, "cpu_seconds": seconds,
         "epochs": [with_ratios(epoch) for epoch in epochs],
     }  # fmt: skip
 
