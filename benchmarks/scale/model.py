@@ -54,8 +54,6 @@ class Measured:
     """By slots: tokens and draft tokens a row step, microseconds of drafting a row step and of taking in a token."""
     tree_bytes: float
     """Of a token in its prompt's own tree."""
-    shared_bytes: float
-    """Of the tree that all prompts share."""
     store_bytes: float
     """Of a token in the file."""
     append: float
@@ -73,8 +71,9 @@ class Measured:
         built = next(c for c in index["cases"] if c["case"] == "aime24/whole-response")
         return cls(
             speeds={c["batch"]: c for c in replay["cases"] if c["drafter"] == "rolltree"},
-            tree_bytes=own, shared_bytes=last["tree_bytes"] - own * last["tree_tokens"],
-            store_bytes=stored["store_bytes_per_token"], append=built["rolltree"]["append_tokens_per_second"],
+            tree_bytes=own,
+            store_bytes=stored["store_bytes_per_token"],
+            append=built["rolltree"]["append_tokens_per_second"],
         )  # fmt: skip
 
 
@@ -97,8 +96,8 @@ def figures(measured: Measured, gpus: int, length: int, training: Training, mach
         "all_tokens_a_second": tokens * gpus,
         "step_seconds": training.step * training.samples * length / (tokens * gpus),
         "epoch_tree_bytes": epoch * measured.tree_bytes,
-        "routed_bytes": measured.shared_bytes + max(1, training.step / gpus) * tree,
-        "unrouted_bytes": measured.shared_bytes + training.step * tree,
+        "routed_bytes": max(1, training.step / gpus) * tree,
+        "unrouted_bytes": training.step * tree,
         "drafting_cores": steps * rows * speed["draft_microseconds_per_step"] * 1e-6,
         "indexing_cores": tokens * speed["update_microseconds_per_token"] * 1e-6,
         "rebuilding_cores": opened * rebuilt / measured.append,
@@ -143,8 +142,9 @@ def _runs(measured: Measured) -> str:
     columns = ["", *[f"{gpus} GPUs, {length // 1024}k tokens" for length, gpus in cases]]
     rows = [[title, *[form.format(one[key] / unit) for one in found]] for title, key, unit, form in ROWS]
     note = (
-        f"\nMeasured: {measured.tree_bytes:.1f} bytes a token in a prompt's own tree, {measured.shared_bytes / MB:.0f} MB in the"
-        f" shared one,\n{measured.store_bytes:.2f} bytes a token in the store, {measured.append / 1e6:.1f} Mtok/s built by a core.\n"
+        f"\nFrom: {measured.tree_bytes:.1f} bytes a token in a prompt's own tree,"
+        f" {measured.store_bytes:.2f} bytes a token in the store,\n"
+        f"{measured.append / 1e6:.1f} Mtok/s into a tree by one core.\n"
     )
     return "\n".join(_table(columns, rows)) + "\n" + note
 
@@ -162,11 +162,11 @@ def _memory(document: dict[str, Any]) -> str:
         ]
         for case in document["cases"]
     ]  # fmt: skip
-    tokens = document["cases"][0]["tokens"]
+    tokens, rollouts = document["cases"][0]["tokens"], document["prompts"] * document["samples"] * document["epochs"]
     head = (
         f"{document['prompts']:,} prompts x {document['samples']}, {document['epochs']} epochs,"
-        f" {tokens / 1e6:.1f} million tokens ({ratio(tokens, document['prompts'] * document['samples'] * document['epochs']):,.0f}"
-        f" a rollout);\n{document['own_bytes'] / MB:,.0f} MB for the prompts' own trees, as"
+        f" {tokens / 1e6:.1f} million tokens ({ratio(tokens, rollouts):,.0f} a rollout);\n"
+        f"{document['bytes'] / MB:,.0f} MB of trees, as"
         f" {document['capacity_bytes'] / 2**30:.0f} GiB for 17,000 prompts; {document['slots']} slots.\n\n"
     )
     made = document["machine"]
