@@ -87,7 +87,7 @@ SPEED = {
     "tokens_per_step": 2.0, "drafted_per_step": 4.0, "draft_microseconds_per_step": 10.0,
     "update_microseconds_per_token": 3.0,
 }  # fmt: skip
-FIGURES = Measured(speeds={128: SPEED}, tree_bytes=50.0, store_bytes=1.0, append=1e6)
+FIGURES = Measured(speeds={128: SPEED}, tree_bytes=50.0, store_bytes=1.0, append=1e6, warm=2.0, cold=1.5)
 
 
 def test_a_run_is_worked_out_from_what_was_measured():
@@ -98,7 +98,8 @@ def test_a_run_is_worked_out_from_what_was_measured():
     assert found["indexing_cores"] == pytest.approx(tokens * 3e-6)
     assert found["epoch_tree_bytes"] == 50 * found["epoch_store_bytes"] == 17_000 * 16 * 1000 * 50
     assert found["routed_bytes"] == 512 / 64 * 64 * 1000 * 50
-    assert found["unrouted_bytes"] == 512 * 64 * 1000 * 50
+    assert found["unrouted_bytes"] == 128 * 64 * 1000 * 50  # as many prompts as requests
+    assert found["unrouted_known"] == 1 / 8
     assert found["rebuilding_cores"] == pytest.approx(tokens * 64 / 16 / 1e6)
     assert found["shared_in_cores"] == pytest.approx(tokens * 56 / 1e6)  # of the 7 other nodes' 56 GPUs
     assert found["node_store_bytes_a_second"] == pytest.approx(8 * tokens)

@@ -58,22 +58,30 @@ class Measured:
     """Of a token in the file."""
     append: float
     """Tokens a second that one core puts into a tree, rollout by rollout."""
+    warm: float
+    """Tokens a row step with an earlier checkpoint's rollouts, at 32 slots."""
+    cold: float
+    """The same without any."""
 
     @classmethod
     def read(cls, folder: Path) -> Measured:
         """Read them."""
-        scale, replay, index = (
-            json.loads((folder / f"{n}.json").read_text()) for n in ("scale", "replay_aime24", "index")
-        )
+        names = ("scale", "index", "replay_aime24", "replay_aime24_cold")
+        scale, index, replay, cold = (json.loads((folder / f"{name}.json").read_text()) for name in names)
         whole, stored = (next(c for c in scale["cases"] if c["case"] == name) for name in ("all in memory", "store"))
         earlier, last = whole["epochs"][-2:]
         own = (last["tree_bytes"] - earlier["tree_bytes"]) / (last["tree_tokens"] - earlier["tree_tokens"])
         built = next(c for c in index["cases"] if c["case"] == "aime24/whole-response")
+        speeds, bare = (
+            {c["batch"]: c for c in document["cases"] if c["drafter"] == "rolltree"} for document in (replay, cold)
+        )
         return cls(
-            speeds={c["batch"]: c for c in replay["cases"] if c["drafter"] == "rolltree"},
+            speeds=speeds,
             tree_bytes=own,
             store_bytes=stored["store_bytes_per_token"],
             append=built["rolltree"]["append_tokens_per_second"],
+            warm=speeds[32]["tokens_per_step"],
+            cold=bare[32]["tokens_per_step"],
         )  # fmt: skip
 
 
@@ -97,7 +105,8 @@ def figures(measured: Measured, gpus: int, length: int, training: Training, mach
         "step_seconds": training.step * training.samples * length / (tokens * gpus),
         "epoch_tree_bytes": epoch * measured.tree_bytes,
         "routed_bytes": max(1, training.step / gpus) * tree,
-        "unrouted_bytes": training.step * tree,
+        "unrouted_bytes": min(training.step, training.step * training.samples / gpus) * tree,
+        "unrouted_known": min(1.0, machine.gpus / gpus),
         "drafting_cores": steps * rows * speed["draft_microseconds_per_step"] * 1e-6,
         "indexing_cores": tokens * speed["update_microseconds_per_token"] * 1e-6,
         "rebuilding_cores": opened * rebuilt / measured.append,
@@ -115,8 +124,9 @@ ROWS = (
     ("tokens/s of a GPU, thousand (roofline)", "tokens_a_second", 1e3, "{:.1f}"),
     ("seconds of a training step's rollouts, without its tail", "step_seconds", 1, "{:.1f}"),
     ("**memory**: an epoch as trees, GB", "epoch_tree_bytes", GB, "{:.0f}"),
-    ("a GPU's trees, each prompt on one GPU, GB", "routed_bytes", GB, "{:.2f}"),
-    ("a GPU's trees, samples spread over all GPUs, GB", "unrouted_bytes", GB, "{:.1f}"),
+    ("a GPU's trees of one training step, each prompt on one GPU, GB", "routed_bytes", GB, "{:.2f}"),
+    ("the same, samples spread over all GPUs and every history shared, GB", "unrouted_bytes", GB, "{:.2f}"),
+    ("**history**: part in the node's own store, samples spread", "unrouted_known", 1, "{:.3f}"),
     ("**CPU**, cores a GPU: drafting", "drafting_cores", 1, "{:.3f}"),
     ("taking in what was generated", "indexing_cores", 1, "{:.3f}"),
     ("rebuilding trees of returning prompts", "rebuilding_cores", 1, "{:.3f}"),
@@ -144,7 +154,8 @@ def _runs(measured: Measured) -> str:
     note = (
         f"\nFrom: {measured.tree_bytes:.1f} bytes a token in a prompt's own tree,"
         f" {measured.store_bytes:.2f} bytes a token in the store,\n"
-        f"{measured.append / 1e6:.1f} Mtok/s into a tree by one core.\n"
+        f"{measured.append / 1e6:.1f} Mtok/s into a tree by one core; with an earlier checkpoint's"
+        f" rollouts {measured.warm:.2f} tokens a row\nstep, without any {measured.cold:.2f} (AIME, 32 slots).\n"
     )
     return "\n".join(_table(columns, rows)) + "\n" + note
 
