@@ -72,6 +72,7 @@ bench: setup  ## the committed benchmarks, into benchmarks/*.json (see CONTRIBUT
 	$(BIN)/rolltree bench engine --threads 2 --train-epochs 8 --epochs 1 --out benchmarks/engine_warm.json
 	$(BIN)/rolltree demo --plot docs/demo.png --out benchmarks/demo.json
 	$(BIN)/python scripts/measured.py
+	$(BIN)/python -m benchmarks.scale model
 
 gpu-bench: setup  ## step costs, rollout speed, exactness, a profile, GRPO, run-ahead on this GPU, into gpu-bench/ (docs/gpu.md; on a CPU: ARGS="--device cpu --quick")
 	$(BIN)/python -m benchmarks.gpu --out gpu-bench $(TRACES) $(ARGS)

@@ -375,7 +375,9 @@ def test_prompts_that_left_come_back_from_a_store_as_they_were():
     assert whole["evicted_prompts"] == lost["rebuilt_prompts"] == 0
     assert min(kept["evicted_prompts"], kept["rebuilt_prompts"], lost["evicted_prompts"]) > 5
     assert max(kept["peak_tree_bytes"], lost["peak_tree_bytes"]) <= 90_000 < whole["peak_tree_bytes"]
-    assert kept["steps"][0]["rebuilt_prompts"] == 0
+    rebuilt = [step["rebuilt_prompts"] for step in kept["steps"]]
+    assert rebuilt[0] == 0
+    assert 0 < max(rebuilt) <= 8  # a step's own, once for each prompt
 
 
 def test_temporary_stores_go_away_with_their_case(tmp_path, monkeypatch):

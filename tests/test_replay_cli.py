@@ -107,6 +107,7 @@ def test_prompts_leave_and_come_back_from_stores_that_are_kept(traces, tmp_path)
     assert held.rollouts == 3 * 6 * 3
     assert ours["store_bytes_per_token"] == held.bytes / held.tokens
     assert ours["evicted_prompts"] >= ours["rebuilt_prompts"] == sum(s["rebuilt_prompts"] for s in ours["steps"]) > 0
+    assert ours["open_seconds"] > 0
     assert "came back" in done.stderr
     assert "store_bytes" not in ngram
 

@@ -10,6 +10,8 @@ import typer
 from rolltree.cli.app import main
 from rolltree.cli.output import Json, Out, check_outputs, console, finish, table
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+BEGIN, END = "<!-- begin measured -->\n", "<!-- end measured -->\n"
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -52,6 +54,26 @@ def run(
     rows = [[one.get(key) for key in keys] for one in document["cases"]]
     screen.print(table("Memory", [key.replace("_", " ") for key in keys], rows))
     finish(document, json_output=json_output, out=out)
+
+
+@app.command()
+def model(
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 when the page is not up to date; write nothing.")
+    ] = False,
+) -> None:
+    """Write the tables of docs/scale.md from the measured figures.
+
+    Example: python -m benchmarks.scale model
+    """
+    from benchmarks.scale.model import tables
+
+    page, folder = ROOT / "docs" / "scale.md", ROOT / "benchmarks"
+    before, rest = page.read_text().split(BEGIN)
+    text = before + BEGIN + tables(folder) + END + rest.split(END)[1]
+    if check:
+        raise typer.Exit(int(text != page.read_text()))
+    page.write_text(text)
 
 
 if __name__ == "__main__":

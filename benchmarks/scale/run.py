@@ -1,12 +1,13 @@
 """Epochs of a made workload in the replay's simulated engine, one process for each case, so that memory is its own.
 
-The capacity is that of the whole training times the part of its prompts that is run; the tree that all prompts share
-keeps its size, because it does not grow with them.
+The capacity is that of the whole training times the part of its prompts that is run, and so is the number of rollouts
+in the tree that all prompts share: otherwise it would hold an epoch of a small part, as it never does of the whole.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -31,7 +32,6 @@ from rolltree.replay.tally import Tally
 
 WHOLE = 17_000
 """Prompts of DAPO-Math-17k."""
-SHARED = int(CacheConfig().capacity_bytes * CacheConfig().shared_fraction)
 UNBOUNDED = 2**40
 CASES = {
     "all in memory": (64, False, False),
@@ -57,9 +57,14 @@ class Scale:
     cost: str = "h100-7b"
 
     @property
-    def own_bytes(self) -> int:
-        """What the prompts' own trees may take of the capacity."""
-        return (self.capacity - SHARED) * self.shape.prompts // WHOLE
+    def bytes(self) -> int:
+        """Of the trees of the prompts that are run."""
+        return self.capacity * self.shape.prompts // WHOLE
+
+    @property
+    def shared_window(self) -> int:
+        """Rollouts in the tree that all prompts share."""
+        return -(-CacheConfig().shared_window * self.shape.prompts // WHOLE)
 
 
 def run(scale: Scale, cases: Sequence[str], progress: Callable[[str], None]) -> dict[str, Any]:
@@ -75,16 +80,16 @@ def run(scale: Scale, cases: Sequence[str], progress: Callable[[str], None]) -> 
     shape = scale.shape
     return {
         "prompts": shape.prompts, "samples": shape.samples, "step": shape.step, "part": shape.prompts / WHOLE,
-        "epochs": scale.epochs, "slots": scale.slots, "capacity_bytes": scale.capacity, "own_bytes": scale.own_bytes,
-        "cost_profile": scale.cost, "cases": done, "machine": machine.describe(),
+        "epochs": scale.epochs, "slots": scale.slots, "cost_profile": scale.cost, "capacity_bytes": scale.capacity,
+        "bytes": scale.bytes, "shared_window": scale.shared_window, "cases": done, "machine": machine.describe(),
     }  # fmt: skip
 
 
 def _case(scale: Scale, name: str) -> dict[str, Any]:
     window, bounded, stored = CASES[name]
     workload = Workload([list(TraceReader().read([file])) for file in scale.files], scale.shape)
-    spec = DrafterSpec.parse(f"rolltree:window={window}:shared_fraction={_fraction(scale, bounded)}")
-    limits = Limits(capacity_bytes=scale.own_bytes + SHARED if bounded else UNBOUNDED)
+    spec = DrafterSpec.parse(f"rolltree:window={window}:shared_window={scale.shared_window}")
+    limits = Limits(capacity_bytes=scale.bytes if bounded else UNBOUNDED)
     before, begin = _rss(), time.process_time()
     if not stored:
         epochs = _epochs(scale, workload, spec.make(limits), CaseStore(), name)
@@ -96,11 +101,6 @@ def _case(scale: Scale, name: str) -> dict[str, Any]:
     document = _document(name, epochs, before, time.process_time() - begin)
     size = {"store_bytes": kept.info.bytes, "store_bytes_per_token": ratio(kept.info.bytes, kept.info.tokens)}
     return document | size
-
-
-def _fraction(scale: Scale, bounded: bool) -> float:
-    """The shared tree's part, of the same bytes in every case."""
-    return max(0.01, min(0.9, SHARED / (scale.own_bytes + SHARED))) if bounded else 0.01
 
 
 def _epochs(
@@ -147,8 +147,10 @@ def _document(name: str, epochs: list[dict[str, float]], before: int, seconds: f
     held = ("tree_bytes", "tree_tokens", "peak_rss_bytes", "peak_tree_bytes")
     sums = add_up(*[{key: value for key, value in epoch.items() if key not in held} for epoch in epochs])
     most = {key: max(epoch[key] for epoch in epochs) for key in held}
+    load = os.getloadavg()[1]  # of the last 5 minutes: what the seconds are worth
     return {
-        "case": name, **with_ratios(sums), **most, "rss_bytes_before": before, "cpu_seconds": seconds,
+        "case": name, "load_average": load, **with_ratios(sums), **most, "rss_bytes_before": before,
+        "cpu_seconds": seconds,
         "epochs": [with_ratios(epoch) for epoch in epochs],
     }  # fmt: skip
 
