@@ -21,12 +21,12 @@ from transformers import TrainerCallback
 from rolltree.errors import InvalidInputError, RolltreeError
 from rolltree.metrics import RATIOS, CacheStats, add_up, docs_of, with_ratios
 from rolltree.runlog import RunLog, SideChannel
+from rolltree.serving.switch import DRAFT
 from rolltree.trl.engines import Call, InProcess, OverHttp, Side
 from rolltree.trl.metrics_file import RewardLine, about
 from rolltree.trl.ranks import Ranks, Report
 from rolltree.vllm.control import Control
 
-SWITCH = "ROLLTREE_DRAFT"
 PREFIX = "rolltree/"
 HELD = frozenset(f"cache_{name}" for name in docs_of(CacheStats, held=True))
 """Statistics that are no sums."""
@@ -81,13 +81,12 @@ def _refuse_plain(control: Control, *, is_server: bool) -> None:
     try:
         control.stats()
     except RolltreeError as error:
-        where, fix = "in the environment of every process, before the trainer is made", ""
+        allowed = "a number of draft tokens, like 16, in the environment of every process before the trainer is made"
+        fix = "If it is, the log of the engine's start says why it does not draft."
         if is_server:
-            where = "in the environment of the server, which needs rolltree installed and VLLM_SERVER_DEV_MODE=1"
-            fix = f"({error})"
-        raise InvalidInputError(
-            SWITCH, os.environ.get(SWITCH), f"a number of draft tokens, like 16, {where}", fix
-        ) from error
+            allowed = "a number of draft tokens, like 16, in the server's environment, with VLLM_SERVER_DEV_MODE=1"
+            fix = f"rolltree must be installed there, too. {error}"
+        raise InvalidInputError(DRAFT, os.environ.get(DRAFT), allowed, fix) from error
 
 
 class Attachment:
@@ -136,8 +135,8 @@ class Attachment:
         """Leave the trainer as it was before `attach`; its engine goes on drafting, with prompts as keys."""
         if self._side is not None:
             self._side.leave()
-        for callback in self._callbacks:
-            self._trainer.remove_callback(callback)
+        while self._callbacks:
+            self._trainer.remove_callback(self._callbacks.pop())
         if getattr(self._trainer, ATTRIBUTE, None) is self:
             delattr(self._trainer, ATTRIBUTE)
 
@@ -197,7 +196,8 @@ class Attachment:
 
     def _generated_at(self, mode: str) -> int:
         """The step whose policy generated: at the end of a training step the trainer has counted it already."""
-        return max(self._trainer.state.global_step - (mode == "train"), 0)
+        step = int(self._trainer.state.global_step)
+        return max(step - 1, 0) if mode == "train" else step
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]
