@@ -10,10 +10,11 @@
 | `VllmConfig._validate_v2_model_runner` | a V2 runner may lack what drafting needs | vLLM's own message |
 | `EngineArgs.create_engine_config` (`compat_args`) | `ROLLTREE_DRAFT` turns drafts on | it does nothing |
 | CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
+| CPU `apply_top_k_only` | fails for no rows: a step without drafts, with top-k and no top-p | it ends the engine |
 
-The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched. A
-function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no place for it:
-`hooks` records that. Imports neither vLLM nor anything of rolltree that is heavy until one of them is called.
+The last two apply only on the CPU platform, the kernel only where a probe shows the fault. GPU code paths stay
+untouched. A function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no
+place for it: `hooks` records that. Imports neither vLLM nor anything of rolltree that is heavy until one of them is called.
 """
 
 from __future__ import annotations
