@@ -10,6 +10,8 @@ VLLM_VENV ?= .venv-vllm
 VERL_VENV ?= .venv-verl
 NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
+VLLM_VERSIONS ?= 0.24 0.26 0.29
+MATRIX_TESTS := tests/vllm/test_exact.py tests/vllm/test_requests.py tests/vllm/test_hooks.py tests/vllm/test_switch.py
 FUZZ_OPERATIONS ?= 1000000
 FUZZ_EXAMPLES ?= 2000
 KILLS ?= 500
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers store-crash bench gpu-bench bench-peer smollm2 wheel lock clean \
-  vllm-setup vllm-test-setup vllm-test vllm-bench verl-setup verl-test verl-test-all verl-demo
+  vllm-setup vllm-test-setup vllm-test vllm-matrix vllm-test-old vllm-bench verl-setup verl-test verl-test-all verl-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -89,6 +91,16 @@ vllm-test-setup: vllm-setup
 vllm-test: vllm-test-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
 
+vllm-matrix: vllm-test-setup  ## tests of exactness, requests and hooks in vLLM 0.24, 0.26, 0.29 and the newest (environments of 2.5 GB each)
+	$(VLLM_VENV)/bin/python -m pytest $(MATRIX_TESTS) $(ARGS)
+	@python=$$(sh scripts/find_python.sh 11) && for version in $(VLLM_VERSIONS); do \
+	  "$$python" scripts/bootstrap.py $(VLLM_VENV)-$$version --lock vllm-$$version --cpu && \
+	  $(VLLM_VENV)-$$version/bin/python -m pytest $(MATRIX_TESTS) $(ARGS) || exit 1; \
+	done
+
+vllm-test-old: verl-setup  ## the same tests in the vLLM of verl's environment (about 1 minute)
+	$(VERL_VENV)/bin/python -m pytest $(MATRIX_TESTS) $(ARGS)
+
 vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
 	$(VLLM_VENV)/bin/python -m benchmarks.vllm --threads 2 --epochs 3 --repeats 3 --rollouts 256 \
@@ -113,4 +125,4 @@ lock: setup  ## pin requirements/*.in again; ARGS=--upgrade moves the pins (need
 	scripts/lock.sh "$$(command -v uv || echo $(BIN)/uv)" $(ARGS)
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(VLLM_VENV)-* $(VERL_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -36,6 +36,8 @@ CORE_SOURCES = ("CMakeLists.txt", "pyproject.toml", "native/*.h", "native/*.cpp"
 """What the built core depends on. The install is editable: Python sources are live."""
 
 TORCH = "2.13.0"
+OTHER_TORCH = {"vllm-0.24": "2.11.0", "vllm-0.26": "2.11.0"}
+"""Locks whose host is compiled against another one."""
 TORCH_PYTHONS = ((3, 10), (3, 15))
 """The first and the last Python that torch's wheels of this version are built for."""
 
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--lock", default="lock")
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args(arguments)
-    environment = Environment(ROOT / options.venv)
+    environment = Environment(ROOT / options.venv, torch=OTHER_TORCH.get(options.lock, TORCH))
     started = time.monotonic()
     try:
         steps_done = set_up(environment, find_lock(options.lock), cpu=options.cpu)
@@ -82,9 +84,9 @@ def set_up(environment: Environment, lock: Path, *, cpu: bool = False) -> int:
         with step(f"virtual environment {environment.path.name}", "5 s"):
             environment.create()
         done += 1
-    lock_hash = hash_files([lock], salt=f"torch {TORCH}")
+    lock_hash = hash_files([lock], salt=f"torch {environment.torch}")
     if not environment.is_stamped("lock", lock_hash):
-        with step(f"torch {TORCH}", "20 s to 2 min"):
+        with step(f"torch {environment.torch}", "20 s to 2 min"):
             install_torch(environment, cpu=cpu)
         with step(f"pinned packages of requirements/{lock.name}", "20 s with uv, 1 to 3 min with pip"):
             environment.install("--no-deps", "--require-hashes", "-r", str(lock))
@@ -103,8 +105,8 @@ def set_up(environment: Environment, lock: Path, *, cpu: bool = False) -> int:
 class Environment:
     """A virtual environment, how packages get into it, and the stamps of what is installed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, torch: str = TORCH) -> None:
+        self.path, self.torch = path, torch
         scripts = "Scripts" if os.name == "nt" else "bin"
         self.bin = path / scripts
         self.python = self.bin / ("python.exe" if os.name == "nt" else "python")
@@ -184,11 +186,11 @@ def install_torch(environment: Environment, *, cpu: bool = False) -> None:
         return
     check_torch_supports(environment)
     if gpu or sys.platform != "linux":  # elsewhere than on Linux the default build is a CPU build
-        environment.install(f"torch=={TORCH}")
+        environment.install(f"torch=={environment.torch}")
         return
     try:
         # Only a CPU build carries this local version, so this never brings a CUDA build.
-        environment.pip_install("--no-deps", f"torch=={TORCH}+cpu")
+        environment.pip_install("--no-deps", f"torch=={environment.torch}+cpu")
     except SetupError:
         print("      not among this machine's wheels; asking uv for the CPU build", flush=True)
         install_torch_by_uv(environment)
@@ -201,11 +203,11 @@ def install_torch_by_uv(environment: Environment) -> None:
             environment.pip_install("uv")
         uv = environment.uv or str(environment.bin / "uv")
         options = ["--quiet", "--python", str(environment.python), "--torch-backend=cpu", "--no-deps"]
-        run([uv, "pip", "install", *options, f"torch=={TORCH}"], env=environment.variables())
+        run([uv, "pip", "install", *options, f"torch=={environment.torch}"], env=environment.variables())
     except SetupError as error:
         reason = str(error).splitlines()[-1].strip().removeprefix("cause: ")
         raise SetupError(
-            f"no CPU build of torch {TORCH} for {python_name(environment)} could be installed "
+            f"no CPU build of torch {environment.torch} for {python_name(environment)} could be installed "
             f"({reason}). Put its wheel into a folder and run again with PIP_FIND_LINKS=FOLDER."
         ) from None
 
@@ -215,7 +217,7 @@ def torch_is_installed(environment: Environment, *, allow_cuda: bool) -> bool:
     probe = "import torch; print(torch.__version__, torch.version.cuda or 'cpu')"
     result = subprocess.run([environment.python, "-c", probe], capture_output=True, text=True)
     version, _, backend = result.stdout.strip().partition(" ")
-    return result.returncode == 0 and version.split("+")[0] == TORCH and (allow_cuda or backend == "cpu")
+    return result.returncode == 0 and version.split("+")[0] == environment.torch and (allow_cuda or backend == "cpu")
 
 
 def check_torch_supports(environment: Environment) -> None:
@@ -225,7 +227,7 @@ def check_torch_supports(environment: Environment) -> None:
     if not first <= (major, minor) <= last:
         allowed = f"Python {first[0]}.{first[1]} to {last[0]}.{last[1]}"
         raise SetupError(
-            f"torch {TORCH} has no build for Python {major}.{minor}; use {allowed}: "
+            f"torch {environment.torch} has no build for Python {major}.{minor}; use {allowed}: "
             f"rm -r {environment.path.name} && make test PYTHON=python{last[0]}.{last[1] - 2}"
         )
 

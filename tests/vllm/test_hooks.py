@@ -73,7 +73,9 @@ def test_a_missing_hook_stops_the_start_of_who_asked(change: Any, monkeypatch: p
     reason = change(monkeypatch)
     with (
         logged() as lines,
-        pytest.raises(InvalidInputError, match=rf"vllm = '\d.*{reason}.*Use vllm 0\.28 or 0\.32, or start without"),
+        pytest.raises(
+            InvalidInputError, match=rf"vllm = '\d.*{reason}.*Use vllm {' or '.join(hooks.TESTED)}, or start"
+        ),
         engine(),
     ):
         pass

@@ -43,6 +43,27 @@ def test_the_start_says_what_is_on(web: Server) -> None:
     assert "The environment turned it on: ROLLTREE_DRAFT=8." in banner
 
 
+def test_what_the_server_sees_is_inferred(web: Server) -> None:
+    """Weight updates, of several signs each; a salt that is a version; the id of a conversation. The engine core and
+    the worker are in another process than the server, and nothing is asked for in a request's options."""
+    before = web.figures()
+    for turn in ([*ids(6), 5], [*ids(6), 5, 6, 7]):
+        assert web.complete(turn, headers={"X-Session-ID": "trace-1"})[0] == 200
+    assert web.complete([*ids(6), 5, 6, 7, 8], session_id="trace-1")[0] == 200
+    seen = web.figures()
+    assert seen["cache_prompts"] - before["cache_prompts"] == 1
+    assert seen["inferred_sessions"] - before["inferred_sessions"] == 3
+    for _ in range(2):
+        assert web.ask("/reset_prefix_cache", method="POST")[0] == 200
+    assert web.figures()["inferred_versions"] == seen["inferred_versions"]
+    web.complete(ids(6))
+    assert web.figures()["inferred_versions"] - seen["inferred_versions"] == 1
+    for salt in ("7", "tenant-1", "7"):
+        assert web.complete(ids(6), cache_salt=salt)[0] == 200
+    assert web.figures()["inferred_versions"] - seen["inferred_versions"] == 2
+    assert web.shown("inferred_versions") == web.figures()["inferred_versions"]
+
+
 def test_flat_names_work(web: Server) -> None:
     """A key, a kind, a version, a session, and what is not drafted for or not remembered."""
     before = web.figures()

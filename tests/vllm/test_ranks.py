@@ -76,6 +76,7 @@ def test_ranks_that_schedule_alone_keep_the_text(ranks: list[dict[str, Any]], co
         assert rank[cost]["cold"] > 50
         assert rank[cost]["warm"] > 200
         assert rank[cost]["stats"]["errors"] == 0
+        assert rank[cost]["stats"]["inferred_versions"] == 1
     assert ranks[0][cost]["stats"]["accepted"] == ranks[1][cost]["stats"]["accepted"]
 
 

@@ -32,8 +32,9 @@ def test_greedy_text_is_that_of_the_plain_engine(runner: str, greedy: list[Told]
     with engine(runner=runner) as llm:
         for _ in range(3):
             assert_same(greedy, generate(llm, prompts(COUNT)))
+            llm.reset_prefix_cache()  # as a trainer does behind a weight update
         stats = Control(llm).stats()
-    assert stats["errors"] == 0
+    assert (stats["errors"], stats["inferred_versions"]) == (0, 2)
     assert stats["accepted"] > 1000
     assert stats["tokens_per_step"] > 2
 

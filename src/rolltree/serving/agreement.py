@@ -27,9 +27,9 @@ Gather = Callable[[Int64Array], Int64Array]
 
 COMPLAINT = (
     "rolltree drafts no more: the ranks of this engine, each of which schedules for itself, part in their {}. "
-    "No draft of this step is verified. Give requests and commands (load, clear, set_version, pause) to every rank "
-    "alike and in the same order; if they were, please report this line with the versions and options of the engine "
-    "and of rolltree."
+    "No draft of this step is verified. Give requests, weight updates and commands (load, clear, set_version, pause) "
+    "to every rank alike and in the same order; if they were, please report this line with the versions and options "
+    "of the engine and of rolltree."
 )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.core import ServingCore
+from rolltree.serving.versions import Source
+from rolltree.tokens import as_version
 
 
 def _cost(core: ServingCore) -> dict[str, float] | None:
@@ -20,10 +22,17 @@ def _cost(core: ServingCore) -> dict[str, float] | None:
     return asdict(core.observer.freeze()) if core.observer.observations else None
 
 
+def _set_version(core: ServingCore, version: int) -> None:
+    """Announce a policy update; from now on no version is inferred."""
+    version = as_version(version)
+    core.drafter.cache.set_version(core.book.versions.take(version, Source.SAID) or version)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "stats": ServingCore.stats,
     "cost": _cost,
-    "set_version": lambda core, version: core.drafter.cache.set_version(version),
+    "set_version": _set_version,
+    "updated": lambda core: core.book.versions.updated(),
     "clear": ServingCore.forget,
     "commit": ServingCore.commit,
     "load": ServingCore.load,

@@ -33,6 +33,7 @@ from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import LEFT_ALONE, RequestOptions
 from rolltree.serving.requests import RequestBook
 from rolltree.serving.timing import Scheduled, StepTimer
+from rolltree.serving.versions import Source
 from rolltree.serving.watch import Watch, pays
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
@@ -84,7 +85,7 @@ class ServingCore:
         self._rows = self._tokens = 0  # taken in since the last draft
         self._make()
 
-    def _make(self) -> None:
+    def _make(self, source: Source = Source.UPDATES) -> None:
         engine, options = self.engine, self.options
         self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(engine.max_draft), cost=self._cost)
         self.drafter.stats = self.counts
@@ -94,6 +95,8 @@ class ServingCore:
             max_length=engine.max_length,
             sessions=options.sessions,
             counts=self.counts,
+            infer=options.infer,
+            source=source,
         )
 
     @contextmanager
@@ -125,6 +128,8 @@ class ServingCore:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
         if self.agreement is not None:
             self._sampled.extend(batch.sampled)
+        if any(map(len, batch.sampled)):
+            self.book.versions.begin_step()
         work = self.book.step(batch, self._request_of)
         if len(work.rows):
             self._rows, self._tokens = self._rows + len(work.rows), self._tokens + len(work.tokens)
@@ -163,7 +168,7 @@ class ServingCore:
         """Start with empty trees; requests that are running start anew in them, sums go on."""
         self.drafter.count_sources()
         self._earlier = add_up(self._earlier, values_of(self.drafter.cache.stats()))
-        self._make()
+        self._make(self.book.versions.source)
 
     def pause(self) -> None:
         """Draft no more; text still enters the trees."""

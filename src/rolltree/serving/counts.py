@@ -16,4 +16,6 @@ class ServingCounts(DraftStats):
     row_steps_by_kind: dict[str, int] = count_by(KINDS, "Pairs of a request and a step in which it got tokens, by mark")
     errors: int = count("Steps that went without drafts because drafting failed")
     invalid_options: int = count("Requests that were not drafted for because of an invalid option")
+    inferred_versions: int = count("Policy versions that nobody named: weight updates seen, or salts of requests")
+    inferred_sessions: int = count("Requests whose conversation was taken from the host's own id of it")
     draft_seconds: float = count("Seconds of the engine's own thread that rolltree took")

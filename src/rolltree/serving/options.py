@@ -57,6 +57,8 @@ class EngineOptions:
     coupled: bool = False
     """Draw every token by the noise of its request's seed and position, and accept a draft iff it is that token: the
     same seed gives the same rollout with drafts, without, and with any cache. For engines whose sampler can do that."""
+    infer: bool = True
+    """Take versions from weight updates and salts, and conversations from the engine's own ids, where none is named."""
     metrics: bool = True
     """Show rolltree's counters beside the engine's."""
     load: str = ""

@@ -21,6 +21,10 @@ class ServedRequest:
     """Tokens that end it."""
     min_tokens: int = 0
     """Generated tokens before which none of `stop_ids` counts."""
+    session: str | None = None
+    """The host's own id of the conversation, for requests whose options name none."""
+    salt: int | None = None
+    """A number that keeps apart what the host caches, for requests whose options name no version."""
     noise_seed: int | None = None
     """Seed of the murmur3 noise that the engine draws this request's tokens with; drafts then follow the noise."""
     media: tuple[tuple[int, str], ...] = ()

@@ -24,6 +24,7 @@ from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import KINDS
 from rolltree.serving.stop_tokens import StopTokens
 from rolltree.serving.table import NO_HANDLE, Table
+from rolltree.serving.versions import Source, Versions
 from rolltree.tokens import as_tokens, prompt_key
 from rolltree.types import Int32Array, Int64Array
 
@@ -39,15 +40,18 @@ class RequestBook:
         max_length: tokens of prompt and output that a request may reach.
         sessions: conversations whose first prompt is remembered.
         counts: where tokens are counted by kind.
+        infer: whether versions and conversations are taken from what else is known, where options do not name them.
+        source: the best source of versions that there was before.
 
     """
 
     def __init__(
         self, cache: RolloutCache, *, max_draft: int, max_length: int, sessions: int = 4096,
-        counts: ServingCounts | None = None,
+        counts: ServingCounts | None = None, infer: bool = True, source: Source = Source.UPDATES,
     ) -> None:  # fmt: skip
         self.cache, self.max_draft, self.max_length = cache, max_draft, max_length
         self.counts = counts or ServingCounts()
+        self.versions = Versions(cache, self.counts, infer=infer, source=source)
         self._conversations = Conversations(sessions)
         self._entry_of: dict[str, int] = {}
         self._table = Table()
@@ -178,22 +182,31 @@ class RequestBook:
         """Open a session; a later turn of a conversation continues in the tree of its first prompt."""
         assert request.prompt is not None
         options, prompt = request.options, as_tokens(request.prompt)
-        if options.version is not None and options.version > self.cache.version:
-            self.cache.set_version(options.version)
-        key = options.key
-        root = prompt if key is not None else self._conversations.root(id, options.session, prompt)
+        key, version = options.key, self._version(request)
+        root = prompt if key is not None else self._conversations.root(id, self._session(request), prompt)
         if key is None and any(place < len(root) for place, _ in request.media):
             key = prompt_key(root, media=request.media)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
         seed, offset = request.noise_seed, len(prompt) - 1  # the first token is drawn at the prompt's last position
         handle = self.cache.open(
-            root, key=key, version=options.version, read_only=read_only, run_ahead=ahead,
+            root, key=key, version=version, read_only=read_only, run_ahead=ahead,
             seed=seed, coupled=seed is not None, murmur3_offset=None if seed is None else offset,
         )  # fmt: skip
         if len(root) < len(prompt):
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle
+
+    def _version(self, request: ServedRequest) -> int | None:
+        if request.options.version is not None:
+            return self.versions.take(request.options.version, Source.SAID)
+        return None if request.salt is None else self.versions.take(request.salt, Source.SALTS)
+
+    def _session(self, request: ServedRequest) -> str | None:
+        if request.options.session is not None or request.session is None or not self.versions.infer:
+            return request.options.session
+        self.counts.inferred_sessions += 1
+        return request.session
 
     def _release(self, entry: int, *, keep: bool = True) -> None:
         request, handle = self._table.requests[entry], int(self._table.handle[entry])

