@@ -15,7 +15,7 @@
 
 The last two apply only on the CPU platform, the kernel only where a probe shows the fault. GPU code paths stay
 untouched. A function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no
-place for it: `hooks` records that. Imports neither vLLM nor anything of rolltree that is heavy until one of them is called.
+place for it: `hooks` records that. Imports neither vLLM nor anything heavy of rolltree until one of them is called.
 """
 
 from __future__ import annotations
@@ -198,13 +198,7 @@ see_marks = _installer("compat_marks", "see_marks")
 see_updates = _installer("compat_marks", "see_updates")
 offer_v2_runner = _installer("compat_v2", "offer_v2_runner")
 fix_cpu_expand = _installer("compat_cpu", "fix_cpu_expand")
-
-
-def fix_cpu_top_k() -> None:
-    """Let top-k alone not end a CPU's engine in a step without drafts."""
-    from rolltree.vllm import compat_cpu
-
-    compat_cpu.fix_cpu_top_k()
+fix_cpu_top_k = _installer("compat_cpu", "fix_cpu_top_k")
 
 
 def uses_rolltree(vllm_config: Any) -> bool:
