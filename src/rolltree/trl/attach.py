@@ -13,6 +13,7 @@ every process takes part in the same collectives, one a step of training or eval
 from __future__ import annotations
 
 import os
+import time
 from os import PathLike
 from typing import Any
 
@@ -105,7 +106,7 @@ class Attachment:
         self._share = share and self._ranks.engines > 1 and self._ranks.speaks
         self._guard = SideChannel("rolltree's figures in the trainer's log, and the rollouts of other processes")
         self._shown: dict[str, dict[str, float]] = {}
-        self._seconds, self._rollouts = 0.0, list[dict[str, Any]]()
+        self._seconds, self._share_seconds, self._rollouts = 0.0, 0.0, list[dict[str, Any]]()
         self._callbacks: list[TrainerCallback] = []
         self._log: RunLog | None = None
         if self._side is not None:
@@ -160,9 +161,12 @@ class Attachment:
         with self._guard:
             mine = self._report()
         with self._guard:
+            began = time.perf_counter()
             every = self._ranks.gather(mine)
-            if others := [rollout for each in self._ranks.of_others(every) for rollout in each.rollouts]:
-                self._control.add(others)
+            others = [rollout for each in self._ranks.of_others(every) for rollout in each.rollouts]
+            if others and self._side is not None:  # not `Control.add`, which makes lists: the engine is in this process
+                self._side.collective_rpc("rolltree", args=("add", others))
+                self._share_seconds += time.perf_counter() - began
             self._show(mode, every)
 
     def _now(self) -> dict[str, float]:
@@ -171,19 +175,20 @@ class Attachment:
     def _report(self) -> Report:
         """What this process tells of the time since its last report."""
         now, before = self._now(), self._before
-        rollouts, seconds = tuple(self._rollouts), self._seconds
-        self._before, self._rollouts, self._seconds = now, [], 0.0
+        rollouts, seconds, share_seconds = tuple(self._rollouts), self._seconds, self._share_seconds
+        self._before, self._rollouts, self._seconds, self._share_seconds = now, [], 0.0, 0.0
         sums = {name: value - before.get(name, 0) for name, value in now.items() if name not in HELD}
         held = {name: value for name, value in now.items() if name in HELD}
-        return Report(sums=sums, held=held, seconds=seconds, rollouts=rollouts)
+        return Report(sums=sums, held=held, seconds=seconds, share_seconds=share_seconds, rollouts=rollouts)
 
     def _show(self, mode: str, every: list[Report]) -> None:
         """Put the sums since the trainer's last log line, and their ratios, into its next one."""
-        new = add_up(*(each.sums for each in every)) | {"seconds": max(each.seconds for each in every)}
+        slowest = {name: max(getattr(each, name) for each in every) for name in ("seconds", "share_seconds")}
+        new = add_up(*(each.sums for each in every)) | slowest
         held = add_up(*(each.held for each in every))
         metrics = self._trainer._metrics[mode]  # TRL's own: a list of values a name, emptied when it logs
         is_new = f"{PREFIX}tokens" not in metrics
-        self._shown[mode] = sums = new if is_new else add_up(self._shown[mode], new)
+        self._shown[mode] = sums = new if is_new else add_up(self._shown.get(mode, {}), new)
         for name, value in (with_ratios(sums) | held).items():
             metrics[f"{PREFIX}{name}"] = [value]
         if self._log is not None:
