@@ -28,7 +28,7 @@ def test_a_rollouts_life_does_what_its_comments_say(capsys: pytest.CaptureFixtur
 
 
 def test_the_trl_example_names_what_exists() -> None:
-    assert "from rolltree.trl import RolloutFunction" in README.read_text()
+    assert "from rolltree.trl import RolloutFunction, attach" in README.read_text()
     pytest.importorskip("trl")
     from rolltree.trl import RolloutFunction
 

@@ -104,8 +104,10 @@ def test_chat_prompts_go_through_the_template(trainer):
 def test_what_the_engine_cannot_do_is_refused_by_name(trainer, place, name, value):
     check_trainer(trainer)
     setattr(trainer.args if place else trainer, name, value)
-    with pytest.raises(InvalidInputError, match=name):
+    with pytest.raises(InvalidInputError, match=name) as told:
         check_trainer(trainer)
+    other_way = name in ("use_vllm", "is_fsdp_enabled", "is_deepspeed_enabled", "tools")
+    assert ("rolltree.trl.attach(trainer)" in str(told.value)) == other_way
 
 
 def test_a_cache_without_speculation_is_a_mistake():

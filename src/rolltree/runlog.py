@@ -172,7 +172,7 @@ def read(
     if not path.is_file():
         if missing_ok:
             return
-        fix = "Name the folder that was given to RunLog, to RolloutFunction(run_dir=…), or to verl's option run_log."
+        fix = "Name the folder given to RunLog, to RolloutFunction or attach (run_dir=…), or to verl's option run_log."
         raise InvalidInputError("run_dir", str(folder), f"a folder that holds {FILE}", fix)
     skipped = skipped or Skipped()
     with path.open("rb") as lines:

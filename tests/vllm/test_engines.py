@@ -226,6 +226,18 @@ def test_vllm_still_needs_the_cpu_fix() -> None:
     assert compat_cpu.cpu_expand_is_wrong()
 
 
+def test_top_k_does_nothing_to_no_rows() -> None:
+    """When the stock one does it, too, drop the fix for that version on."""
+    import torch
+    from vllm.v1.sample.ops import topk_topp_sampler as ops
+
+    compat.fix_cpu_top_k()
+    logits, k = torch.empty(0, 5), torch.empty(0, dtype=torch.int32)
+    assert ops.apply_top_k_top_p_pytorch(logits, k, None, allow_cpu_sync=True).shape == (0, 5)
+    with pytest.raises(RuntimeError, match="numel"):
+        ops.apply_top_k_only._rolltree_stock(logits, k)
+
+
 def test_the_cpu_fix_is_in_place() -> None:
     """The kernel that runs is right for floats and integers."""
     import torch

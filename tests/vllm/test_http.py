@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,39 @@ def test_the_nested_spelling_does_not_travel(web: Server) -> None:
     """vLLM itself refuses a dictionary in there; nothing of it is an internal error."""
     status, text = web.complete(ids(0), {"rolltree": {"key": "k"}})
     assert status == 400, text
+
+
+def test_trl_in_server_mode(web: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's own way to a server, without its weight transfer, which needs GPUs: marks, figures, evaluation."""
+    accelerate, trl = pytest.importorskip("accelerate"), pytest.importorskip("trl.generation.vllm_generation")
+    from rolltree.trl import attach
+
+    monkeypatch.setattr(trl.VLLMClient, "init_communicator", lambda *args, **kwargs: None)
+    processes = accelerate.Accelerator(cpu=True)
+    generation = trl.VLLMGeneration(
+        None, processes, None, mode="server", server_base_url=f"http://127.0.0.1:{web.port}", max_completion_length=8
+    )
+    trainer = SimpleNamespace(
+        vllm_generation=generation,
+        accelerator=processes,
+        model=SimpleNamespace(training=True),
+        state=SimpleNamespace(global_step=3),
+        add_callback=lambda callback: None,
+        _metrics={"train": {}, "eval": {}},
+    )
+    attached = attach(trainer)
+    before = web.figures()
+    made = {}
+    for mode in ("train", "eval"):
+        trainer.model.training = mode == "train"
+        _, made[mode], _, _ = generation.generate([ids(7), ids(7), ids(8), ids(8)], None, num_generations=2)
+        attached.exchange(mode)
+    after = web.figures()
+    tokens = {mode: sum(map(len, texts)) for mode, texts in made.items()}
+    assert {mode: trainer._metrics[mode]["rolltree/tokens"] for mode in tokens} == {m: [n] for m, n in tokens.items()}
+    assert after["tokens_validation"] - before["tokens_validation"] == tokens["eval"]
+    assert after["cache_rollouts"] - before["cache_rollouts"] == len(made["train"])
+    assert after["invalid_options"] == before["invalid_options"]
 
 
 def test_several_samples_and_a_stream(web: Server) -> None:

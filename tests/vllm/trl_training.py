@@ -134,7 +134,7 @@ def marks_of(trainer: Any) -> Iterator[list[dict[str, Any]]]:
         calls.append(knew | new.extra_args["rolltree"])
         return new
 
-    engines._marked = marked
+    engines._marked = marked  # type: ignore[assignment]
     try:
         yield calls
     finally:

@@ -13,6 +13,7 @@ every process takes part in the same collectives, one a step of training or eval
 from __future__ import annotations
 
 import os
+import time
 from os import PathLike
 from typing import Any
 
@@ -21,12 +22,12 @@ from transformers import TrainerCallback
 from rolltree.errors import InvalidInputError, RolltreeError
 from rolltree.metrics import RATIOS, CacheStats, add_up, docs_of, with_ratios
 from rolltree.runlog import RunLog, SideChannel
+from rolltree.serving.switch import DRAFT
 from rolltree.trl.engines import Call, InProcess, OverHttp, Side
 from rolltree.trl.metrics_file import RewardLine, about
 from rolltree.trl.ranks import Ranks, Report
 from rolltree.vllm.control import Control
 
-SWITCH = "ROLLTREE_DRAFT"
 PREFIX = "rolltree/"
 HELD = frozenset(f"cache_{name}" for name in docs_of(CacheStats, held=True))
 """Statistics that are no sums."""
@@ -81,13 +82,12 @@ def _refuse_plain(control: Control, *, is_server: bool) -> None:
     try:
         control.stats()
     except RolltreeError as error:
-        where, fix = "in the environment of every process, before the trainer is made", ""
+        allowed = "a number of draft tokens, like 16, in the environment of every process before the trainer is made"
+        fix = "If it is, the log of the engine's start says why it does not draft."
         if is_server:
-            where = "in the environment of the server, which needs rolltree installed and VLLM_SERVER_DEV_MODE=1"
-            fix = f"({error})"
-        raise InvalidInputError(
-            SWITCH, os.environ.get(SWITCH), f"a number of draft tokens, like 16, {where}", fix
-        ) from error
+            allowed = "a number of draft tokens, like 16, in the server's environment, with VLLM_SERVER_DEV_MODE=1"
+            fix = f"rolltree must be installed there, too. {error}"
+        raise InvalidInputError(DRAFT, os.environ.get(DRAFT), allowed, fix) from error
 
 
 class Attachment:
@@ -106,7 +106,7 @@ class Attachment:
         self._share = share and self._ranks.engines > 1 and self._ranks.speaks
         self._guard = SideChannel("rolltree's figures in the trainer's log, and the rollouts of other processes")
         self._shown: dict[str, dict[str, float]] = {}
-        self._seconds, self._rollouts = 0.0, list[dict[str, Any]]()
+        self._seconds, self._share_seconds, self._rollouts = 0.0, 0.0, list[dict[str, Any]]()
         self._callbacks: list[TrainerCallback] = []
         self._log: RunLog | None = None
         if self._side is not None:
@@ -136,8 +136,8 @@ class Attachment:
         """Leave the trainer as it was before `attach`; its engine goes on drafting, with prompts as keys."""
         if self._side is not None:
             self._side.leave()
-        for callback in self._callbacks:
-            self._trainer.remove_callback(callback)
+        while self._callbacks:
+            self._trainer.remove_callback(self._callbacks.pop())
         if getattr(self._trainer, ATTRIBUTE, None) is self:
             delattr(self._trainer, ATTRIBUTE)
 
@@ -161,9 +161,12 @@ class Attachment:
         with self._guard:
             mine = self._report()
         with self._guard:
+            began = time.perf_counter()
             every = self._ranks.gather(mine)
-            if others := [rollout for each in self._ranks.of_others(every) for rollout in each.rollouts]:
-                self._control.add(others)
+            others = [rollout for each in self._ranks.of_others(every) for rollout in each.rollouts]
+            if others and self._side is not None:  # not `Control.add`, which makes lists: the engine is in this process
+                self._side.collective_rpc("rolltree", args=("add", others))
+                self._share_seconds += time.perf_counter() - began
             self._show(mode, every)
 
     def _now(self) -> dict[str, float]:
@@ -172,19 +175,20 @@ class Attachment:
     def _report(self) -> Report:
         """What this process tells of the time since its last report."""
         now, before = self._now(), self._before
-        rollouts, seconds = tuple(self._rollouts), self._seconds
-        self._before, self._rollouts, self._seconds = now, [], 0.0
+        rollouts, seconds, share_seconds = tuple(self._rollouts), self._seconds, self._share_seconds
+        self._before, self._rollouts, self._seconds, self._share_seconds = now, [], 0.0, 0.0
         sums = {name: value - before.get(name, 0) for name, value in now.items() if name not in HELD}
         held = {name: value for name, value in now.items() if name in HELD}
-        return Report(sums=sums, held=held, seconds=seconds, rollouts=rollouts)
+        return Report(sums=sums, held=held, seconds=seconds, share_seconds=share_seconds, rollouts=rollouts)
 
     def _show(self, mode: str, every: list[Report]) -> None:
         """Put the sums since the trainer's last log line, and their ratios, into its next one."""
-        new = add_up(*(each.sums for each in every)) | {"seconds": max(each.seconds for each in every)}
+        slowest = {name: max(getattr(each, name) for each in every) for name in ("seconds", "share_seconds")}
+        new = add_up(*(each.sums for each in every)) | slowest
         held = add_up(*(each.held for each in every))
         metrics = self._trainer._metrics[mode]  # TRL's own: a list of values a name, emptied when it logs
         is_new = f"{PREFIX}tokens" not in metrics
-        self._shown[mode] = sums = new if is_new else add_up(self._shown[mode], new)
+        self._shown[mode] = sums = new if is_new else add_up(self._shown.get(mode, {}), new)
         for name, value in (with_ratios(sums) | held).items():
             metrics[f"{PREFIX}{name}"] = [value]
         if self._log is not None:
@@ -197,7 +201,8 @@ class Attachment:
 
     def _generated_at(self, mode: str) -> int:
         """The step whose policy generated: at the end of a training step the trainer has counted it already."""
-        return max(self._trainer.state.global_step - (mode == "train"), 0)
+        step = int(self._trainer.state.global_step)
+        return max(step - 1, 0) if mode == "train" else step
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc, unused-ignore]

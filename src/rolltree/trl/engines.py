@@ -83,7 +83,7 @@ class InProcess:
         self._replaced.restore()
 
     def _mark(self, prompts: Any, given: Any, marks: dict[str, Any]) -> tuple[list[Text], Any]:
-        """Return the prompts with their roots, none where one is not of token ids, and sampling parameters, one each."""
+        """Return the prompts with their roots, none where one is not token ids, and sampling parameters, one each."""
         rows = list(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else [prompts]
         if given is None:
             given = self._llm.get_default_sampling_params()
@@ -92,9 +92,11 @@ class InProcess:
             list(row["prompt_token_ids"]) for row in rows if isinstance(row, Mapping) and "prompt_token_ids" in row
         ]
         texts = list(zip(tokens, self._turns.roots(tokens), strict=True)) if len(tokens) == len(rows) else []
-        sessions = [prompt_key(text[:root]) for text, root in texts] or [None] * len(rows)
+        names: list[str | None] = [prompt_key(text[:root]) for text, root in texts]
         made: dict[tuple[int, str | None], Any] = {}
-        return texts, [_marked(params, marks, name, made) for params, name in zip(every, sessions, strict=True)]
+        return texts, [
+            _marked(params, marks, name, made) for params, name in zip(every, names or [None] * len(rows), strict=True)
+        ]
 
     def _finished(self, outputs: Any, texts: list[Text], version: int) -> list[dict[str, Any]]:
         rows = [

@@ -22,6 +22,8 @@ class Report:
     """What the engine's cache holds now."""
     seconds: float = 0.0
     """Spent in generation calls."""
+    share_seconds: float = 0.0
+    """Spent in taking in what the others had finished."""
     rollouts: tuple[dict[str, Any], ...] = ()
     """What was finished, in the fields of the trace format."""
 

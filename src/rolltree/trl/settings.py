@@ -19,6 +19,11 @@ from rolltree.sampling import SamplingParams
 from rolltree.store import RolloutStore
 
 UNSUPPORTED_FIX = "Leave it out, or train without rolltree's rollout_func."
+WITH_VLLM = (
+    "Generate by vLLM: args.use_vllm=True, no rollout_func, ROLLTREE_DRAFT=16 in the environment before the trainer is "
+    "made, and rolltree.trl.attach(trainer) after it (docs/trl.md)."
+)
+"""What to use where the built-in engine cannot."""
 
 
 def check_arguments(
@@ -56,14 +61,13 @@ def check_trainer(trainer: Any) -> None:
     }
     for name, (value, allowed) in refused.items():
         if value != allowed:
-            raise InvalidInputError(f"args.{name}", value, repr(allowed), UNSUPPORTED_FIX)
+            fix = WITH_VLLM if name == "use_vllm" else UNSUPPORTED_FIX
+            raise InvalidInputError(f"args.{name}", value, f"{allowed!r} with rolltree's rollout_func", fix)
     for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
         if getattr(trainer, name, False):
-            raise InvalidInputError(f"trainer.{name}", True, "False: the weights must be whole", UNSUPPORTED_FIX)
+            raise InvalidInputError(f"trainer.{name}", True, "False: the weights must be whole", WITH_VLLM)
     if getattr(trainer, "tools", None):
-        raise InvalidInputError(
-            "trainer.tools", "a list", "empty: the tool loop does not use rollout_func", UNSUPPORTED_FIX
-        )
+        raise InvalidInputError("trainer.tools", "a list", "empty: the tool loop does not use rollout_func", WITH_VLLM)
 
 
 def prompt_token_ids(trainer: Any, prompts: Sequence[Any]) -> list[list[int]]:

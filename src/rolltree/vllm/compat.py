@@ -11,10 +11,11 @@
 | `EngineArgs.create_engine_config` (`compat_args`) | `ROLLTREE_DRAFT` turns drafts on | it does nothing |
 | `InputProcessor.process_inputs`, `EngineCore` (`compat_marks`) | conversations, weight updates | none are inferred |
 | CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
+| CPU `apply_top_k_only` | fails for no rows: a step without drafts, with top-k and no top-p | it ends the engine |
 
-The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched. A
-function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no place for it:
-`hooks` records that. Imports neither vLLM nor anything of rolltree that is heavy until one of them is called.
+The last two apply only on the CPU platform, the kernel only where a probe shows the fault. GPU code paths stay
+untouched. A function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no
+place for it: `hooks` records that. Imports neither vLLM nor anything heavy of rolltree until one of them is called.
 """
 
 from __future__ import annotations
@@ -197,13 +198,7 @@ see_marks = _installer("compat_marks", "see_marks")
 see_updates = _installer("compat_marks", "see_updates")
 offer_v2_runner = _installer("compat_v2", "offer_v2_runner")
 fix_cpu_expand = _installer("compat_cpu", "fix_cpu_expand")
-
-
-def fix_cpu_top_k() -> None:
-    """Let top-k alone not end a CPU's engine in a step without drafts."""
-    from rolltree.vllm import compat_cpu
-
-    compat_cpu.fix_cpu_top_k()
+fix_cpu_top_k = _installer("compat_cpu", "fix_cpu_top_k")
 
 
 def uses_rolltree(vllm_config: Any) -> bool:

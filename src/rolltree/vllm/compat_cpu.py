@@ -54,12 +54,12 @@ def fix_cpu_top_k() -> None:
     from vllm.v1.sample.ops import topk_topp_sampler as ops
 
     original = getattr(ops, "apply_top_k_only", None)
-    if original is not None and not getattr(original, "_rolltree", False):
+    if original is not None and not hasattr(original, "_rolltree_stock"):
 
         def apply_top_k_only(logits: Any, k: Any) -> Any:
             return original(logits, k) if len(logits) else logits
 
-        apply_top_k_only._rolltree = True  # type: ignore[attr-defined]
+        apply_top_k_only._rolltree_stock = original  # type: ignore[attr-defined]
         ops.apply_top_k_only = apply_top_k_only
 
 
