@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from rolltree.types import DraftBatch
 
 if TYPE_CHECKING:  # only where ranks schedule for themselves
     from rolltree.serving.agreement import Agreement, Verdict
+    from rolltree.sharing.port import Port
 
 GIVE_UP_AFTER = 16
 """Failed steps in a row after which drafting is paused: the fault will not go away by itself."""
@@ -74,6 +76,7 @@ class ServingCore:
         self._cost = self._observed = self.observer.model if self.observer else options.frozen_cost()
         self.agreement: Agreement | None = None
         """With the ranks that take part in the same forward passes, where each schedules for itself."""
+        self._port: Port | None = None
         self._limits: StepLimits | None = None
         self._watch = Watch()
         self.counts = ServingCounts()
@@ -95,6 +98,8 @@ class ServingCore:
             sessions=options.sessions,
             counts=self.counts,
         )
+        if self._port is not None:
+            self._port.follow(self.drafter.cache)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -120,6 +125,8 @@ class ServingCore:
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
         self._end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
+        if self.options.share:
+            self._share()
 
     def take_in(self, batch: Batch) -> None:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
@@ -201,7 +208,8 @@ class ServingCore:
         """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
         now = self.drafter.cache.stats()
         cache = add_up(self._earlier, values_of(now)) | values_of(now, held=True)
-        return self.drafter.snapshot().snapshot() | {f"cache_{name}": value for name, value in cache.items()}
+        shared = {} if self._port is None else {"shared_age": self._port.courier.age}
+        return self.drafter.snapshot().snapshot() | {f"cache_{name}": v for name, v in cache.items()} | shared
 
     def cheap_stats(self) -> dict[str, float]:
         """Return sums, and what costs no look at the trees, for every step."""
@@ -238,6 +246,28 @@ class ServingCore:
         self._observed = self._timer.take(step, self._clock())
         if self.agreement is None:
             self.drafter.cost = self._cost = self._observed
+
+    def _share(self) -> None:
+        """Tell other engines of this one's rollouts, and take in some of theirs."""
+        if self.agreement is not None:
+            return self._refuse_to_share()
+        if self._port is None:
+            from rolltree.sharing.port import open_port
+
+            self._port = open_port(
+                self.options.share, model=self.engine.model, vocab=self.engine.vocab, counts=self.counts, log=self.log,
+                seconds=self.options.share_seconds, bytes_a_second=self.options.share_bytes,
+            )  # fmt: skip
+            self._port.follow(self.drafter.cache)
+        self._port.step()
+
+    def _refuse_to_share(self) -> None:
+        """What comes would come to each rank at another time, and they would draft differently."""
+        self.options = replace(self.options, share="")
+        self.log.error(
+            "rolltree shares nothing: the ranks of this engine schedule each for itself. Leave `share` empty, and hand "
+            "all of them the same rollouts by the command `add`."
+        )
 
     def _end(self, ids: Iterable[str]) -> None:
         for id in ids:
