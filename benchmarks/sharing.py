@@ -39,6 +39,7 @@ from rolltree.verl.placement import Placement
 from rolltree.writing import beside, to_json
 
 WIDTH, VOCAB = 16, 1 << 17
+MODEL = Fingerprint(model="recorded", vocab=VOCAB)
 MODES = ("local trees", "router", "finished", "sharing", "both")
 """`finished`: only finished rollouts are shared; `both`: router and sharing."""
 TRICKLE = outbox.ENOUGH
@@ -50,8 +51,7 @@ class InTurn(Courier):
 
     def __init__(self, exchange: Exchange, name: str, *, every: int, most: int) -> None:
         self.exchange, self.every, self.most, self.step = exchange, every, most, 0
-        model = Fingerprint(model="recorded", vocab=VOCAB)
-        super().__init__(self, model, name, seconds=0.0, bytes_a_second=1, log=log)
+        super().__init__(self, MODEL, name, seconds=0.0, bytes_a_second=1, log=log)
 
     def trade(self, request: Request, timeout: float) -> Reply:
         """As a channel: the exchange is here."""

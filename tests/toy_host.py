@@ -39,9 +39,9 @@ class State:
 
 
 class ToyHost:
-    """An engine of `slots` places, with drafts or without."""
+    """An engine of `slots` places, with drafts or without; `given` are rolltree's options."""
 
-    def __init__(self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True) -> None:
+    def __init__(self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True, **given: Any) -> None:
         self.states: dict[str, State] = {}
         self.steps = self.drafted = 0
         self._tokens = np.full((slots, LENGTH), VOCAB - 1, np.int32)
@@ -54,7 +54,7 @@ class ToyHost:
         if speculate:  # 1: what rolltree must know of the engine, and how it reads a request
             limits = {"max_requests": slots, "step_tokens": step_tokens}
             shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, **limits)
-            options = EngineOptions.read({"cost": "off"}, {}, where="toy.rolltree")
+            options = EngineOptions.read({"cost": "off"} | given, {}, where="toy.rolltree")
             self.core = ServingCore(shape, options, request_of=self._request, output_of=self._output)
 
     def add(self, id: str, prompt: list[int], *, max_tokens: int = 30, stop: Sequence[int] = (), **custom: Any) -> None:

@@ -81,6 +81,8 @@ class Courier:
         self.channel, self.fingerprint, self.sender = channel, fingerprint, sender
         self.arrived = threading.Event()
         """Set while there is something to `fetch`."""
+        self.trips = 0
+        """Trips that are over."""
         self._seconds, self._rate, self._log, self._clock = seconds, bytes_a_second, log, clock
         self._trip: Trip | None = None
         self._return: Return | None = None
@@ -133,6 +135,7 @@ class Courier:
                 came = self._travel(trip)
                 self._next = self._clock() + self._rest()
                 self._return, self._trip = came, None
+                self.trips += 1
                 self.arrived.set()
         self.channel.close()
 

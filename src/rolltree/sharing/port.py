@@ -47,6 +47,11 @@ class Port:
         self._outbox.follow(cache)
         self._inbox = Inbox(cache, self.counts, self._log)
 
+    @property
+    def waiting(self) -> int:
+        """Portions of others' text that wait to enter."""
+        return 0 if self._inbox is None else len(self._inbox)
+
     def step(self) -> None:
         """Do what is to be done between two steps."""
         inbox = self._inbox
