@@ -2,8 +2,8 @@
 
     python -m benchmarks.sharing aime24-step400.jsonl.gz aime24-step800.jsonl.gz
 
-Replays recorded rollouts, one file a training step, on replicas that run in turn, an engine step each. Each replica is a
-whole `ServingCore` with its own trees; the text is forced, so tokens per step are real acceptance. Requests of a step
+Replays recorded rollouts, one file a training step, on replicas that run in turn, an engine step each. Each replica is
+a whole `ServingCore` with its own trees; the text is forced, so tokens per step are real acceptance. Requests of a step
 are submitted at once and placed when they are: by verl's rule (the replica with the fewest) or by rolltree's router.
 The exchange is the real one, called in turn instead of by Ray, so the counts do not depend on the machine's load.
 """
@@ -58,13 +58,16 @@ class InTurn(Courier):
         return self.exchange.trade(request)
 
     def allowance(self) -> int:
+        """Called once an engine step."""
         self.step += 1
         return self.most if self.step % self.every == 0 and self._return is None else 0
 
     def send(self, trip: Trip) -> None:
+        """Make the trip now."""
         self._return = self._travel(trip)
 
     def fetch(self) -> Return | None:
+        """Return what came of it."""
         came, self._return = self._return, None
         return came
 

@@ -243,26 +243,35 @@ def pair(**settings: Any) -> tuple[ToyHost, ToyHost, Here]:
     return sharing_host(channel, "a", **settings), sharing_host(channel, "b", **settings), channel
 
 
+def continued(host: ToyHost, prompt: list[int], text: list[int]) -> int:
+    """How many first tokens of a text the prompt's tree continues with."""
+    assert host.core is not None
+    cache = host.core.drafter.cache
+    handle = cache.open(prompt, read_only=True)
+    found = cache.longest_continuation(handle, text)
+    cache.close(handle)
+    return found
+
+
 def test_what_one_engine_generates_drafts_on_the_other_and_text_stays() -> None:
     """Finished rollouts, and running ones: the other is in the midst of the same prompts."""
     alone, (one, other, _) = ToyHost(), pair()
-    for own, host in enumerate((alone, one, other)):  # so that each has learned to draft
-        submit(host, "before", [[10 + own, n // 2, 4] for n in range(24)], max_tokens=60)
-        host.run()
     submit(one, "x", PROMPTS[:4], max_tokens=100)
-    while max(len(one.states[f"x-{n}"].output) for n in range(4)) < 80:
+    while max(len(state.output) for state in one.states.values()) < 80:
         one.step()
     trip(one)
     for host in (alone, other):
         submit(host, "x", PROMPTS[:4], max_tokens=100)
         host.step()
     trip(other)
-    assert stats(other)["shared_received"] >= 80
     assert stats(other)["shared_rollouts"] == 0
-    before = alone.steps, other.steps
+    heard = {known.name: known.have for known in port_of(other)._inbox._heard.values()}  # type: ignore[union-attr]
+    assert stats(other)["shared_received"] == sum(heard.values()) >= 80
+    for n, prompt in enumerate(PROMPTS[:4]):
+        assert continued(other, prompt, one.states[f"x-{n}"].output) >= heard[prompt_key(prompt)] > 0
     text = alone.run()
-    assert all(host.run().items() >= text.items() for host in (one, other))
-    assert other.steps - before[1] < 0.8 * (alone.steps - before[0])
+    assert one.run() == other.run() == text
+    assert other.steps < alone.steps
     submit(other, "y", PROMPTS[:4], max_tokens=100)
     other.step()
     trip(one, other)
@@ -271,7 +280,7 @@ def test_what_one_engine_generates_drafts_on_the_other_and_text_stays() -> None:
     assert all(texts[f"y-{n}"] == text[f"x-{n}"] for n in range(4))
     held = stats(other)
     assert (held["errors"], held["shared_refused"], held["shared_failures"]) == (0, 0, 0)
-    assert held["cache_rollouts"] == 24 + 4 + 8
+    assert held["cache_rollouts"] == 4 + 8
 
 
 def test_an_exchange_that_is_lost_costs_no_step_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -88,8 +88,8 @@ def open_port(
 ) -> Port:  # fmt: skip
     """Return the port of an engine that shares by Ray.
 
-    `share` is `ray:NAME`, or `ray`: with the engines of the same Ray job, which is one training, or outside of jobs with
-    those of the cluster.
+    `share` is `ray:NAME`, or `ray`: with the engines of the same Ray job, which is one training, or outside of jobs
+    with those of the cluster.
     """
     name = share.partition(":")[2] or f"rolltree-{os.environ.get('RAY_JOB_ID', 'cluster')}"
     channel, sender = ChildChannel(name), uuid.uuid4().hex[:16]
