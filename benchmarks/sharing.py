@@ -98,8 +98,8 @@ class Replica:
     def share(self, courier: Courier) -> None:
         """See the rollouts of others."""
         self.core.options = EngineOptions(cost="off", logits_bytes=1 << 50, share="ray")
-        self.core._port = Port(courier, self.core.counts, log)
-        self.core._port.follow(self.core.drafter.cache)
+        self.core.port = Port(courier, self.core.counts, log)
+        self.core.port.follow(self.core.drafter.cache)
 
     @property
     def is_busy(self) -> bool:

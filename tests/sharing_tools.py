@@ -42,15 +42,15 @@ def sharing_host(channel: Any, name: str, fingerprint: Fingerprint = MODEL, *, r
     host = ToyHost(share="ray")
     assert host.core is not None
     courier = Courier(channel, fingerprint, name, seconds=0.0, bytes_a_second=rate, log=log)
-    host.core._port = Port(courier, host.core.counts, log)
-    host.core._port.follow(host.core.drafter.cache)
+    host.core.port = Port(courier, host.core.counts, log)
+    host.core.port.follow(host.core.drafter.cache)
     return host
 
 
 def port_of(host: ToyHost) -> Port:
     assert host.core is not None
-    assert host.core._port is not None
-    return host.core._port
+    assert host.core.port is not None
+    return host.core.port
 
 
 def trip(*hosts: ToyHost) -> None:

@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +75,8 @@ class ServingCore:
         self._cost = self._observed = self.observer.model if self.observer else options.frozen_cost()
         self.agreement: Agreement | None = None
         """With the ranks that take part in the same forward passes, where each schedules for itself."""
-        self._port: Port | None = None
+        self.port: Port | None = None
+        """Where other engines are told of this one's rollouts, and theirs come in; once there was a step."""
         self._limits: StepLimits | None = None
         self._watch = Watch()
         self.counts = ServingCounts()
@@ -98,8 +98,8 @@ class ServingCore:
             sessions=options.sessions,
             counts=self.counts,
         )
-        if self._port is not None:
-            self._port.follow(self.drafter.cache)
+        if self.port is not None:
+            self.port.follow(self.drafter.cache)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -126,7 +126,9 @@ class ServingCore:
         self._end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
         if self.options.share:
-            self._share()
+            from rolltree.serving.share import share
+
+            share(self)
 
     def take_in(self, batch: Batch) -> None:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
@@ -208,7 +210,7 @@ class ServingCore:
         """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
         now = self.drafter.cache.stats()
         cache = add_up(self._earlier, values_of(now)) | values_of(now, held=True)
-        shared = {} if self._port is None else {"shared_age": self._port.courier.age}
+        shared = {} if self.port is None else {"shared_age": self.port.courier.age}
         return self.drafter.snapshot().snapshot() | {f"cache_{name}": v for name, v in cache.items()} | shared
 
     def cheap_stats(self) -> dict[str, float]:
@@ -246,28 +248,6 @@ class ServingCore:
         self._observed = self._timer.take(step, self._clock())
         if self.agreement is None:
             self.drafter.cost = self._cost = self._observed
-
-    def _share(self) -> None:
-        """Tell other engines of this one's rollouts, and take in some of theirs."""
-        if self.agreement is not None:
-            return self._refuse_to_share()
-        if self._port is None:
-            from rolltree.sharing.port import open_port
-
-            self._port = open_port(
-                self.options.share, model=self.engine.model, vocab=self.engine.vocab, counts=self.counts, log=self.log,
-                seconds=self.options.share_seconds, bytes_a_second=self.options.share_bytes,
-            )  # fmt: skip
-            self._port.follow(self.drafter.cache)
-        self._port.step()
-
-    def _refuse_to_share(self) -> None:
-        """What comes would come to each rank at another time, and they would draft differently."""
-        self.options = replace(self.options, share="")
-        self.log.error(
-            "rolltree shares nothing: the ranks of this engine schedule each for itself. Leave `share` empty, and hand "
-            "all of them the same rollouts by the command `add`."
-        )
 
     def _end(self, ids: Iterable[str]) -> None:
         for id in ids:
