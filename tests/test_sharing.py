@@ -70,7 +70,10 @@ def test_pieces_that_come_twice_late_or_without_their_begin_are_left_out() -> No
     assert spans(meeting.trade(request("b", seen=0))) == [("a/1", 0, 40, False), ("a/1", 40, 60, False)]
     done = piece("a/2", 0, 9, is_done=True)
     meeting.trade(request("a", done, done))
-    assert len(meeting.trade(request("b", seen=0)).pieces) == 3
+    reply = meeting.trade(request("b", seen=0))
+    assert len(reply.pieces) == 3
+    meeting.trade(request("a", done))
+    assert spans(meeting.trade(request("b", seen=reply.seen[NAME], **{"1": 60}))) == []
 
 
 def test_what_is_gone_is_said() -> None:
@@ -184,6 +187,13 @@ def test_text_enters_once_whether_it_comes_in_parts_or_whole() -> None:
     assert (parts.counts.shared_received, parts.counts.shared_rollouts) == (300, 1)
 
 
+def test_a_rollout_of_which_a_part_is_missing_is_not_kept() -> None:
+    here = Receiver()
+    before = here.held()
+    here.take(piece("a/1", 0, 100), piece("a/1", 200, 300, is_done=True))
+    assert here.held() == before
+
+
 def test_running_text_drafts_and_leaves_without_a_trace() -> None:
     """Where the other drops its rollout, or this engine has no request of the prompt any more."""
     for ending in ("gone", "no request"):
@@ -278,6 +288,8 @@ def test_what_one_engine_generates_drafts_on_the_other_and_text_stays() -> None:
     assert stats(other)["shared_rollouts"] == 4, "those that one finished after other's prompts were done"
     texts = other.run()
     assert all(texts[f"y-{n}"] == text[f"x-{n}"] for n in range(4))
+    trip(one, other)
+    assert [stats(host)["shared_sent"] for host in (one, other)] == [400, 800], "each its own, once"
     held = stats(other)
     assert (held["errors"], held["shared_refused"], held["shared_failures"]) == (0, 0, 0)
     assert held["cache_rollouts"] == 4 + 8
@@ -289,8 +301,10 @@ def test_an_exchange_that_is_lost_costs_no_step_and_is_said_once(caplog: pytest.
     one, other, channel = pair()
     port_of(one).courier._rest = port_of(other).courier._rest = lambda: 0.0  # type: ignore[method-assign]
     submit(one, "x", PROMPTS[:2], max_tokens=100)
-    one.step()
+    while max(len(state.output) for state in one.states.values()) < 50:
+        one.step()
     trip(one)
+    assert stats(one)["shared_sent"] > 50
     channel.fails = True
     one.run()
     trip(one)
