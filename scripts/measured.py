@@ -163,8 +163,8 @@ def _sharing(document: dict[str, Any]) -> str:
     title = (
         "## Replicas that share\n\nAIME rollouts of two training steps, 30 prompts x "
         f"{document['samples']} samples, {document['slots']} slots over all replicas, forced text; news every "
-        f"{document['every']} engine steps.\nEngine steps are those of the slowest replica, skew is that over the mean. "
-        "Bytes to and from the exchange a generated token.\n\n"
+        f"{document['every']} engine steps.\nEngine steps are the slowest replica's, skew is that over the mean; "
+        "bytes to and from the exchange a generated token.\n\n"
     )
     columns = ("replicas", "", f"tokens/step, {first}", second, f"engine steps, {first}", second)
     columns += (f"skew, {first}", second, "bytes")

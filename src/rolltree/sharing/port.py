@@ -20,8 +20,8 @@ from rolltree.sharing.inbox import Inbox
 from rolltree.sharing.message import Fingerprint
 from rolltree.sharing.outbox import Outbox
 
-STEP_TOKENS = 4096
-"""Tokens of others that enter between two steps: a millisecond at 4 million tokens a second (`bench index`)."""
+STEP_TOKENS = 1536
+"""Tokens of others that enter between two steps, about a microsecond each where they come in small pieces."""
 TRIP_TOKENS = 1 << 16
 """Tokens of ours that one trip takes."""
 
