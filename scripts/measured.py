@@ -79,7 +79,7 @@ def _simulated(name: str, slots: int) -> tuple[str, ...]:
 def _sections() -> Iterator[str]:
     sections = (
         ("demo", _demo), ("engine_warm", _engine), ("engine_cold", _engine), ("vllm", _vllm), ("verl_demo", _verl),
-        ("index", _index), ("draft", _pauses),
+        ("sharing", _sharing), ("index", _index), ("draft", _pauses),
     )  # fmt: skip
     yield from (section(document) for name, section in sections if (document := _document(name)))
     yield from _replays()
@@ -148,6 +148,26 @@ def _verl(document: dict[str, Any]) -> str:
     )
     title = f"## GRPO by verl\n\nGRPO by verl's trainer with vLLM's CPU build, {shape}; seconds of generation.\n\n"
     columns = ("epoch", "reward", "alone", "tokens/step", "seconds", "alone", "speed-up")
+    return title + _table(columns, rows) + _footnote(document["machine"])
+
+
+def _sharing(document: dict[str, Any]) -> str:
+    rows = []
+    for case in document["cases"]:
+        steps = case["steps"]
+        cells = [f"{step['tokens_per_step']:.2f}" for step in steps]
+        cells += [f"{step['engine_steps']:,}" for step in steps] + [f"{step['skew']:.2f}" for step in steps]
+        moved = f"{case['shared_bytes_per_token']:.1f}" if case["shared_bytes_per_token"] else "-"
+        rows.append((case["replicas"], case["mode"] if case["replicas"] > 1 else "sees all", *cells, moved))
+    first, second = "step 1", "2"
+    title = (
+        "## Replicas that share\n\nAIME rollouts of two training steps, 30 prompts x "
+        f"{document['samples']} samples, {document['slots']} slots over all replicas, forced text; news every "
+        f"{document['every']} engine steps.\nEngine steps are the slowest replica's, skew is that over the mean; "
+        "bytes to and from the exchange a generated token.\n\n"
+    )
+    columns = ("replicas", "", f"tokens/step, {first}", second, f"engine steps, {first}", second)
+    columns += (f"skew, {first}", second, "bytes")
     return title + _table(columns, rows) + _footnote(document["machine"])
 
 

@@ -50,6 +50,7 @@ ROWS = (
     row("cache"),
     row("step_cost runahead"),
     row("drafting"),
+    row("sharing", lazy="ray"),
     row("serving"),
     row("sampling", "numpy torch"),
     row("engine", "numpy torch transformers"),

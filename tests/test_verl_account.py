@@ -88,6 +88,15 @@ def test_no_estimate_without_a_cost_model() -> None:
     assert "rolltree/seconds_saved" not in Account().step([counters(1, 1, 1, 0, 0)])
 
 
+def test_of_several_ages_the_oldest_counts() -> None:
+    account = Account()
+    account.step([counters(1, 1, 1, 0, 0, shared_age=50.0)])
+    numbers = account.step([counters(2, 2, 2, 0, 0, shared_age=3.0), counters(2, 2, 2, 0, 0, shared_age=7.0), None])
+    assert numbers["rolltree/shared_age"] == 7.0
+    assert "shared_age" not in split(numbers)[0]
+    assert "rolltree/shared_age" not in Account().step([counters(1, 1, 1, 0, 0)])
+
+
 def test_sums_can_be_added_up_and_the_rest_is_told_apart() -> None:
     numbers = Account().step([counters(2, 4, 8, 6, 4, cache_bytes=5, drafted_history=6)])
     sums, rest = split(numbers)

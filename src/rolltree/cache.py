@@ -13,7 +13,7 @@ store that fails is gone without.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from rolltree.types import TokenIds
 
 if TYPE_CHECKING:
     from rolltree.store import RolloutStore, StoredRollout
-    from rolltree.store.journal import Journal
+    from rolltree.store.journal import Journal, Page
 
 _ANY_SEED = 2**64
 
@@ -102,6 +102,7 @@ class RolloutCache(Sessions):
         coupled: bool = False,
         run_ahead: bool = False,
         murmur3_offset: int | None = None,
+        foreign: bool = False,
     ) -> int:
         """Start a session for one request.
 
@@ -115,6 +116,7 @@ class RolloutCache(Sessions):
             run_ahead: the text is generated ahead of need; drafts from it are counted as such.
             murmur3_offset: where the noise is murmur3 of (seed, position, token), as vLLM's, the position at which the
                 first generated token is drawn. None: rolltree's own noise.
+            foreign: another engine generates the text, which is neither committed nor told to listeners here.
 
         Returns:
             A handle, never re-used.
@@ -130,15 +132,15 @@ class RolloutCache(Sessions):
         with self._lock:
             entry, start = self._prompts.find(tokens, key, self._version)
             number = self._version if wanted is None else wanted
-            self._opened += 1
-            self._hits += self._forest.stats(entry.tree)["kept"] > 0
+            self._opened += not foreign
+            self._hits += not foreign and self._forest.stats(entry.tree)["kept"] > 0
             handle = self._forest.open(
                 entry.tree, number, bool(read_only), start is not None, noise, bool(coupled) and seed is not None,
                 bool(run_ahead), offset,
             )  # fmt: skip
             try:
                 self._prompts.quote(handle, tokens, start)
-                if self._journal is not None and not (read_only or run_ahead):
+                if self._journal is not None and not (read_only or run_ahead or foreign):
                     self._journal.open(handle, tokens, key, number)
             except BaseException:
                 self._forest.close(handle, False)
@@ -217,6 +219,21 @@ class RolloutCache(Sessions):
             if self._journal is None:
                 self._journal = _journal(None)
             self._journal.listeners.append(listener)
+
+    @property
+    def running(self) -> Mapping[int, Page]:
+        """Open sessions that will be kept, if they end so, with their text so far; empty where nobody listens."""
+        return {} if self._journal is None else self._journal.pages
+
+    @property
+    def closing(self) -> int:
+        """For a listener: the session whose rollout it is told of."""
+        return -1 if self._journal is None else self._journal.closing
+
+    def live(self, *, without: Collection[int] = ()) -> dict[str, int]:
+        """Name of each prompt with an open session that is not among `without`, and its tree's number; O(sessions)."""
+        with self._lock:
+            return {entry.key: entry.tree for session, entry in self._live.items() if session not in without}
 
     def clear(self) -> None:
         """Forget everything that is held in memory, what was learned included; sums go on, old handles stay closed.

@@ -63,6 +63,8 @@ WIDE = RunSettings(
     ),
 )  # fmt: skip
 """Two devices, one vLLM server on both."""
+SHARED = RunSettings(algorithm="grpo", replicas=2, samples=4)
+"""verl's own router: samples of a prompt are on both replicas."""
 DEAF = RunSettings(algorithm="grpo", epochs=1)
 """Every call to the vLLM server is given up."""
 
@@ -89,6 +91,7 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "ahead resumed": (AHEAD, rolltree()),
     "wide": (WIDE, rolltree()),
     "wide plain": (WIDE, PLAIN),
+    "shared": (SHARED, rolltree(route=False)),
     "deaf": (DEAF, rolltree(rpc_seconds=0.001, run_ahead=EAGER)),
 }
 SETTINGS = {name: settings for name, (settings, _) in RUNS.items()}

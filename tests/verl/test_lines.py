@@ -17,7 +17,7 @@ import verl
 from rolltree.errors import InvalidInputError
 from rolltree.verl import AgentLoopManager, VerlOptions, config_lines, doctor_lines, sampler
 from rolltree.verl.client import MarkingClient
-from rolltree.verl.lines import ALGORITHMS, MANAGER, drafts_with_rolltree, fill_in, replicas
+from rolltree.verl.lines import ALGORITHMS, MANAGER, SHARE, drafts_with_rolltree, fill_in, replicas
 
 CONFIG = Path(verl.__file__).parent / "trainer" / "config"
 
@@ -52,6 +52,7 @@ def test_lines_are_verls_own(algorithm: str) -> None:
         assert config.trainer.v1.sampler.sampler_kwargs.key_column == "id"
     assert len(config_lines(algorithm)) == 2
     assert len(config_lines(algorithm, explicit=True)) == 5
+    assert long.actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config.rolltree.share == "ray"
 
 
 def test_what_is_set_by_hand_stays() -> None:
@@ -103,6 +104,29 @@ def test_numbers_of_verl_that_are_none_are_named(value: Any) -> None:
         replicas(config)
 
 
+@pytest.mark.parametrize(
+    ("options", "routed"), [({}, False), ({"run_ahead": True}, True), ({"route": True}, True)], ids=str
+)
+def test_several_replicas_share_and_a_router_comes_where_it_is_needed(options: dict[str, Any], routed: bool) -> None:
+    for gpus, count in ((1, 1), (2, 2)):
+        config = configured(f"trainer.n_gpus_per_node={gpus}", "actor_rollout_ref.rollout.tensor_model_parallel_size=1")
+        assert replicas(config) == count
+        fill_in(config, VerlOptions(**options))
+        assert (OmegaConf.select(config, SHARE) == "ray") == (count > 1)
+        assert (config.actor_rollout_ref.rollout.router_config_path is not None) == (routed and count > 1)
+
+
+@pytest.mark.parametrize("given", ["{rolltree:{share:'ray:mine',window:8}}", "{rolltree:{share:''}}", "text"])
+def test_sharing_that_is_set_by_hand_stays(given: str) -> None:
+    config = configured(f"+actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config={given}")
+    before = OmegaConf.to_container(config.actor_rollout_ref.rollout.engine_kwargs.vllm)
+    assert not any("share" in line for line in fill_in(config, VerlOptions()))
+    assert (
+        before["additional_config"]
+        == OmegaConf.to_container(config)["actor_rollout_ref"]["rollout"]["engine_kwargs"]["vllm"]["additional_config"]
+    )  # type: ignore[call-overload,index]
+
+
 def test_without_speculation_nothing_is_filled_in() -> None:
     assert (
         fill_in(configured("actor_rollout_ref.rollout.tensor_model_parallel_size=8"), VerlOptions(speculate=False))
@@ -115,7 +139,8 @@ def test_the_router_comes_with_several_replicas(gpus: int, width: int, count: in
     name = "actor_rollout_ref.rollout"
     config = configured(f"trainer.n_gpus_per_node={gpus}", f"{name}.tensor_model_parallel_size={width}")
     assert replicas(config) == count
-    fill_in(config, VerlOptions())
+    fill_in(config, VerlOptions(share=False))
+    assert OmegaConf.select(config, SHARE) is None
     path = config.actor_rollout_ref.rollout.router_config_path
     assert (path is not None) == (count > 1)
     if path is not None:

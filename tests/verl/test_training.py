@@ -190,6 +190,20 @@ def test_async_prompts_stay_on_their_replica(runs: Runs) -> None:
     assert "router_config_path" not in "".join(line for line in record.output.splitlines() if "rolltree sets" in line)
 
 
+@pytest.mark.slow
+@pytest.mark.trainings("shared")
+def test_replicas_draft_from_each_others_rollouts(runs: Runs) -> None:
+    """By Ray, between the engines of two servers."""
+    sums = {name: sum(runs["shared"].values(f"rolltree/{name}")) for name in SHARING}
+    assert sums["shared_received"] > 0
+    assert sums["shared_rollouts"] > 0
+    assert sums["shared_sent"] >= sums["shared_received"]
+    assert (sums["shared_refused"], sums["shared_failures"], sums["errors"]) == (0, 0, 0)
+
+
+SHARING = ("shared_received", "shared_rollouts", "shared_sent", "shared_refused", "shared_failures", "errors")
+
+
 @pytest.mark.trainings("ahead")
 def test_run_ahead_is_used_and_never_seen_by_the_trainer(runs: Runs) -> None:
     """Prompts of the next step are run ahead once the step time is known, and drafted from when they are sampled."""

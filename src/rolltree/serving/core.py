@@ -41,6 +41,7 @@ from rolltree.types import DraftBatch
 
 if TYPE_CHECKING:  # only where ranks schedule for themselves
     from rolltree.serving.agreement import Agreement, Verdict
+    from rolltree.sharing.port import Port
 
 GIVE_UP_AFTER = 16
 """Failed steps in a row after which drafting is paused: the fault will not go away by itself."""
@@ -76,6 +77,8 @@ class ServingCore:
         self._cost = self._observed = self.observer.model if self.observer else options.frozen_cost()
         self.agreement: Agreement | None = None
         """With the ranks that take part in the same forward passes, where each schedules for itself."""
+        self.port: Port | None = None
+        """Where other engines are told of this one's rollouts, and theirs come in; once there was a step."""
         self._limits: StepLimits | None = None
         self._watch = Watch()
         self.counts = ServingCounts()
@@ -100,6 +103,8 @@ class ServingCore:
             infer=options.infer,
             source=source,
         )
+        if self.port is not None:
+            self.port.follow(self.drafter.cache)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -126,6 +131,10 @@ class ServingCore:
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
         self._end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
+        if self.options.share:
+            from rolltree.serving.share import share
+
+            share(self)
 
     def take_in(self, batch: Batch) -> None:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
@@ -209,7 +218,8 @@ class ServingCore:
         """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
         now = self.drafter.cache.stats()
         cache = add_up(self._earlier, values_of(now)) | values_of(now, held=True)
-        return self.drafter.snapshot().snapshot() | {f"cache_{name}": value for name, value in cache.items()}
+        shared = {} if self.port is None else {"shared_age": self.port.courier.age}
+        return self.drafter.snapshot().snapshot() | {f"cache_{name}": v for name, v in cache.items()} | shared
 
     def cheap_stats(self) -> dict[str, float]:
         """Return sums, and what costs no look at the trees, for every step."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rolltree.metrics import DraftStats, count, count_by
+from rolltree.metrics import count, count_by
 from rolltree.serving.request_options import KINDS
+from rolltree.sharing.counts import SharingCounts
 
 
 @dataclass(slots=True, kw_only=True)
-class ServingCounts(DraftStats):
+class ServingCounts(SharingCounts):
     """A line here is seen in `stats`, at the engine's metrics endpoint, and in the trainer's log."""
 
     tokens_by_kind: dict[str, int] = count_by(KINDS, "Generated tokens, by what their requests are marked as")

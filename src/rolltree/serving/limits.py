@@ -39,6 +39,8 @@ class EngineShape:
     """Requests that may run at once."""
     step_tokens: int
     """Tokens that the scheduler puts into one step."""
+    model: str = ""
+    """Name of the model: engines of another one are not shared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,10 @@ ROLLTREE_<FIELD>. ROLLTREE_VLLM_<FIELD>, the name of 0.1, is still read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from importlib import util
 from typing import Any, TypeVar
 
 from rolltree.budget import CostModel
@@ -19,6 +21,7 @@ from rolltree.serving.request_options import refuse_unknown, unknown
 from rolltree.serving.switch import NAMES, PREFIX, meant
 
 OLD_PREFIX = "ROLLTREE_VLLM_"
+SHARE = re.compile(r"(ray(:[\w.-]+)?)?")
 
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
@@ -63,11 +66,21 @@ class EngineOptions:
     """Show rolltree's counters beside the engine's."""
     load: str = ""
     """Rollouts to start from: a store, or recorded rollouts as JSON lines."""
+    share: str = ""
+    """Where engines of one policy see each other's rollouts: `ray`, or `ray:NAME` for one of several exchanges of a Ray
+    cluster; empty: nowhere."""
+    share_seconds: float = 0.5
+    """Time between two exchanges of news, at least."""
+    share_bytes: int = 4 << 20
+    """Bytes a second to and from the exchange, in the mean."""
 
     def __post_init__(self) -> None:
         _config(CacheConfig, self)
         _config(DraftConfig, self)
         _check("logits_bytes", self.logits_bytes, 0 <= self.logits_bytes < 2**63, "a number of bytes, 0 or more")
+        _check("share", self.share, SHARE.fullmatch(self.share) is not None, "ray, ray:NAME, or empty")
+        _check("share_seconds", self.share_seconds, 0.001 <= self.share_seconds <= 3600, "a number from 0.001 to 3600")
+        _check("share_bytes", self.share_bytes, 1 <= self.share_bytes < 2**63, "a number of bytes, 1 or more")
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 
     @classmethod
@@ -107,12 +120,15 @@ class EngineOptions:
         return None if self.cost in ("observed", "off") else CostModel.load(self.cost)
 
     def check_files(self, where: str) -> None:
-        """Look whether the files of `cost` and `load` are there; errors name them as options of `where`.
+        """Look whether the files of `cost` and `load`, and what `share` needs, are there; errors name them as options
+        of `where`.
 
         Raises:
             InvalidInputError: one is not, or `cost` is no cost model.
 
         """
+        if self.share and util.find_spec("ray") is None:
+            raise InvalidInputError(f"{where}.share", self.share, "empty where Ray is not installed", "Install ray.")
         try:
             self.frozen_cost()
         except InvalidInputError as error:

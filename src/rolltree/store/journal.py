@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Page:
-    """A running session."""
+class Page:
+    """A running session; `text` grows, so whoever reads it remembers how far."""
 
     prompt: Int32Array
     key: str | None
@@ -55,6 +55,10 @@ class Journal:
     def __init__(self, store: RolloutStore | None) -> None:
         self.store = store
         self.listeners: list[Listener] = []
+        self.pages: dict[int, Page] = {}
+        """Sessions that run and will be kept, if they end so."""
+        self.closing = -1
+        """While listeners are told of a rollout: the session that it was."""
         self.undelivered = 0
         """Rollouts that a listener failed to take."""
         self.spoiled = 0
@@ -63,7 +67,6 @@ class Journal:
         """Prompts that were opened without what the file knows of them, because it could not be read."""
         self.damaged = 0
         """Rollouts that were left out of a prompt's tree, because they are damaged."""
-        self._pages: dict[int, _Page] = {}
         self._gone: int | None = None  # commits when the file could not be read
 
     def open(self, session: int, prompt: Int32Array, key: str | None, version: int) -> None:
@@ -73,11 +76,11 @@ class Journal:
             InvalidInputError: a key or a version that the store cannot hold; nothing has begun.
 
         """
-        self._pages[session] = _Page(prompt.copy(), as_key(key), as_version(version))  # the caller may re-use its array
+        self.pages[session] = Page(prompt.copy(), as_key(key), as_version(version))  # the caller may re-use its array
 
     def extend(self, session: int, tokens: Int32Array, context: bool) -> None:
         """Append [n] tokens to one session; sessions that are not committed are ignored, here and below."""
-        page = self._pages.get(session)
+        page = self.pages.get(session)
         if page is None or not len(tokens):
             return
         start = len(page.text)
@@ -92,7 +95,7 @@ class Journal:
     def advance(self, sessions: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         """Append tokens[offsets[b]:offsets[b + 1]] to session b: int64 [B], int32 [n], int32 [B + 1]."""
         try:
-            pages, new, ends = self._pages, array("i", _bytes(tokens)), offsets.tolist()
+            pages, new, ends = self.pages, array("i", _bytes(tokens)), offsets.tolist()
             for session, start, stop in zip(sessions.tolist(), ends[:-1], ends[1:], strict=True):
                 page = pages.get(session)
                 if page is not None:
@@ -103,7 +106,7 @@ class Journal:
 
     def spoil(self, session: int, why: object = "a part of its text is not known") -> None:
         """Say that a session missed a token: it will never be committed, however it closes."""
-        if self._pages.pop(session, None) is not None:
+        if self.pages.pop(session, None) is not None:
             self.spoiled += 1
             if self.spoiled & (self.spoiled - 1) == 0:
                 _log.warning("Session %d is not stored (%d so far): %s", session, self.spoiled, why)
@@ -120,7 +123,7 @@ class Journal:
         """
         sample, reward = as_sample(sample), as_reward(reward)
         probs = None if logprobs is None else as_logprobs(logprobs)
-        page = self._pages.get(session)
+        page = self.pages.get(session)
         if page is not None:
             page.sample = page.sample if sample is None else sample
             page.reward = page.reward if reward is None else reward
@@ -136,7 +139,7 @@ class Journal:
             InvalidInputError: the caller closed the store, or this is a forked child. The session has ended.
 
         """
-        page = self._pages.pop(session, None)
+        page = self.pages.pop(session, None)
         if page is None or not keep or not page.text:
             return
         if page.logprobs is not None and len(page.logprobs) != len(page.text):
@@ -148,16 +151,17 @@ class Journal:
                 page.prompt, np.frombuffer(page.text, np.int32), key=page.key, version=page.version,
                 sample=page.sample, logprobs=page.logprobs, reward=page.reward, context=page.context,
             )  # fmt: skip
-            self._tell(rollout)
+            self._tell(session, rollout)
             if self.store is not None:
                 self.store.put(rollout)
         except InvalidInputError:
             raise
         except Exception as error:
-            self._pages[session] = page
+            self.pages[session] = page
             self.spoil(session, error)
 
-    def _tell(self, rollout: StoredRollout) -> None:
+    def _tell(self, session: int, rollout: StoredRollout) -> None:
+        self.closing = session
         for listener in self.listeners:
             try:
                 listener(rollout)

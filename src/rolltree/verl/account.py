@@ -22,7 +22,9 @@ GAUGES = {
 """Counters that say how much is held now, and the names they are logged under."""
 OLDER = {"tokens_run_ahead": "run_ahead_tokens", "tokens_validation": "validation_tokens"}
 """Sums that are logged under the names that they had first."""
-NOT_SUMS = {*DERIVED, "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures", *GAUGES.values()}
+AGE = "shared_age"
+"""Seconds, of which the oldest replica's is logged."""
+NOT_SUMS = {*DERIVED, AGE, "replicas", "seconds_saved", "run_ahead_on", "run_ahead_failures", *GAUGES.values()}
 """What of a step's numbers cannot be added up over steps."""
 COST = tuple(f"cost_{field.name}" for field in fields(CostModel))
 
@@ -53,6 +55,8 @@ def _numbers(pairs: Sequence[tuple[Sums, Sums]]) -> dict[str, float]:
     numbers = {OLDER.get(name, name): value for name, value in numbers.items()}
     for counter, name in GAUGES.items():
         numbers[name] = sum(now.get(counter, 0) for now, _ in pairs)
+    if ages := [now[AGE] for now, _ in pairs if AGE in now]:
+        numbers[AGE] = max(ages)
     saved = [seconds_saved(now, then) for now, then in pairs]
     if known := [value for value in saved if value is not None]:
         numbers["seconds_saved"] = max(known)  # replicas generate side by side
@@ -61,7 +65,7 @@ def _numbers(pairs: Sequence[tuple[Sums, Sums]]) -> dict[str, float]:
 
 def _sums(counters: Sums) -> dict[str, float]:
     """Those that only grow: what a replica counts is logged, also what this module does not know."""
-    others = {*DERIVED, *COST, *(f"cache_{name}" for name in docs_of(CacheStats, held=True))}
+    others = {*DERIVED, *COST, AGE, *(f"cache_{name}" for name in docs_of(CacheStats, held=True))}
     return {name: value for name, value in counters.items() if name not in others}
 
 

@@ -18,6 +18,8 @@ PROPOSER = "rolltree.vllm.Proposer"
 MANAGER = "rolltree.verl.manager.AgentLoopManager"
 ROLLOUT = "actor_rollout_ref.rollout"
 SPECULATIVE = f"{ROLLOUT}.engine_kwargs.vllm.speculative_config"
+ADDITIONAL = f"{ROLLOUT}.engine_kwargs.vllm.additional_config"
+SHARE = f"{ADDITIONAL}.rolltree.share"
 SAMPLER = "trainer.v1.sampler.custom_sampler"
 
 ALGORITHMS = ("grpo", "ppo", "dapo", "multi-turn", "async")
@@ -42,7 +44,8 @@ def config_lines(algorithm: str = "grpo", *, explicit: bool = False, options: Ve
         lines += [
             f"'+{SPECULATIVE}={_hydra(speculative_config(options.max_draft))}'",
             f"+{ROLLOUT}.agent.agent_loop_manager_class={MANAGER}",
-            f"{ROLLOUT}.router_config_path={CONFIG_PATH}",
+            *[f"{ROLLOUT}.router_config_path={CONFIG_PATH}"] * options.routes,
+            *[f"+{SHARE}=ray"] * options.share,
         ]
     return lines + _option_lines(options)
 
@@ -60,8 +63,10 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
     if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.agent.agent_loop_manager_class", MANAGER, filled)
     is_routed = _get(config, f"{ROLLOUT}.router_config_path") is not None
-    if options.route and not is_routed and replicas(config) > 1 and drafts_with_rolltree(config):
+    if options.routes and not is_routed and replicas(config) > 1 and drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.router_config_path", str(CONFIG_PATH), filled)
+    if options.share and replicas(config) > 1 and drafts_with_rolltree(config) and _can_share(config):
+        _set(config, SHARE, "ray", filled)
     policy = f"{ROLLOUT}.scheduling_policy"
     if options.run_ahead and runs_ahead(config) and _get(config, policy) != "priority":
         _set(config, policy, "priority", filled)  # run-ahead waits behind all others
@@ -112,6 +117,12 @@ def drafts_with_rolltree(config: Any) -> bool:
         with suppress(ValueError):
             given = json.loads(given)
     return isinstance(given, Mapping) and str(given.get("model", "")).startswith("rolltree.vllm")
+
+
+def _can_share(config: Any) -> bool:
+    """Return whether vLLM's option is not set by hand, and can be set."""
+    given = _get(config, ADDITIONAL)
+    return given is None or (isinstance(given, Mapping) and _get(config, SHARE) is None)
 
 
 def _has_mtp(config: Any) -> bool:

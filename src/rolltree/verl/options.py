@@ -27,8 +27,11 @@ class VerlOptions:
     """Draft tokens of a request and step at most, where `speculative_config` is not set by hand."""
     speculate: bool = True
     """False leaves vLLM without drafts, to measure against: keys and metrics stay."""
-    route: bool = True
-    """Keep a prompt on one replica, where there are several and no router is set by hand."""
+    route: bool | None = None
+    """Keep a prompt on one replica, where there are several and no router is set by hand. None: where replicas do not
+    share, or run ahead."""
+    share: bool = True
+    """Replicas see each other's rollouts, where there are several and vLLM's option `share` is not set by hand."""
     rpc_seconds: float = 10.0
     """A call to a vLLM server that takes longer is given up; the step goes on without its numbers."""
     poll_seconds: float | None = None
@@ -42,8 +45,9 @@ class VerlOptions:
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or _is_name(self.key_column), "a column's name")
         check_width(f"{WHERE}.max_draft", self.max_draft)
-        for name in ("speculate", "route"):
+        for name in ("speculate", "share"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        _check("route", self.route, self.route is None or isinstance(self.route, bool), "true, false or null")
         rpc, poll = self.rpc_seconds, self.poll_seconds
         _check("rpc_seconds", rpc, _is_number(rpc) and 0.001 <= rpc <= 3600, "a number from 0.001 to 3600")
         good = poll is None or (_is_number(poll) and 0.001 <= poll <= 60)
@@ -51,6 +55,11 @@ class VerlOptions:
         _check("run_log", self.run_log, self.run_log is None or _is_name(self.run_log), "a folder's name")
         _check("run_ahead", self.run_ahead, isinstance(self.run_ahead, bool | Mapping), "true, false or a mapping")
         _ = self.run_ahead_config
+
+    @property
+    def routes(self) -> bool:
+        """Whether the router is to be used where there are several replicas."""
+        return not self.share or bool(self.run_ahead) if self.route is None else self.route
 
     @property
     def run_ahead_config(self) -> RunAheadConfig | None:

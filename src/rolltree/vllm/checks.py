@@ -53,6 +53,9 @@ def check_fit(vllm_config: Any, options: EngineOptions) -> None:
     if options.coupled and not is_v2:
         fix = "The V1 runner verifies by rejection. Set VLLM_USE_V2_MODEL_RUNNER=1 (vLLM 0.32 or newer)."
         raise InvalidInputError(f"{OPTIONS}.coupled", True, "false in the V1 model runner", fix)
+    if options.share and not is_v2 and compat.schedules_alone(vllm_config):
+        fix = "Hand all ranks the same rollouts by Control.add, at the same place between their calls."
+        raise InvalidInputError(f"{OPTIONS}.share", options.share, "empty where ranks schedule alone", fix)
     _check_vllm()
 
 
