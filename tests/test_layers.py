@@ -60,7 +60,7 @@ ROWS = (
     row("verl", "numpy ray omegaconf verl torch", lazy="vllm transformers"),
     row("replay", "numpy", lazy="arctic_inference matplotlib pyarrow tokenizers transformers"),
     row("report", "", lazy="matplotlib jinja2"),
-    row("bench", f"numpy {FRAMEWORKS}", lazy="arctic_inference"),
+    row("bench", f"numpy {FRAMEWORKS}", lazy="arctic_inference vllm tqdm"),
     row("__init__", "", lazy_rows=HEAVY),
     row("cli", "numpy typer rich", lazy=FRAMEWORKS, lazy_rows=HEAVY),
 )

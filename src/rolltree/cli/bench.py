@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rolltree.cli.output import Json, Out, check_file, check_outputs, console, finish, table
-from rolltree.errors import InvalidInputError
+from rolltree.cli import bench_engine
+from rolltree.cli.output import Json, Out, check_outputs, console, finish, table
 
 app = typer.Typer(help="Measure speed and memory.", no_args_is_help=True)
 
@@ -107,69 +107,4 @@ def draft(
     finish(document, json_output=json_output, out=out)
 
 
-@app.command(name="engine")
-def run_engine_command(
-    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Slots of the engine; repeat it.")] = None,
-    drafter: Annotated[
-        list[str] | None, typer.Option("--drafter", help="What to run; repeat it. Default: all.")
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Times that every prompt is generated.")] = 6,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions with fresh caches.")] = 3,
-    rollouts: Annotated[int, typer.Option(min=1, help="Rollouts of an epoch.")] = 64,
-    train_epochs: Annotated[
-        int, typer.Option(min=0, help="Epochs of GRPO before; their rollouts warm the caches.")
-    ] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    max_draft: Annotated[int, typer.Option(min=1, help="Draft tokens of a request and step at most.")] = 16,
-    cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
-    save_cost: Annotated[
-        Path | None,
-        typer.Option(
-            callback=lambda path: path and check_file(path, "--save-cost"),
-            help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`.",
-        ),
-    ] = None,
-    engine: Annotated[str, typer.Option(hidden=True, help="builtin; vLLM's is `make vllm-bench`.")] = "builtin",
-    json_output: Json = False,
-    out: Out = None,
-) -> None:
-    """Rollout seconds over epochs with every drafter and stock generate, on the demo's model.
-
-    Example: rolltree bench engine --batch 8 --batch 64 --epochs 4
-    """
-    import torch
-
-    from rolltree.bench.demo_workload import demo_workload
-    from rolltree.bench.device import moved
-    from rolltree.bench.engine import DRAFTERS, run_engine
-    from rolltree.bench.subjects import peer_installed
-    from rolltree.budget import CostModel
-
-    check_outputs([cost] if cost else [], out=out, save_cost=save_cost)
-    torch.set_num_threads(threads)
-    screen = console(json_output)
-    if engine != "builtin":
-        raise InvalidInputError("--engine", engine, "builtin", "vLLM is measured in a checkout: make vllm-bench.")
-    names = drafter or [name for name in DRAFTERS if name != "suffix" or peer_installed()]
-    with screen.status("training" if train_epochs else "") as status:
-        workload = moved(demo_workload(train_epochs=train_epochs), device, dtype)
-        document = run_engine(
-            workload, batches=batch or [8, 32, 64], drafters=names, epochs=epochs, repeats=repeats, rollouts=rollouts,
-            max_draft=max_draft, cost=CostModel.load(cost) if cost else None, progress=status.update,
-        )  # fmt: skip
-    costs: Any = document.get("costs")
-    if save_cost is not None and costs:
-        CostModel(**costs[max(costs, key=int)]).save(save_cost)
-    show_cases(screen, document)
-    finish(document, json_output=json_output, out=out)
-
-
-def show_cases(screen: Any, document: dict[str, Any]) -> None:
-    """Print the table of `bench engine`: a row for each batch size, epoch and drafter."""
-    cases = document["cases"]
-    keys = ["epoch", "drafter", "tokens_per_second", "tokens_per_step", "drafted_per_step", "speedup"]
-    rows = [[f"batch {c['batch']}", *[c[k] for k in keys], "{:.2f}-{:.2f}".format(*c["spread"])] for c in cases]
-    columns = ["batch", "epoch", "drafter", "tokens/s", "tokens/step", "drafted/step", "speedup", "spread"]
-    screen.print(table("Engine: speedup over the same engine without drafts", columns, rows))
+app.command(name="engine", help=bench_engine.run.__doc__)(bench_engine.run)

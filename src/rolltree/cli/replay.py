@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rolltree import machine
+from rolltree.cli.bar import Bar
 from rolltree.cli.output import Json, Out, Plot, check_outputs, console, finish, table
 from rolltree.errors import InvalidInputError
 
@@ -123,7 +123,7 @@ def _replay(
 
     earlier = reader.read(history) if history else []
     recording = selection.select(earlier, reader.read(files))
-    with _Bar(screen, config.passes * recording.tokens) as bar:
+    with Bar(screen, config.passes * recording.tokens) as bar:
         document = replay(recording, config, bar)
     chosen = {
         "samples": selection.samples,
@@ -146,25 +146,6 @@ def _bytes(name: str, text: str) -> int:
     if not match or not int(match[1]):
         raise InvalidInputError(name, text, "a whole number of bytes above 0, or of KiB, MiB, GiB, for example 512MiB")
     return int(match[1]) << 10 * ("KMG".index(match[2]) + 1 if match[2] else 0)
-
-
-class _Bar:
-    """A progress bar over all cases, on a terminal only."""
-
-    def __init__(self, screen: Console, total: int) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, case: str, tokens: int) -> None:
-        self._bar.update(self._task, advance=tokens, description=case)
 
 
 _CASES = {

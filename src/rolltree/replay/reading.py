@@ -118,7 +118,7 @@ class TraceReader:
             return
         allowed = "a readable, complete file" if ends_file else "a recorded rollout"
         what = "what was read before the damage is used with --skip-bad-lines" if ends_file else _LEAVE_OUT
-        raise InvalidInputError(f"{path}:{number}", _shown(record), allowed, f"{bad.why}; {what}.")
+        raise InvalidInputError(f"{path}:{number}", shown(record), allowed, f"{bad.why}; {what}.")
 
 
 _ALIKE = (
@@ -154,7 +154,8 @@ def _by_step(read: tuple[Path, list[_Numbered]]) -> tuple[Any, ...]:
         return 0, in_order(Path(read[0].name))
 
 
-def _shown(record: object) -> str:
+def shown(record: object) -> str:
+    """Return the beginning of a record, for an error."""
     if isinstance(record, Broken):
         return record.line[:_SHOWN]
     try:

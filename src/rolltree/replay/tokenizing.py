@@ -64,18 +64,22 @@ class TextTokenizer:
                 "--tokenizer", name, "a tokenizer.json, a folder or a model's name", str(error)
             ) from error
 
-    def prompt(self, text: object) -> Int32Array:
+    def prompt(self, text: object, *, special: bool = False) -> Int32Array:
         """Tokens of a prompt: text as it is, messages through the chat template where there is one.
+
+        `special`: with the tokens that the tokenizer puts around a text, as engines do; templates write their own.
 
         Raises:
             ValueError: neither text nor messages.
 
         """
         if isinstance(text, str):
-            return self._encode(text)
+            return self._encode(text, special=special)
         messages = read_messages(text, "prompt")
         rendered = self._rendered(messages, open_turn=True)
-        return self._encode("\n".join(m.plain() for m in messages) if rendered is None else rendered)
+        if rendered is not None:
+            return self._encode(rendered)
+        return self._encode("\n".join(m.plain() for m in messages), special=special)
 
     def answer(self, text: object, prompt: object = "") -> Answer:
         """Tokens of an answer, and which of them are context: text as it is, messages by who wrote them.
@@ -133,10 +137,10 @@ class TextTokenizer:
             length += len(tokens)
         return Answer(np.concatenate(parts) if parts else as_tokens([]), tuple(context), media)
 
-    def _encode(self, text: str) -> Int32Array:
+    def _encode(self, text: str, *, special: bool = False) -> Int32Array:
         if self._fast is not None:
-            return as_tokens(self._fast.encode(text, add_special_tokens=False).ids)
-        return as_tokens(self._full.encode(text, add_special_tokens=False))
+            return as_tokens(self._fast.encode(text, add_special_tokens=special).ids)
+        return as_tokens(self._full.encode(text, add_special_tokens=special))
 
 
 def _plain(messages: Sequence[Message]) -> list[Piece]:
