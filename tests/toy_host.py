@@ -41,7 +41,8 @@ class State:
 class ToyHost:
     """An engine of `slots` places, with drafts or without."""
 
-    def __init__(self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True) -> None:
+    def __init__(self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True, **given: Any) -> None:
+        """`given` are rolltree's options of the engine."""
         self.states: dict[str, State] = {}
         self.steps = self.drafted = 0
         self._tokens = np.full((slots, LENGTH), VOCAB - 1, np.int32)
@@ -53,9 +54,10 @@ class ToyHost:
         self.core: ServingCore | None = None
         if speculate:  # 1: what rolltree must know of the engine, and how it reads a request
             limits = {"max_requests": slots, "step_tokens": step_tokens}
-            shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, **limits)
-            options = EngineOptions.read({"cost": "off"}, {}, where="toy.rolltree")
+            shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, model="toy", **limits)
+            options = EngineOptions.read({"cost": "off"} | given, {}, where="toy.rolltree")
             self.core = ServingCore(shape, options, request_of=self._request, output_of=self._output)
+            self.core.start()  # in the process that drafts
 
     def add(self, id: str, prompt: list[int], *, max_tokens: int = 30, stop: Sequence[int] = (), **custom: Any) -> None:
         """Submit a request; `custom` are rolltree's options."""
@@ -76,6 +78,11 @@ class ToyHost:
             with self.core.guarded():  # nothing follows that would say which requests have ended
                 self.core.commit()
         return {id: state.output for id, state in self.states.items()}
+
+    def close(self) -> None:
+        """End the engine; what was generated is kept."""
+        assert self.core is not None
+        self.core.close()
 
     def step(self) -> None:
         """Schedule, run, postprocess."""

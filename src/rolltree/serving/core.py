@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rolltree.cache import RolloutCache
 from rolltree.drafting import TreeDrafter
 from rolltree.errors import InvalidInputError
 from rolltree.metrics import add_up, values_of
 from rolltree.serving.batch import Batch, Wanted
 from rolltree.serving.counts import ServingCounts
+from rolltree.serving.keeping import Keeping, expect
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request import ServedRequest
@@ -77,6 +77,8 @@ class ServingCore:
         self._limits: StepLimits | None = None
         self._watch = Watch()
         self.counts = ServingCounts()
+        self.keeping = Keeping(options, vocab=engine.vocab, model=engine.model, log=self.log)
+        self._started = False
         self._earlier: dict[str, float] = {}  # counts of caches that were before
         self.paused = self._failed_now = False
         self._failed_in_a_row = 0
@@ -86,7 +88,7 @@ class ServingCore:
 
     def _make(self) -> None:
         engine, options = self.engine, self.options
-        self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(engine.max_draft), cost=self._cost)
+        self.drafter = TreeDrafter(self.keeping.cache(), options.draft(engine.max_draft), cost=self._cost)
         self.drafter.stats = self.counts
         self.book = RequestBook(
             self.drafter.cache,
@@ -95,6 +97,31 @@ class ServingCore:
             sessions=options.sessions,
             counts=self.counts,
         )
+
+    def start(self) -> None:
+        """Open the store and load the rollouts to start from: in the process that drafts, when it can draft.
+
+        Call it before the first step, whose begin does it otherwise; a second call changes nothing.
+
+        Raises:
+            InvalidInputError: what `load` names is no rollouts.
+
+        """
+        if self._started:
+            return
+        self._started, agreement = True, self.agreement
+        self.keeping.start(alone=agreement is not None, leads=agreement is None or agreement.leads)
+        if self.keeping.store is not None:
+            self._make()
+        self.counts.store_refused += self.keeping.refused
+        if self.options.load:
+            self.load()
+
+    def close(self) -> None:
+        """Keep what requests have generated so far, and let go of the store: when the engine ends."""
+        with self.guarded():
+            self.commit()
+        self.keeping.close()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -107,19 +134,27 @@ class ServingCore:
         finally:
             self.counts.draft_seconds += self._clock() - began
 
-    def begin_step(self, step: Scheduled, *, ended: Collection[str] = (), changed: Iterable[str] = ()) -> None:
+    def begin_step(
+        self, step: Scheduled, *, ended: Collection[str] = (), changed: Iterable[str] = (),
+        coming: Iterable[tuple[str, ServedRequest]] = (),
+    ) -> None:  # fmt: skip
         """Note that the engine begins a step; call it inside `guarded`.
 
         Args:
             step: its shape.
             ended: requests that are no more, in any order.
             changed: running requests whose prompt is another now.
+            coming: requests whose first token will come, where that is known: their trees are made again meanwhile.
 
         """
+        self.start()
         self._observe(step)
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
         self._end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
+        if self.keeping.store is not None:
+            for id, request in coming:
+                self.book.expect(id, request)
 
     def take_in(self, batch: Batch) -> None:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
@@ -156,13 +191,20 @@ class ServingCore:
         return drafts if stand and not failed else [[] for _ in ids]
 
     def commit(self) -> None:
-        """Close every session, keeping its text: many hosts tell of finished requests only with the next step."""
+        """Close every session, keeping its text: many hosts tell of finished requests only with the next step.
+
+        With a store, what was kept is in the file when this returns, unless it cannot be written, which is logged.
+        """
         self._end(self.book.running)
+        self.keeping.flush()
 
     def forget(self) -> None:
-        """Start with empty trees; requests that are running start anew in them, sums go on."""
+        """Start with empty trees; requests that are running start anew in them, sums go on.
+
+        A store keeps what it has: prompts that it knows come back when they are asked for.
+        """
         self.drafter.count_sources()
-        self._earlier = add_up(self._earlier, values_of(self.drafter.cache.stats()))
+        self._earlier = add_up(self._earlier, self._sums())
         self._make()
 
     def pause(self) -> None:
@@ -197,17 +239,37 @@ class ServingCore:
 
         return add_rollouts(self.drafter.cache, rollouts, vocab=self.engine.vocab)
 
+    def expect(self, prompts: Iterable[Mapping[str, Any]]) -> int:
+        """Say which prompts are coming, so that their trees are made again from the store meanwhile; return how many.
+
+        Args:
+            prompts: each with `prompt_token_ids` and, where requests name one, `key`.
+
+        Raises:
+            InvalidInputError: one is no prompt, or has a token that the model does not; none is expected.
+
+        """
+        return expect(self.drafter.cache, prompts, vocab=self.engine.vocab)
+
     def stats(self) -> dict[str, float]:
-        """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
-        now = self.drafter.cache.stats()
-        cache = add_up(self._earlier, values_of(now)) | values_of(now, held=True)
-        return self.drafter.snapshot().snapshot() | {f"cache_{name}": value for name, value in cache.items()}
+        """Return sums since the start and their ratios, and what cache and store hold now, under flat names."""
+        cache = self.drafter.cache
+        held = _named("cache", values_of(cache.stats(), held=True))
+        held |= _named("store", values_of(cache.store_stats(), held=True))
+        return self.drafter.snapshot().snapshot() | add_up(self._earlier, self._sums()) | held
+
+    def _sums(self) -> dict[str, float]:
+        """What the cache of now has done, and the store for it."""
+        cache = self.drafter.cache
+        return _named("cache", values_of(cache.stats())) | _named("store", values_of(cache.store_stats()))
 
     def cheap_stats(self) -> dict[str, float]:
         """Return sums, and what costs no look at the trees, for every step."""
         self.drafter.count_sources()
         cache = self.drafter.cache
         held = {"cache_prompts": cache.prompts, "cache_bytes": cache.bytes, "sessions": len(self.book)}
+        if self.keeping.store is not None:
+            return self.counts.sums() | held | {"paused": self.paused} | _named("store", values_of(cache.store_stats()))
         return self.counts.sums() | held | {"paused": self.paused}
 
     def request_options(self, given: Mapping[str, Any] | None, *, where: str) -> RequestOptions:
@@ -310,3 +372,7 @@ class ServingCore:
         if self._failed_in_a_row >= GIVE_UP_AFTER and not self.paused:
             self.paused = True
             self.log.error("rolltree failed %d steps in a row and drafts no more; see the error above.", GIVE_UP_AFTER)
+
+
+def _named(kind: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{kind}_{name}": value for name, value in values.items()}

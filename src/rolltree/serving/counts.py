@@ -16,4 +16,5 @@ class ServingCounts(DraftStats):
     row_steps_by_kind: dict[str, int] = count_by(KINDS, "Pairs of a request and a step in which it got tokens, by mark")
     errors: int = count("Steps that went without drafts because drafting failed")
     invalid_options: int = count("Requests that were not drafted for because of an invalid option")
+    store_refused: int = count("Starts without the store that was asked for, because it could not be used")
     draft_seconds: float = count("Seconds of the engine's own thread that rolltree took")

@@ -39,6 +39,8 @@ class EngineShape:
     """Requests that may run at once."""
     step_tokens: int
     """Tokens that the scheduler puts into one step."""
+    model: str = ""
+    """Its name, which a store remembers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -174,8 +174,17 @@ class RequestBook:
         if request.has_text:
             self._table.handle[entry] = self._open(id, request)
 
-    def _open(self, id: str, request: ServedRequest) -> int:
-        """Open a session; a later turn of a conversation continues in the tree of its first prompt."""
+    def expect(self, id: str, request: ServedRequest) -> None:
+        """A request's first token is to come: its tree may be made again meanwhile."""
+        if request.has_text and id not in self._entry_of:
+            root, key, _ = self._place(id, request)
+            self.cache.expect(root, key=key)
+
+    def _place(self, id: str, request: ServedRequest) -> tuple[Int32Array, str | None, Int32Array]:
+        """Announce the request's version; return what its tree begins with, the tree's key, and the prompt.
+
+        A later turn of a conversation continues in the tree of its first prompt.
+        """
         assert request.prompt is not None
         options, prompt = request.options, as_tokens(request.prompt)
         if options.version is not None and options.version > self.cache.version:
@@ -184,6 +193,12 @@ class RequestBook:
         root = prompt if key is not None else self._conversations.root(id, options.session, prompt)
         if key is None and any(place < len(root) for place, _ in request.media):
             key = prompt_key(root, media=request.media)
+        return root, key, prompt
+
+    def _open(self, id: str, request: ServedRequest) -> int:
+        """Open a session."""
+        root, key, prompt = self._place(id, request)
+        options = request.options
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
         seed, offset = request.noise_seed, len(prompt) - 1  # the first token is drawn at the prompt's last position

@@ -86,6 +86,24 @@ def hook_runner() -> None:
     wrap(GPUModelRunner, "_update_states", make, "scheduler_output")
 
 
+def close_with_worker() -> None:
+    """Let what drafts keep its rollouts before the worker ends: finished requests are told of only with a next step."""
+    from vllm.v1.worker.gpu_worker import Worker  # the CPU's, too, is one
+
+    def make(original: Any) -> Callable[..., Any]:
+        def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+            runner = getattr(self, "model_runner", None)
+            drafting = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)  # V1, V2
+            close = getattr(drafting, "rolltree_close", None)
+            if close is not None:
+                close()
+            return original(self, *args, **kwargs)
+
+        return shutdown
+
+    wrap(Worker, "shutdown", make)
+
+
 def check_requests_state() -> None:
     """Look for the fields that drafting reads; raise HookMissing where one is gone."""
     for name, fields in STATE.items():
