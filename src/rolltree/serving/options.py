@@ -82,9 +82,9 @@ class EngineOptions:
         _config(CacheConfig, self)
         _config(DraftConfig, self)
         _check("logits_bytes", self.logits_bytes, 0 <= self.logits_bytes < 2**63, "a number of bytes, 0 or more")
-        is_good = self.store_bytes == 0 or self.store_bytes >= LEAST_BYTES
+        is_good = self.store_bytes == 0 or LEAST_BYTES <= self.store_bytes < 2**63
         _check("store_bytes", self.store_bytes, is_good, f"0, or {LEAST_BYTES} and more")
-        _check("store_window", self.store_window, self.store_window >= 0, "a number of rollouts, 0 or more")
+        _check("store_window", self.store_window, 0 <= self.store_window < 2**31, "a number of rollouts, 0 or more")
         _check("store_rebuild", self.store_rebuild, self.store_rebuild in REBUILD, f"one of {', '.join(REBUILD)}")
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 

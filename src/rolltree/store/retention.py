@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-SLICE = 256  # rollouts of one transaction
+SLICE = 16  # of the oldest rollouts, in one transaction
 LOW = 0.95  # of the limit: how far a file that is too large is emptied
 
 
