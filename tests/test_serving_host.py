@@ -223,8 +223,15 @@ def test_a_restarted_engine_drafts_from_what_the_first_one_kept(tmp_path: Path) 
     stats = core_of(host).stats()
     assert stats["cache_rollouts"] == 3  # two that came back, and the new one: none is there twice
     assert stats["store_commits"] >= 2
+    host.add("cut", PROMPTS[1])
+    host.step()
+    host.step()
     host.close()
     host.close()
+    with RolloutStore(tmp_path / "rollouts.db") as store:
+        cut = store.rollouts(PROMPTS[1])[-1].token_ids.tolist()
+    assert 2 <= len(cut) < len(texts[1])
+    assert cut == texts[1][: len(cut)]
 
 
 def test_a_tree_that_comes_late_joins_its_running_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

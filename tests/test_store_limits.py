@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from rolltree import CacheConfig, RolloutCache, RolloutStore
 from rolltree.errors import InvalidInputError
+from rolltree.serving.keeping import Keeping
+from rolltree.serving.options import EngineOptions
 from rolltree.store import info, schema, verify
 from rolltree.store.location import network_of
 
@@ -235,3 +238,21 @@ def test_background_and_blocking_make_the_same_tree(path: Path) -> None:
             cache.close(session, keep=False)
         assert made[0] == made[1]
         assert sum(made[0][0]) > 37
+
+
+@pytest.mark.parametrize(("leads", "count"), [(True, 1), (False, 0)])
+def test_of_ranks_that_schedule_alone_the_first_one_keeps_and_none_reads(leads: bool, count: int, path: Path) -> None:
+    """What a rank finds in the file depends on time, and their trees must be the same."""
+    with RolloutStore(path) as store:
+        store.add(PROMPT, [5, 6, 7])
+    keeping = Keeping(EngineOptions(store=str(path)), vocab=50, model="m", log=logging.getLogger("test"))
+    keeping.start(alone=True, leads=leads)
+    cache = keeping.cache()
+    cache.expect(PROMPT)
+    cache.close(cache.open(PROMPT))
+    cache.add(PROMPT, [8, 9])
+    cache.wait()
+    assert (cache.stats().rollouts, cache.stats().rebuilt_prompts) == (1, 0)
+    keeping.close()
+    with RolloutStore(path) as store:
+        assert len(store) == 1 + count

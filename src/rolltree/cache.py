@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rolltree._native import Forest
@@ -62,13 +63,11 @@ class RolloutCache(Sessions):
         super().__init__(forest, None if store is None else _journal(store))
         self._version = 0
         self._opened = self._hits = 0
-        self._prompts = PromptTable(
-            forest, own_bytes=own,
-            rebuilds=lambda adopted: Rebuilds(
-                forest, self._journal, adopted=adopted, version=lambda: self._version, window=config.window,
-                lock=self._lock, when=rebuild,
-            ),
+        rebuilds = partial(
+            Rebuilds, forest, self._journal, version=lambda: self._version, window=config.window, lock=self._lock,
+            when=rebuild,
         )  # fmt: skip
+        self._prompts = PromptTable(forest, own_bytes=own, rebuilds=rebuilds)
 
     @property
     def version(self) -> int:
@@ -208,11 +207,8 @@ class RolloutCache(Sessions):
     def expect(self, prompt: TokenIds, *, key: str | None = None) -> None:
         """Say that a prompt is coming: with `background` its tree, if it has none, is rebuilt now from the store.
 
-        Announce the policy's version first: text of a later one counts as of the one that is current then.
-
-        Raises:
-            InvalidInputError: bad token ids or key.
-
+        Announce the policy's version first: text of a later one counts as of the one that is current then. Raises
+        InvalidInputError for bad token ids or a bad key.
         """
         tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         with self._lock:
@@ -225,8 +221,8 @@ class RolloutCache(Sessions):
     def restore(self, rollout: StoredRollout, *, alone: bool = True) -> None:
         """Put a rollout into its prompt's tree that is in the store, or that another process told of.
 
-        It is neither committed nor told to listeners. Text of a version beyond the current one counts as of the current
-        one. `alone`: where the prompt has no tree, the new one gets nothing else of the store, whose reader brings all.
+        It is neither committed nor told to listeners. Text of a version beyond the current one counts as of that.
+        `alone`: where the prompt has no tree, the new one gets nothing else of the store, whose reader brings all.
         """
         with self._lock:
             prompt, version = rollout.prompt_token_ids, min(rollout.version, self._version)
@@ -288,11 +284,7 @@ class RolloutCache(Sessions):
 
         """
         with self._lock:
-            for entry in self._prompts:
-                fault = self._forest.check(entry.tree)
-                assert not fault, f"tree of {entry.key}: {fault}"
-            fault = self._forest.check_shared()
-            assert not fault, f"shared tree: {fault}"
+            self._prompts.check()
 
     def __contains__(self, key: str) -> bool:
         with self._lock:

@@ -42,14 +42,12 @@ class PromptTable:
     Args:
         forest: where the trees are.
         own_bytes: what all prompts' own trees may take.
-        rebuilds: gives a new tree what the store knows of its prompt.
+        rebuilds: makes what gives a new tree what the store knows of its prompt.
 
     """
 
-    def __init__(
-        self, forest: Forest, *, own_bytes: int, rebuilds: Callable[[Callable[[Wanted, History], None]], Rebuilds]
-    ) -> None:
-        self._forest, self.rebuilds = forest, rebuilds(self._adopted)
+    def __init__(self, forest: Forest, *, own_bytes: int, rebuilds: Callable[..., Rebuilds]) -> None:
+        self._forest, self.rebuilds = forest, rebuilds(adopted=self._adopted)
         self._limit = max(1, int(own_bytes * _FULL))
         self._entries: OrderedDict[str, PromptTree] = OrderedDict()
         self.evicted = self.rebuilt = 0
@@ -159,6 +157,14 @@ class PromptTable:
             self._forest.remove_tree(idle.tree)
             self.rebuilds.forget(idle.key)
             self.evicted += 1
+
+    def check(self) -> None:
+        """Walk every tree; AssertionError names the key and the fault."""
+        for entry in self:
+            fault = self._forest.check(entry.tree)
+            assert not fault, f"tree of {entry.key}: {fault}"
+        fault = self._forest.check_shared()
+        assert not fault, f"shared tree: {fault}"
 
     def clear(self) -> None:
         """Forget all trees."""

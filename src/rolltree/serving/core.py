@@ -16,14 +16,14 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rolltree.drafting import TreeDrafter
 from rolltree.errors import InvalidInputError
-from rolltree.metrics import add_up, values_of
+from rolltree.metrics import add_up
+from rolltree.serving import figures
 from rolltree.serving.batch import Batch, Wanted
 from rolltree.serving.counts import ServingCounts
 from rolltree.serving.keeping import Keeping, expect
@@ -204,7 +204,7 @@ class ServingCore:
         A store keeps what it has: prompts that it knows come back when they are asked for.
         """
         self.drafter.count_sources()
-        self._earlier = add_up(self._earlier, self._sums())
+        self._earlier = add_up(self._earlier, figures.memory(self.drafter.cache))
         self._make()
 
     def pause(self) -> None:
@@ -254,23 +254,16 @@ class ServingCore:
     def stats(self) -> dict[str, float]:
         """Return sums since the start and their ratios, and what cache and store hold now, under flat names."""
         cache = self.drafter.cache
-        held = _named("cache", values_of(cache.stats(), held=True))
-        held |= _named("store", values_of(cache.store_stats(), held=True))
-        return self.drafter.snapshot().snapshot() | add_up(self._earlier, self._sums()) | held
-
-    def _sums(self) -> dict[str, float]:
-        """What the cache of now has done, and the store for it."""
-        cache = self.drafter.cache
-        return _named("cache", values_of(cache.stats())) | _named("store", values_of(cache.store_stats()))
+        sums = add_up(self._earlier, figures.memory(cache))
+        return self.drafter.snapshot().snapshot() | sums | figures.memory(cache, held=True)
 
     def cheap_stats(self) -> dict[str, float]:
         """Return sums, and what costs no look at the trees, for every step."""
         self.drafter.count_sources()
         cache = self.drafter.cache
         held = {"cache_prompts": cache.prompts, "cache_bytes": cache.bytes, "sessions": len(self.book)}
-        if self.keeping.store is not None:
-            return self.counts.sums() | held | {"paused": self.paused} | _named("store", values_of(cache.store_stats()))
-        return self.counts.sums() | held | {"paused": self.paused}
+        sums = self.counts.sums() | ({} if self.keeping.store is None else figures.store(cache, self._earlier))
+        return sums | held | {"paused": self.paused}
 
     def request_options(self, given: Mapping[str, Any] | None, *, where: str) -> RequestOptions:
         """Read the dictionary that a request carries; one with bad options is left alone, counted and logged."""
@@ -283,15 +276,7 @@ class ServingCore:
 
     def banner(self) -> str:
         """Return the line of the start: that drafting is on, from what, and how it is bounded."""
-        options, given = self.options, self.options.logits_bytes
-        size = f"{given / 2**20:.4g} MiB" if given else "half of the memory that is free when the engine is ready"
-        return (
-            f"rolltree {metadata.version('rolltree')} is ON: up to {self.engine.max_draft} draft tokens a request and "
-            f"step, from earlier and running rollouts (window {options.window}, all prompts {options.shared_window}, "
-            f"{options.capacity_bytes / 2**30:.3g} GiB), budget: {options.cost}, keyed by the whole prompt unless a "
-            f"request names its key. A step's drafts are bounded by {self.engine.step_tokens} tokens a step and {size} "
-            f"for logits, a request by {self.engine.max_length} tokens."
-        )
+        return figures.banner(self.engine, self.options)
 
     def _observe(self, step: Scheduled) -> None:
         """Learn from the step before; only the leader does where ranks schedule alone, because clocks differ."""
@@ -372,7 +357,3 @@ class ServingCore:
         if self._failed_in_a_row >= GIVE_UP_AFTER and not self.paused:
             self.paused = True
             self.log.error("rolltree failed %d steps in a row and drafts no more; see the error above.", GIVE_UP_AFTER)
-
-
-def _named(kind: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{kind}_{name}": value for name, value in values.items()}

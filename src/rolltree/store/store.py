@@ -51,13 +51,11 @@ class RolloutStore:
     def __init__(
         self, path: str | PathLike[str], *, make: bool = True, window: int = 0, most_bytes: int = 0
     ) -> None:  # fmt: skip
-        self.path, self.vocab = as_path(path), 0
-        """Words of the vocabulary, once `identify` was called; rollouts with other ids are not recalled."""
+        self.path, self.vocab = as_path(path), 0  # words of the vocabulary, once `identify` was called
         self._file = os.path.abspath(self.path)
         emptied = is_empty(self.path)
-        self.keep = Retention(
-            window=as_integer(window, "store.window", 0), bytes=as_integer(most_bytes, "store.most_bytes", 0)
-        )
+        most = as_integer(most_bytes, "store.most_bytes", 0)
+        self.keep = Retention(window=as_integer(window, "store.window", 0), bytes=most)
         self._writer = Writer(self.path, make=make, keep=self.keep)
         if kind := network_of(self.path):
             _log.warning("%s lies on a network file system (%s): %s", self.path, kind, NETWORK)
