@@ -144,6 +144,17 @@ NB_MODULE(_native, m) {
           "lengths", [](Drafts& d) { return nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>(d.lengths.data(), {d.rows}); },
           nb::rv_policy::reference_internal, "int32[rows]");
 
+  nb::class_<History>(m, "History", "A prompt's earlier rollouts as a tree beside any forest, for one thread; calls release the GIL.")
+      .def("open", &History::open, unlocked(), "version"_a, "from_prompt"_a, "Begin a rollout after the prompt, or at the root.")
+      .def(
+          "append",
+          [](History& h, In<std::int32_t, 1> tokens, bool context) {
+            nb::gil_scoped_release release;
+            Forest::check_tokens("tokens", tokens.data(), tokens.shape(0));
+            h.append(tokens.data(), tokens.shape(0), context);
+          },
+          "tokens"_a.noconvert(), "context"_a = false, "Append int32[n] tokens to the rollout that was begun last.");
+
   nb::class_<Forest>(m, "Forest", "Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.")
       .def(
           "__init__",
@@ -160,6 +171,15 @@ NB_MODULE(_native, m) {
             return f.add_tree(prompt.data(), prompt.shape(0), version);
           },
           "prompt"_a.noconvert(), "version"_a = 0, "Index a prompt (int32[n]); returns the tree's handle.")
+      .def(
+          "history",
+          [](Forest& f, In<std::int32_t, 1> prompt, std::int64_t version) {
+            return f.history(prompt.data(), prompt.shape(0), version);
+          },
+          "prompt"_a.noconvert(), "version"_a, "Begin a history of a prompt (int32[n]), whose oldest rollout has this version.")
+      .def("adopt", &Forest::adopt, unlocked(), "tree"_a, "history"_a,
+           "Put a history of the tree's prompt before what the tree holds; the history is empty afterwards.")
+      .def("most_adopted", &Forest::most_adopted, "Rollouts that a history may have.")
       .def("remove_tree", &Forest::remove_tree, unlocked(), "tree"_a, "Forget a tree that has no live sessions.")
       .def("clear", &Forest::clear, unlocked(), "Forget all trees; no session may be live. Handles are never given out again, sums go on.")
       .def("finish", &Forest::finish, unlocked(), "Do all work that waits in trees now, however long it takes.")

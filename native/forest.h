@@ -16,6 +16,7 @@
 #include "drafting.h"
 #include "fork_guard.h"
 #include "handles.h"
+#include "history.h"
 #include "upkeep.h"
 #include "workers.h"
 
@@ -64,12 +65,36 @@ class Forest {
   std::int64_t add_tree(const std::int32_t* prompt, std::size_t n, std::int64_t version) {
     check_tokens("prompt", prompt, n);
     std::lock_guard lock(mutex_);
-    auto made = std::make_unique<KeptTree>(options_, version, prompt, n);
+    auto made = std::make_unique<KeptTree>(options_, version, prompt, n, most_adopted());
     KeptTree& tree = *made;
     const std::int64_t handle = trees_.add(std::move(made));
     upkeep_.touched(tree);
     upkeep_.run(tree.steps());
     return handle;
+  }
+  /// Begins what `adopt` may take; needs no lock. `version` is the policy's of the oldest rollout.
+  History history(const std::int32_t* prompt, std::size_t n, std::int64_t version) const {
+    check_tokens("prompt", prompt, n);
+    return History(options_, version, prompt, n);
+  }
+  /// Rollouts that a history may have.
+  std::uint32_t most_adopted() const { return std::min(options_.window, kMostAdopted); }
+  /// Puts a history of the same prompt, of at most `most_adopted` rollouts, before what the tree holds; the history is empty
+  /// afterwards. As short as any call: what the tree holds besides is added in slices.
+  void adopt(std::int64_t tree, History& history) {
+    PromptTree& whole = history.whole();
+    std::lock_guard lock(mutex_);
+    KeptTree& t = tree_at(tree);
+    const auto& mine = t.prompt();
+    require(std::equal(mine.begin(), mine.end(), whole.prompt().begin(), whole.prompt().end()), "history", "one of another prompt", "one of the tree's own prompt");
+    require(whole.kept() <= most_adopted(), "history", whole.kept(), "at most the window, and 1,048,576 rollouts");
+    std::unique_ptr<Automaton> old;
+    t.adopt(whole);
+    history.taken();
+    t.work(Upkeep::kSlice, old);
+    if (old) upkeep_.retire(std::move(old));
+    upkeep_.touched(t);
+    upkeep_.run(0);
   }
   void remove_tree(std::int64_t tree) {
     std::lock_guard lock(mutex_);
@@ -268,6 +293,15 @@ class Forest {
     workers_.set_threads(threads);
   }
 
+  /// Throws InputFault for a negative token.
+  static void check_tokens(const char* name, const std::int32_t* tokens, std::size_t n) {
+    std::int32_t all = 0;
+    for (std::size_t i = 0; i < n; ++i) all |= tokens[i];
+    if (all >= 0) return;
+    for (std::size_t i = 0; i < n; ++i)
+      if (tokens[i] < 0) throw InputFault(std::string(name) + "[" + std::to_string(i) + "]", std::to_string(tokens[i]), "a token id, 0 or more");
+  }
+
  private:
   struct Session {
     KeptTree* tree = nullptr;
@@ -276,16 +310,12 @@ class Forest {
     SamplerNoise noise;
   };
 
+  static std::string shown(const char* value) { return value; }
+  template <class Value>
+  static std::string shown(Value value) { return std::to_string(value); }
   template <class Value>
   static void require(bool holds, const char* name, Value got, const char* allowed) {
-    if (!holds) throw InputFault(name, std::to_string(got), allowed);
-  }
-  static void check_tokens(const char* name, const std::int32_t* tokens, std::size_t n) {
-    std::int32_t all = 0;
-    for (std::size_t i = 0; i < n; ++i) all |= tokens[i];
-    if (all >= 0) return;
-    for (std::size_t i = 0; i < n; ++i)
-      if (tokens[i] < 0) throw InputFault(std::string(name) + "[" + std::to_string(i) + "]", std::to_string(tokens[i]), "a token id, 0 or more");
+    if (!holds) throw InputFault(name, shown(got), allowed);
   }
   void check_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, std::size_t n,
                   const std::int32_t* offsets) {
@@ -427,6 +457,7 @@ class Forest {
   }
 
   static constexpr std::size_t kQuoted = 8;
+  static constexpr std::uint32_t kMostAdopted = 1u << 20;
   static constexpr std::uint64_t kWarmUp = 50000;      // tokens
   static constexpr std::size_t kSamplesPerStep = 64;  // requests
 

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
@@ -64,8 +65,11 @@ class PromptTree {
   static constexpr std::uint32_t kHeaviest = 64 * kUnit;  // a version this heavy asks for a rescale
   static constexpr std::size_t kNoLimit = SIZE_MAX;
 
-  PromptTree(const TreeOptions& options, std::int64_t version, const std::int32_t* prompt, std::size_t n)
-      : options_(options), index_(std::make_unique<Index>(options.depth, version)), newest_(version) {
+  /// The first `reserved` serials are those of rollouts that `adopt` may bring.
+  PromptTree(const TreeOptions& options, std::int64_t version, const std::int32_t* prompt, std::size_t n,
+             std::uint32_t reserved = 0)
+      : options_(options), index_(std::make_unique<Index>(options.depth, version)), newest_(version), serials_(reserved),
+        first_of_newest_(2 * (reserved + 1)) {
     prompt_.extend(n);
     for (std::size_t i = 0; i < n; ++i) prompt_[i] = static_cast<Token>(prompt[i]);
     prompt_.shrink_to_fit();
@@ -205,6 +209,27 @@ class PromptTree {
     for (auto* list : {&kept_, &leaving_})
       for (auto& s : *list) s->next = Progress{};
     for (auto& s : live_) s->next = Progress{};
+  }
+
+  /// Takes in the rollouts of `history`, a tree of the same prompt that was built elsewhere, as older than all that was
+  /// kept here: its automaton becomes the one that is being built, to which `work` adds what this tree holds. O(rollouts).
+  void adopt(PromptTree& history) {
+    kept_.insert(kept_.begin(), std::make_move_iterator(history.kept_.begin()), std::make_move_iterator(history.kept_.end()));
+    abandon_build();
+    at_ = history.kept_.size();
+    history.kept_.clear();
+    for (std::size_t i = 0; i < at_; ++i) {
+      kept_[i]->next = std::exchange(kept_[i]->now, Progress{});
+      sequence_bytes_ += kept_[i]->bytes();
+    }
+    next_ = std::move(history.index_);
+    announce(history.newest_);
+    if (history.newest_ == newest_) first_of_newest_ = std::min(first_of_newest_, history.first_of_newest_);
+    if (next_->automaton.total() > options_.most / 2) {  // the counts have no room for what is to be added
+      abandon_build();
+      begin_build();
+    }
+    while (kept_.size() > options_.window) drop_oldest();
   }
 
   /// Hands over the memory of both automata, for slow release; the tree is of no more use.
@@ -393,8 +418,8 @@ class PromptTree {
   std::unique_ptr<Index> index_, next_;  // read and written; being built, or null
   PodVector<Token> prompt_;
   std::int64_t newest_;                // newest version seen
-  std::uint32_t serials_ = 0;          // sequences opened so far
-  std::uint32_t first_of_newest_ = 2;  // first serial of the newest version: siblings from here on
+  std::uint32_t serials_;              // sequences opened so far, and serials reserved
+  std::uint32_t first_of_newest_;      // first serial of the newest version: siblings from here on
   std::size_t sequence_bytes_ = 0;     // of all sequences below
   std::uint64_t live_tokens_ = 0;      // of live sequences that write
   std::size_t at_ = 0;                 // rollouts that the new automaton holds already

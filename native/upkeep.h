@@ -88,6 +88,13 @@ class Upkeep {
     touched(*largest);
   }
 
+  /// Takes an automaton that is of no more use, to give its memory back slowly.
+  void retire(std::unique_ptr<Automaton> automaton) {
+    if (automaton->bytes() < Memory::kMapped) return;  // freed here
+    releasing_ += automaton->bytes();
+    old_.push_back(std::move(automaton));
+  }
+
   /// Does a slice of what waits; `visited` states were visited by the call itself.
   void run(std::uint64_t visited) {
     const std::uint64_t quota = slice_ + kShare * visited;
@@ -139,11 +146,6 @@ class Upkeep {
     return spent;
   }
 
-  void retire(std::unique_ptr<Automaton> automaton) {
-    if (automaton->bytes() < Memory::kMapped) return;  // freed here
-    releasing_ += automaton->bytes();
-    old_.push_back(std::move(automaton));
-  }
   void release() {
     if (old_.empty()) return;
     Automaton& oldest = *old_.front();

@@ -45,6 +45,7 @@ ROWS = (
     row("tokens machine metrics recent writing findings"),
     row("config budget traces runlog", lazy="zstandard"),
     row("store"),
+    row("rebuilding"),
     row("prompts"),
     row("sessions"),
     row("cache"),

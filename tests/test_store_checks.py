@@ -120,7 +120,9 @@ def test_what_is_text_is_taken_as_that_text(path: Path, given, key: str) -> None
         (one,) = store.rollouts(key=given)
         assert (one.key, type(one.key)) == (key, str)
         assert [r.id for r in store.rollouts(key=key)] == [one.id]
-        assert RolloutCache(store=store).open(PROMPT, key=given)
+        again = RolloutCache(store=store)
+        again.open(PROMPT, key=given)
+        assert again.stats().rollouts == 1
 
 
 @pytest.mark.parametrize("name", ["version", "sample"])

@@ -118,3 +118,41 @@ def test_a_score_of_killed_writers_lose_nothing_acknowledged() -> None:
     done = subprocess.run([sys.executable, str(script), "20"], capture_output=True, text=True)
     assert "20 writers killed" in done.stdout, done.stderr
     assert int(done.stdout.split("; ")[1].split()[0]) > 0
+
+
+# Runs epochs of the toy host, each committed; says after each how many rollouts are safe.
+HOST = """
+import sys
+from tests.toy_host import ToyHost
+host = ToyHost(store=sys.argv[1])
+for epoch in range(10**6):
+    for n in range(8):
+        host.add(f"{epoch}-{n}", [1, 2, n], version=epoch)
+    host.run()
+    print(8 * (epoch + 1), flush=True)
+"""
+
+
+def test_an_engine_killed_in_mid_step_has_kept_what_it_said(tmp_path: Path) -> None:
+    """Two engines write to one file; the next one drafts from what they generated."""
+    from tests.toy_host import ToyHost
+
+    path = tmp_path / "rollouts.db"
+    command = [sys.executable, "-c", HOST, str(path)]
+    root = Path(__file__).parent.parent
+    engines = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    safe = 0
+    for engine in engines:
+        assert engine.stdout is not None
+        said = [int(engine.stdout.readline()) for _ in range(3)]
+        engine.send_signal(signal.SIGKILL)
+        safe += ([*said, *map(int, engine.communicate()[0].split())])[-1]
+    assert verify(path) == []
+    with RolloutStore(path) as store:
+        assert len(store) >= safe >= 48
+    host, cold = ToyHost(store=str(path), store_rebuild="blocking"), ToyHost()
+    for each in (host, cold):
+        for n in range(8):
+            each.add(f"a-{n}", [1, 2, n], version=3)
+    assert host.run() == cold.run()
+    assert host.steps < 0.75 * cold.steps

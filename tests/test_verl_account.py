@@ -110,6 +110,8 @@ def test_sums_can_be_added_up_and_the_rest_is_told_apart() -> None:
         "replicas",
         "tree_bytes",
         "prompts",
+        "waiting_prompts",
+        "store_waiting",
         "rollouts",
         "sessions",
     }

@@ -27,6 +27,9 @@ BAD: dict[str, list[Any]] = {
     "rpc_seconds": [0, -1, 0.0, NAN, INF, "10", True, None, 3601, HUGE],
     "poll_seconds": [0, -0.05, NAN, INF, "0.05", True, 61, HUGE],
     "run_log": ["", "a\0b", 3, False, ["folder"]],
+    "store": ["", "a\0b", 3, False, ["file"]],
+    "store_bytes": [-1, 1, 2**20 - 1, 1e9, "1", True, None, NAN, HUGE],
+    "store_window": [-1, 0.5, "9", True, None, HUGE],
     "run_ahead": [1, "true", None, [], 0.5],
 }
 GOOD: dict[str, list[Any]] = {
@@ -38,6 +41,9 @@ GOOD: dict[str, list[Any]] = {
     "rpc_seconds": [0.001, 10, 3600],
     "poll_seconds": [None, 0.001, 60],
     "run_log": [None, "folder"],
+    "store": [None, "rollouts.db"],
+    "store_bytes": [0, 2**20, 2**63 - 1],
+    "store_window": [0, 1, 2**31 - 1],
     "run_ahead": [True, False, {}, {"samples": 1, "budget_share": 0}],
 }
 BAD_AHEAD: dict[str, list[Any]] = {

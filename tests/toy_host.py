@@ -59,10 +59,11 @@ class ToyHost:
         self.core: ServingCore | None = None
         if speculate:  # 1: what rolltree must know of the engine, and how it reads a request
             limits = {"max_requests": slots, "step_tokens": step_tokens}
-            shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, **limits)
+            shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, model="toy", **limits)
             read = EngineOptions.read({"cost": "off"} | options, {}, where="toy.rolltree")
             readers = {"request_of": self._request, "output_of": self._output}
             self.core = ServingCore(shape, read, **readers, clock=lambda: self.seconds)  # type: ignore[arg-type]
+            self.core.start()  # in the process that drafts
 
     def add(self, id: str, prompt: list[int], *, max_tokens: int = 30, stop: Sequence[int] = (), **custom: Any) -> None:
         """Submit a request; `custom` are rolltree's options."""
@@ -83,6 +84,11 @@ class ToyHost:
             with self.core.guarded():  # nothing follows that would say which requests have ended
                 self.core.commit()
         return {id: state.output for id, state in self.states.items()}
+
+    def close(self) -> None:
+        """End the engine; what was generated is kept."""
+        assert self.core is not None
+        self.core.close()
 
     def step(self) -> None:
         """Schedule, run, postprocess."""

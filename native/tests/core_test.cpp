@@ -374,6 +374,61 @@ void ranker_is_calibrated() {
   CHECK(std::abs(claimed - hits) / drafts < 0.02);
 }
 
+/// A history that is built beside the forest and adopted counts as if its rollouts had been generated in the tree, whatever
+/// the tree took in meanwhile.
+void histories_are_adopted() {
+  std::mt19937 random(5);
+  const Tokens prompt{1, 2, 3};
+  auto text = [&] {
+    Tokens out(40 + random() % 400);
+    for (auto& token : out) token = static_cast<std::int32_t>(random() % 7);
+    return out;
+  };
+  for (int round = 0; round < 40; ++round) {
+    const std::uint32_t window = 2 + static_cast<std::uint32_t>(random() % 12);
+    TreeOptions options{8, window, 1.0, 16};
+    Forest direct(options, 0, Limits{0, 0, 1 + random() % 200}), forest(options, 0, Limits{0, 0, 1 + random() % 200});
+    const auto right = direct.add_tree(prompt.data(), prompt.size(), 0), tree = forest.add_tree(prompt.data(), prompt.size(), 3);
+    History history = forest.history(prompt.data(), prompt.size(), 0);
+    auto both = [&](const Tokens& rollout, std::int64_t version) {
+      const auto a = direct.open(right, version, false, true, {});
+      direct.append(a, rollout.data(), rollout.size(), false);
+      direct.close(a, true);
+      history.open(version, true);
+      history.append(rollout.data(), rollout.size(), false);
+    };
+    const std::size_t old = 1 + random() % window;
+    for (std::size_t i = 0; i < old; ++i) both(text(), static_cast<std::int64_t>(std::min<std::size_t>(3, i)));
+    const Tokens begun = text(), ended = text(), rest = text();
+    std::int64_t sessions[2] = {direct.open(right, 3, false, true, {}), forest.open(tree, 3, false, true, {})};
+    for (Forest* each : {&direct, &forest}) {
+      const auto where = each == &direct ? right : tree;
+      const auto done = each->open(where, 3, false, true, {});
+      each->append(done, ended.data(), ended.size(), false);
+      each->close(done, true);
+      each->append(sessions[each == &forest], begun.data(), begun.size(), false);
+    }
+    forest.adopt(tree, history);
+    for (Forest* each : {&direct, &forest}) each->append(sessions[each == &forest], rest.data(), rest.size(), false);
+    CHECK(forest.check(tree).empty());
+    direct.finish();
+    forest.finish();
+    CHECK(forest.check(tree).empty());
+    CHECK(forest.stats(tree).kept == direct.stats(right).kept);
+    CHECK(forest.stats(tree).tokens == direct.stats(right).tokens);
+    for (std::size_t i = 0; i + 5 < rest.size(); ++i)
+      for (const Tokens* from : {&begun, &ended, &rest})
+        if (i + 5 < from->size()) CHECK(forest.count(tree, from->data() + i, 5) == direct.count(right, from->data() + i, 5));
+    bool refused = false;
+    try {
+      forest.adopt(tree, history);
+    } catch (const ClosedFault&) {
+      refused = true;
+    }
+    CHECK(refused);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -389,7 +444,8 @@ int main() {
   clear_keeps_handles_and_sums();
   hubs_are_not_scanned_at_every_append();
   threads_agree();
+  histories_are_adopted();
   ranker_is_calibrated();
-  std::printf("core_test: 13 passed, 0 failed\n");
+  std::printf("core_test: 14 passed, 0 failed\n");
   return 0;
 }

@@ -55,6 +55,7 @@ struct Trial {
 
   void step() {
     if (limits.own && pick(0, 9) == 0) forest.relieve();
+    if (pick(0, 39) == 0) return adopt();
     const std::uint32_t what = pick(0, 9);
     if (live.empty() || what == 0) return open();
     Live& l = live[pick(0, static_cast<std::uint32_t>(live.size()) - 1)];
@@ -66,6 +67,19 @@ struct Trial {
     if (pick(0, 3) == 0) ++version;
     const bool from_prompt = pick(0, 4) != 0;
     live.push_back({forest.open(tree, version, false, from_prompt, {static_cast<SamplerNoise::Hash>(pick(0, 2)), random()}, pick(0, 4) == 0), {}, from_prompt});
+  }
+  /// Rollouts from elsewhere, older than all that was kept.
+  void adopt() {
+    std::vector<Live> old;
+    History history = forest.history(prompt.data(), prompt.size(), 0);
+    for (std::uint32_t n = pick(0, window); n; --n) {
+      old.push_back({0, word(pick(1, 40)), pick(0, 4) != 0});
+      history.open(std::min<std::int64_t>(version, pick(0, 5)), old.back().from_prompt);
+      history.append(old.back().text.data(), old.back().text.size(), false);
+    }
+    forest.adopt(tree, history);
+    kept.insert(kept.begin(), old.begin(), old.end());
+    if (kept.size() > window) kept.erase(kept.begin(), kept.end() - window);
   }
   void append(Live& l, const Tokens& tokens) {
     forest.append(l.handle, tokens.data(), tokens.size(), false);

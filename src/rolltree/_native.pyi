@@ -48,6 +48,17 @@ class Drafts:
     def lengths(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
         """int32[rows]"""
 
+class History:
+    """
+    A prompt's earlier rollouts as a tree beside any forest, for one thread; calls release the GIL.
+    """
+
+    def open(self, version: int, from_prompt: bool) -> None:
+        """Begin a rollout after the prompt, or at the root."""
+
+    def append(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context: bool = False) -> None:
+        """Append int32[n] tokens to the rollout that was begun last."""
+
 class Forest:
     """
     Trees and sessions behind integer handles. Thread-safe; batch calls release the GIL.
@@ -57,6 +68,19 @@ class Forest:
 
     def add_tree(self, prompt: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], version: int = 0) -> int:
         """Index a prompt (int32[n]); returns the tree's handle."""
+
+    def history(self, prompt: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], version: int) -> History:
+        """
+        Begin a history of a prompt (int32[n]), whose oldest rollout has this version.
+        """
+
+    def adopt(self, tree: int, history: History) -> None:
+        """
+        Put a history of the tree's prompt before what the tree holds; the history is empty afterwards.
+        """
+
+    def most_adopted(self) -> int:
+        """Rollouts that a history may have."""
 
     def remove_tree(self, tree: int) -> None:
         """Forget a tree that has no live sessions."""

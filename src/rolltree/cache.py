@@ -2,7 +2,7 @@
 
 Which tree belongs to which prompt is in `prompts`, what sessions take in and draft in `sessions`. Thread-safe. Does not
 decide what to draft (see `drafting`). With a store, closing a kept session commits its rollout there, and a
-prompt that is not held (evicted, or from before a restart) is rebuilt from there when opened.
+prompt that is not held (evicted, or from before a restart) is rebuilt from there (see `rebuilding`).
 
 Invariants. After every call the prompts' own trees are within their part of `capacity_bytes` or being made smaller:
 idle prompts are evicted, least recently used first; then prompts with live sessions lose their oldest rollouts. A
@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rolltree._native import Forest
 from rolltree.config import CacheConfig
 from rolltree.errors import InvalidInputError, SessionClosedError
-from rolltree.metrics import CacheStats
+from rolltree.metrics import CacheStats, StoreStats
 from rolltree.prompts import PromptTable
+from rolltree.rebuilding import Rebuilding, Rebuilds
 from rolltree.sessions import Sessions
 from rolltree.tokens import as_integer, as_key, as_tokens, as_version
 from rolltree.types import TokenIds
@@ -39,10 +41,14 @@ class RolloutCache(Sessions):
     Args:
         config: what is remembered, how long, and how much memory it may take.
         store: where kept rollouts are committed, and forgotten prompts come back from; None remembers in memory only.
+        rebuild: when these come back: `blocking`, before `open` returns, so that drafts do not depend on time;
+            `background`, in a thread: a session begins without and has it once it is there; `never`.
 
     """
 
-    def __init__(self, config: CacheConfig | None = None, *, store: RolloutStore | None = None) -> None:
+    def __init__(
+        self, config: CacheConfig | None = None, *, store: RolloutStore | None = None, rebuild: Rebuilding = "blocking"
+    ) -> None:  # fmt: skip
         self.config = config = config or CacheConfig()
         self.store = store
         shared = int(config.capacity_bytes * config.shared_fraction) if config.shared_window else 0
@@ -57,7 +63,11 @@ class RolloutCache(Sessions):
         super().__init__(forest, None if store is None else _journal(store))
         self._version = 0
         self._opened = self._hits = 0
-        self._prompts = PromptTable(forest, self._journal, window=config.window, own_bytes=own)
+        rebuilds = partial(
+            Rebuilds, forest, self._journal, version=lambda: self._version, window=config.window, lock=self._lock,
+            when=rebuild,
+        )  # fmt: skip
+        self._prompts = PromptTable(forest, own_bytes=own, rebuilds=rebuilds)
 
     @property
     def version(self) -> int:
@@ -176,8 +186,8 @@ class RolloutCache(Sessions):
             self._forest.close(session, keep)
             entry.live -= 1
             self._keep_within()
-            if self._journal is not None:
-                self._journal.close(session, keep)
+            if self._journal is not None and (rollout := self._journal.close(session, keep)) is not None:
+                self._prompts.rebuilds.took_in(entry.key, rollout)
 
     def add(self, prompt: TokenIds, rollout: TokenIds, *, key: str | None = None, version: int | None = None) -> None:
         """Remember a finished rollout: history from a log, or text that was generated elsewhere."""
@@ -196,16 +206,31 @@ class RolloutCache(Sessions):
             raise
         self.close(session)
 
-    def restore(self, rollout: StoredRollout) -> None:
+    def expect(self, prompt: TokenIds, *, key: str | None = None) -> None:
+        """Say that a prompt is coming: with `background` its tree, if it has none, is rebuilt now from the store.
+
+        Announce the policy's version first: text of a later one counts as of the one that is current then. Raises
+        InvalidInputError for bad token ids or a bad key.
+        """
+        tokens, key = as_tokens(prompt, "prompt"), as_key(key)
+        with self._lock:
+            self._prompts.expect(tokens, key)
+
+    def wait(self) -> None:
+        """Return when every tree that is being rebuilt in the background is there."""
+        self._prompts.rebuilds.wait()
+
+    def restore(self, rollout: StoredRollout, *, alone: bool = True) -> None:
         """Put a rollout into its prompt's tree that is in the store, or that another process told of.
 
-        It is neither committed nor told to listeners.
-        Text of a version beyond the current one counts as of the current one.
+        It is neither committed nor told to listeners. Text of a version beyond the current one counts as of that.
+        `alone`: where the prompt has no tree, the new one gets nothing else of the store, whose reader brings all.
         """
         with self._lock:
-            prompt, version = rollout.prompt_token_ids, self._version
-            entry, start = self._prompts.find(prompt, rollout.key, version, restored=rollout)
+            prompt, version = rollout.prompt_token_ids, min(rollout.version, self._version)
+            entry, start = self._prompts.find(prompt, rollout.key, version, since=None if alone else (rollout,))
             self._prompts.replay(entry, start, rollout, version)
+            self._prompts.rebuilds.took_in(entry.key, rollout)
             self._prompts.touch(entry)
             self._keep_within()
 
@@ -261,7 +286,12 @@ class RolloutCache(Sessions):
                 hits=self._hits,
                 opened=self._opened,
                 rebuilt_prompts=self._prompts.rebuilt,
+                waiting_prompts=len(self._prompts.rebuilds),
             )
+
+    def store_stats(self) -> StoreStats:
+        """Count what the store did for this cache; zeros without one."""
+        return StoreStats() if self._journal is None else self._journal.stats()
 
     def check(self) -> None:
         """Walk every tree.
@@ -271,11 +301,7 @@ class RolloutCache(Sessions):
 
         """
         with self._lock:
-            for entry in self._prompts:
-                fault = self._forest.check(entry.tree)
-                assert not fault, f"tree of {entry.key}: {fault}"
-            fault = self._forest.check_shared()
-            assert not fault, f"shared tree: {fault}"
+            self._prompts.check()
 
     def __contains__(self, key: str) -> bool:
         with self._lock:

@@ -217,7 +217,22 @@ class CacheStats:
     rollouts: int = held("Rollouts in the trees")
     tokens: int = held("Tokens in the trees")
     bytes: int = held("Bytes of all trees")
+    waiting_prompts: int = held("Prompts that wait for what the store knows of them")
     evicted_prompts: int = count("Trees that were evicted")
     hits: int = count("Sessions that found a tree with rollouts in it")
     opened: int = count("Sessions that were opened")
     rebuilt_prompts: int = count("Trees that were made again from the store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """What a store and its journal did since they were opened."""
+
+    waiting: int = held("Rollouts that are not in the store's file yet")
+    commits: int = count("Transactions of the store that succeeded")
+    dropped: int = count("Rollouts that were lost because the store could not write them")
+    forgotten: int = count("Rollouts that left the store because of its limits")
+    unread: int = count("Prompts whose history was not got, because the store could not be read")
+    damaged: int = count("Stored rollouts that were left out because they are damaged")
+    unfit: int = count("Stored rollouts that were left out because their token ids are not the model's")
+    spoiled: int = count("Rollouts that were not stored because a part of their text was missed")

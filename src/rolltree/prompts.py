@@ -1,7 +1,8 @@
-"""Which tree belongs to which prompt, what the store still knows of it, and which prompts leave when memory is short.
+"""Which tree belongs to which prompt, and which prompts leave when memory is short.
 
 Keys are the prompt's own tokens (hashed; the tree holds the prompt, so a collision is detected) or the user's id. Knows
-no sessions beyond how many are live in a tree. Not thread-safe: the cache's lock guards it.
+no sessions beyond how many are live in a tree. What the store still knows of a prompt comes by `rebuilding`. Not
+thread-safe: the cache's lock guards it.
 
 Invariant: a prompt with live sessions is never evicted.
 """
@@ -9,17 +10,17 @@ Invariant: a prompt with live sessions is never evicted.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rolltree._native import Forest
+from rolltree._native import Forest, History
+from rolltree.rebuilding import Rebuilds, Wanted
 from rolltree.tokens import prompt_key
 from rolltree.types import Int32Array
 
 if TYPE_CHECKING:
     from rolltree.store import StoredRollout
-    from rolltree.store.journal import Journal
 
 _FULL = 0.95
 """Part of the own trees' bytes above which something must go: what is being rebuilt takes memory until it is done."""
@@ -40,14 +41,13 @@ class PromptTable:
 
     Args:
         forest: where the trees are.
-        journal: asked for the earlier rollouts of a prompt that has no tree; None: nobody is.
-        window: how many of these a tree gets.
         own_bytes: what all prompts' own trees may take.
+        rebuilds: makes what gives a new tree what the store knows of its prompt.
 
     """
 
-    def __init__(self, forest: Forest, journal: Journal | None, *, window: int, own_bytes: int) -> None:
-        self._forest, self._journal, self._window = forest, journal, window
+    def __init__(self, forest: Forest, *, own_bytes: int, rebuilds: Callable[..., Rebuilds]) -> None:
+        self._forest, self.rebuilds = forest, rebuilds(adopted=self._adopted)
         self._limit = max(1, int(own_bytes * _FULL))
         self._entries: OrderedDict[str, PromptTree] = OrderedDict()
         self.evicted = self.rebuilt = 0
@@ -68,32 +68,58 @@ class PromptTable:
         return self._entries.get(prompt_key(prompt, key))
 
     def find(
-        self, prompt: Int32Array, key: str | None, version: int, *, restored: StoredRollout | None = None
+        self, prompt: Int32Array, key: str | None, version: int, *, since: Sequence[StoredRollout] | None = ()
     ) -> tuple[PromptTree, int | None]:
         """Return the prompt's entry, new if need be, and how many tokens of `prompt` its tree starts with.
 
         None: the tree is of another prompt, and the text starts anew. A new tree gets what the store knows of the
-        prompt, unless it is made for a rollout that is being `restored`; later versions count as of `version`.
+        prompt besides `since`, at once or later (see `rebuilding`); with None, nothing.
         """
+        name, entry, start = self._look(prompt, key)
+        if entry is not None:
+            return entry, start
+        if since is None:
+            return self._add(name, prompt, version), len(prompt)
+        root, history = self.rebuilds.now(prompt, key, since)
+        entry = self._add(name, root, version)
+        if history is not None:
+            self._adopt(entry, history)
+        else:
+            self.rebuilds.want(name, prompt, key)
+        return self.find(prompt, key, version)
+
+    def expect(self, prompt: Int32Array, key: str | None) -> None:
+        """A prompt is coming: if it has no tree, it may get one of what the store knows."""
+        name, entry, _ = self._look(prompt, key)
+        if entry is None:
+            self.rebuilds.expect(name, prompt, key)
+
+    def _look(self, prompt: Int32Array, key: str | None) -> tuple[str, PromptTree | None, int | None]:
+        """The name under which a prompt is, or would be; its entry, and how many tokens its tree starts with."""
         name = prompt_key(prompt, key)
         while (entry := self._entries.get(name)) is not None:
             shared, whole = self._forest.shared_prefix(entry.tree, prompt)
             if key is not None:
-                return entry, shared if shared == whole else None
+                return name, entry, shared if shared == whole else None
             if shared == whole == len(prompt):
-                return entry, shared
+                return name, entry, shared
             name += "'"  # another prompt with the same hash
-        known = [] if restored or not self._journal else self._journal.earlier(prompt, key, self._window)
-        first = known[0] if known else restored
-        made_for = version if first is None else min(first.version, version)  # the tree's weights are of that version
-        self._entries[name] = PromptTree(
-            name, self._forest.add_tree(prompt if first is None else first.prompt_token_ids, made_for)
-        )
-        for rollout in known:
-            entry, start = self.find(rollout.prompt_token_ids, key, version)
-            self.replay(entry, start, rollout, version)
-        self.rebuilt += bool(known)
-        return self.find(prompt, key, version)
+        return name, None, None
+
+    def _add(self, name: str, prompt: Int32Array, version: int) -> PromptTree:
+        self._entries[name] = entry = PromptTree(name, self._forest.add_tree(prompt, version))
+        return entry
+
+    def _adopted(self, wanted: Wanted, history: History) -> None:
+        """A history that was asked for is there; the tree of a prompt that is merely coming is made now."""
+        entry = self._entries.get(wanted.name) or self._add(wanted.name, wanted.prompt, 0)
+        self._adopt(entry, history)
+        if self.is_full():
+            self.make_room()
+
+    def _adopt(self, entry: PromptTree, history: History) -> None:
+        self._forest.adopt(entry.tree, history)
+        self.rebuilt += 1
 
     def replay(self, entry: PromptTree, start: int | None, rollout: StoredRollout, version: int) -> None:
         """Put a stored rollout into a tree that starts with `start` tokens of its prompt."""
@@ -129,9 +155,19 @@ class PromptTable:
                 return
             del self._entries[idle.key]
             self._forest.remove_tree(idle.tree)
+            self.rebuilds.forget(idle.key)
             self.evicted += 1
+
+    def check(self) -> None:
+        """Walk every tree; AssertionError names the key and the fault."""
+        for entry in self:
+            fault = self._forest.check(entry.tree)
+            assert not fault, f"tree of {entry.key}: {fault}"
+        fault = self._forest.check_shared()
+        assert not fault, f"shared tree: {fault}"
 
     def clear(self) -> None:
         """Forget all trees."""
+        self.rebuilds.clear()
         self._forest.clear()
         self._entries.clear()

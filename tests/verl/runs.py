@@ -8,8 +8,10 @@ where the machine has two cores and the memory. The long list, an algorithm each
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -55,6 +57,9 @@ PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True
 MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
 
 
+KEPT = RunSettings(prompts=8, epochs=6, extra=("trainer.save_freq=4",))
+"""The same prompts in each step; killed while the step after `SAVED` generates, and resumed from what that saved."""
+SAVED = 4
 WIDE = RunSettings(
     algorithm="grpo", greedy=True, learning_rate=0.1, samples=1, entropy=0.1, replicas=2,
     extra=(
@@ -92,6 +97,8 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "wide": (WIDE, rolltree()),
     "wide plain": (WIDE, PLAIN),
     "shared": (SHARED, rolltree(route=False)),
+    "kept": (KEPT, rolltree()),
+    "kept resumed": (KEPT, rolltree()),
     "deaf": (DEAF, rolltree(rpc_seconds=0.001, run_ahead=EAGER)),
 }
 SETTINGS = {name: settings for name, (settings, _) in RUNS.items()}
@@ -136,7 +143,27 @@ class Runs:
         if name == "ahead resumed":
             checkpoint = self.checkpoint()
             lines = (*lines, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}")
-        return train(settings, folder, lines=lines)
+        until = None
+        if name.startswith("kept"):
+            lines = (*lines, *rolltree(store=str(self.store))[-1:])
+        if name == "kept":
+            until = self._is_after_saving
+        if name == "kept resumed":
+            assert self["kept"]
+            checkpoint = self.folder / "kept" / "checkpoints" / f"global_step_{SAVED}"
+            lines = (*lines, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={checkpoint}")
+        return train(settings, folder, lines=lines, until=until)
+
+    @property
+    def store(self) -> Path:
+        """Where the trainings that keep their rollouts do."""
+        return self.folder / "rollouts.db"
+
+    def _is_after_saving(self) -> bool:
+        """Whether some rollouts of the step after `SAVED` are safe."""
+        with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(DISTINCT version) FROM rollout").fetchone()[0]) > SAVED
+        return False
 
     def checkpoint(self) -> Path:
         """Return where the training that ran ahead saved itself after step `CUT`."""

@@ -174,6 +174,20 @@ def test_the_sampler_is_verls_own_for_the_mode_with_dapos_arguments(mode: str, k
     assert made.refill_fn.__self__ is trainer
 
 
+def test_the_store_goes_to_the_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an absolute path, because workers run elsewhere; what is set by hand for vLLM stays."""
+    monkeypatch.chdir(tmp_path)
+    given = "+actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config"
+    config = configured(f"{given}.rolltree.store_window=3", f"{given}.other=1")
+    fill_in(config, VerlOptions(store="rollouts.db", store_window=9, store_bytes=2**30))
+    made = config.actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config
+    assert made == {
+        "rolltree": {"store": str(tmp_path / "rollouts.db"), "store_window": 3, "store_bytes": 2**30}, "other": 1
+    }  # fmt: skip
+    with pytest.raises(InvalidInputError, match="a mapping, not JSON text"):
+        fill_in(configured(f"{given}='{{}}'"), VerlOptions(store="rollouts.db"))
+
+
 def test_options_reach_the_sampler() -> None:
     trainer = trainer_of(configured())
     made = sampler(refill_fn=trainer._add_prompts_to_generate, sampler_kwargs={"poll_seconds": 0.25})

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.verl.runs import AHEAD, ASYNC, CUT, RUNS, SETTINGS, Runs
+from rolltree.store import verify
+from tests.verl.runs import AHEAD, ASYNC, CUT, KEPT, RUNS, SAVED, SETTINGS, Runs
 from tests.verl.test_lines import configured
 from tests.verl_on_cpu.demo import document, passed
 from tests.verl_on_cpu.run import Rollout, RunRecord
@@ -268,6 +269,20 @@ def test_a_resumed_training_gets_the_batches_that_were_looked_at(runs: Runs) -> 
     assert [step["step"] for step in resumed.metrics] == list(range(CUT + 1, AHEAD.steps + 1))
     for step in range(CUT + 1, AHEAD.steps + 1):
         assert prompts(resumed, step) == prompts(ahead, step)
+
+
+@pytest.mark.slow
+@pytest.mark.trainings("kept", "kept resumed")
+def test_a_killed_training_resumes_with_its_trees(runs: Runs) -> None:
+    """kill -9 of all its processes while a step generates; the first resumed step drafts as the step before did."""
+    killed, resumed = runs["kept"], runs["kept resumed"]
+    assert [step["step"] for step in killed.metrics] == list(range(1, SAVED + 1))
+    assert [step["step"] for step in resumed.metrics] == list(range(SAVED + 1, KEPT.steps + 1))
+    before, after = killed.values("rolltree/tokens_per_step"), resumed.values("rolltree/tokens_per_step")
+    assert before[-1] > 1.05 * before[0], "earlier epochs bring nothing: the comparison says nothing"
+    assert after[0] >= 0.95 * before[-1]
+    assert resumed.values("rolltree/cache_rebuilt_prompts")[0] == KEPT.prompts
+    assert verify(runs.store) == []
 
 
 @pytest.mark.trainings("async")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ TIMEOUT_SECONDS = 900.0
 """A run of the tests takes 60 to 120; a hung one must not block whoever waits."""
 LOOK_SECONDS = 10.0
 """How often the output is searched for `KILLED`."""
+CLOSE_LOOK_SECONDS = 0.1
+"""How often it is looked whether a run is to be killed."""
 KILLED = b"killed due to memory pressure"
 """What Ray says when it ends processes for want of memory; verl would wait for them forever."""
 
@@ -61,9 +63,10 @@ class RunRecord:
 
 
 def train(
-    settings: RunSettings, folder: Path, *, lines: Sequence[str] = (), timeout: float = TIMEOUT_SECONDS
-) -> RunRecord:
-    """Train with the user's `lines` added.
+    settings: RunSettings, folder: Path, *, lines: Sequence[str] = (), timeout: float = TIMEOUT_SECONDS,
+    until: Callable[[], bool] | None = None,
+) -> RunRecord:  # fmt: skip
+    """Train with the user's `lines` added; all its processes are killed as soon as `until` holds.
 
     Raises:
         RunError: verl failed, was still running after `timeout` seconds, or lost processes for want of memory.
@@ -74,8 +77,8 @@ def train(
     log = folder / "output.log"
     with tempfile.TemporaryDirectory(prefix="rt-") as ray_folder:  # short: Ray puts socket names below it
         command.append(f"+ray_kwargs.ray_init._temp_dir={ray_folder}")
-        status = _run(command, folder, log, timeout)
-    if status != 0:
+        status = _run(command, folder, log, timeout, until)
+    if status != 0 and not (until and until()):
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
         how = f"was still running after {timeout:.0f} s" if status is None else f"ended with status {status}"
         raise RunError(f"verl {how}; its output ends with\n{tail}")
@@ -94,24 +97,30 @@ def read(folder: Path) -> RunRecord:
     )
 
 
-def _run(command: list[str], folder: Path, log: Path, timeout: float) -> int | None:
-    """Return the exit status, None when it had to be stopped."""
+def _run(
+    command: list[str], folder: Path, log: Path, timeout: float, until: Callable[[], bool] | None
+) -> int | None:  # fmt: skip
+    """Return the exit status, None when it had to be stopped, or was to be."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(folder), stdout=output, stderr=output, start_new_session=True
         )
         try:
-            return _wait(process, log, timeout)
+            return _wait(process, log, timeout, until)
         finally:
             _end_group(process)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, timeout: float) -> int | None:
+def _wait(
+    process: subprocess.Popen[bytes], log: Path, timeout: float, until: Callable[[], bool] | None
+) -> int | None:  # fmt: skip
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         try:
-            return process.wait(min(LOOK_SECONDS, left))
+            return process.wait(min(LOOK_SECONDS if until is None else CLOSE_LOOK_SECONDS, left))
         except subprocess.TimeoutExpired:
+            if until is not None and until():
+                return None
             if KILLED in log.read_bytes():
                 raise RunError(
                     f"The machine has too little memory free for this training; Ray says in {log}: {KILLED.decode()}."

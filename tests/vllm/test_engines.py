@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rolltree.errors import InvalidInputError
+from rolltree.store import RolloutStore, identity
 from rolltree.vllm import AsyncControl, Control, compat, compat_cpu, compat_v2, plugin
 from tests.vllm.engines import (
     METHODS,
@@ -18,6 +19,7 @@ from tests.vllm.engines import (
     assert_same,
     engine,
     generate,
+    logged,
     prompts,
     proposer,
     random_model,
@@ -178,6 +180,7 @@ def write_adapter(folder: Path, rank: int = 8, hidden: int = 64) -> None:
         ({"additional_config": {"rolltree": {"windw": 3}}}, "Did you mean 'window'"),
         ({"additional_config": {"rolltree": {"cost": "free"}}}, "cost = 'free'"),
         ({"additional_config": {"rolltree": {"load": "none.store"}}}, "load = 'none.store'"),
+        ({"additional_config": {"rolltree": {"store": "none/rollouts.db"}}}, "rolltree.store = 'none/rollouts.db'"),
         ({"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "pipeline_parallel_size = 2"),
     ],
 )
@@ -250,17 +253,25 @@ def test_the_cpu_fix_is_in_place() -> None:
     assert out.tolist() == pytest.approx([1.0, 0.7, 0.7, 0.7])
 
 
-def test_restart_with_yesterdays_rollouts(tmp_path: Path) -> None:
-    """A new engine starts from a store and drafts at once."""
-    from rolltree.store import RolloutStore
-
-    inputs = prompts(6)
-    with engine("none") as llm:
+def test_a_restarted_engine_drafts_from_what_the_first_one_kept(tmp_path: Path) -> None:
+    """The first engine keeps all it generates, its last step's, too; another gets it back, by name or at the start."""
+    inputs, path = prompts(6), str(tmp_path / "rollouts.db")
+    with engine(additional_config={"rolltree": OPTIONS | {"store": path}}) as llm:
         texts = generate(llm, inputs)
-    with RolloutStore(tmp_path / "rollouts.store") as store:
-        for item, text in zip(inputs, texts, strict=True):
-            store.add(item["prompt_token_ids"], text)
-    start = {"rolltree": OPTIONS | {"load": str(tmp_path / "rollouts.store")}}
-    with engine(additional_config=start) as llm:
+        assert Control(llm).stats()["store_dropped"] == 0
+    with RolloutStore(path) as store:
+        assert sorted(rollout.token_ids.tolist() for rollout in store) == sorted(texts)
+        vocab, model = store._writer.use(identity.known)
+        assert (vocab > 0, Path(model).is_dir()) == (True, True)
+    with engine(additional_config={"rolltree": OPTIONS | {"store": path}}) as llm, logged() as lines:
+        assert Control(llm).expect(inputs) == 6
+        proposer(llm).drafter.cache.wait()
+        assert generate(llm, inputs) == texts
+        assert accepted(llm) > sum(map(len, texts)) * 0.7
+        Control(llm).commit()
+        stats = Control(llm).stats()
+        assert (stats["errors"], stats["cache_rebuilt_prompts"], stats["cache_rollouts"]) == (0, 6, 12)
+        assert not lines
+    with engine(additional_config={"rolltree": OPTIONS | {"load": path}}) as llm:
         assert generate(llm, inputs) == texts
         assert accepted(llm) > sum(map(len, texts)) * 0.7

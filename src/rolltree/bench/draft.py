@@ -16,6 +16,7 @@ import numpy as np
 
 from rolltree import machine
 from rolltree.bench.pauses import measure_pauses
+from rolltree.bench.rebuild import LONGEST_REBUILT, measure_rebuild
 from rolltree.bench.workload import Group, take
 from rolltree.budget import CostModel
 from rolltree.cache import RolloutCache
@@ -44,7 +45,8 @@ def run_draft(
 
     Returns:
         `{"cases": [{case, live_requests, threads, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99,
-        update_microseconds_per_token, drafted_per_request}], "pauses": [see `measure_pauses`]}`.
+        update_microseconds_per_token, drafted_per_request}], "pauses": [see `measure_pauses`], "rebuild": see
+        `measure_rebuild`}`.
 
     """
     cases = []
@@ -56,7 +58,8 @@ def run_draft(
                     case = {"case": name, "live_requests": n, "threads": count, "shape": shape}
                     cases.append(case | _measure(groups, n, config, count, steps))
     pauses = measure_pauses(long, progress=progress)
-    return {"cases": cases, "pauses": pauses, "machine": machine.describe(("numpy",))}
+    rebuild = measure_rebuild(length=min(LONGEST_REBUILT, *long), progress=progress)
+    return {"cases": cases, "pauses": pauses, "rebuild": rebuild, "machine": machine.describe(("numpy",))}
 
 
 def _measure(groups: Sequence[Group], live: int, config: DraftConfig, threads: int, steps: int) -> dict[str, float]:

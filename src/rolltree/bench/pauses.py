@@ -29,7 +29,7 @@ VOCABULARY, REPLACED = 50_000, 0.1
 CALLS = ("open", "extend", "draft", "advance", "close")
 
 
-class _Watch:
+class Watch:
     """Seconds of each call, by name."""
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class _Watch:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Time what is done inside as a call of this name."""
         began = time.perf_counter()
         yield
         self.seconds[name].append(time.perf_counter() - began)
@@ -46,11 +47,12 @@ class _Watch:
         return {
             name: {"p50": float(p50), "p99": float(p99), "max": float(np.max(values)) * 1e3}
             for name, values in self.seconds.items()
+            if values
             for p50, p99 in [np.percentile(values, [50, 99]) * 1e3]
         }
 
 
-class _Text:
+class Text:
     """Rollouts of one prompt."""
 
     def __init__(self, seed: int, length: int) -> None:
@@ -58,6 +60,7 @@ class _Text:
         self.common = self.random.integers(0, VOCABULARY, length, dtype=np.int32)
 
     def rollout(self) -> Int32Array:
+        """Return one, int32 [length]."""
         text = self.common.copy()
         other = self.random.random(len(text)) < REPLACED
         text[other] = self.random.integers(0, VOCABULARY, int(other.sum()), dtype=np.int32)
@@ -88,9 +91,9 @@ def measure_pauses(
 
 
 def _measure(length: int, live: int, samples: int, steps: int, config: CacheConfig) -> dict[str, object]:
-    resident, watch = _resident(), _Watch()
+    resident, watch = _resident(), Watch()
     drafter = TreeDrafter(RolloutCache(config), DraftConfig(), cost=COST)
-    texts = [_Text(seed, length) for seed in range(max(1, live // samples))]
+    texts = [Text(seed, length) for seed in range(max(1, live // samples))]
     for text in texts:
         for _ in range(config.window):
             drafter.cache.add(text.prompt, text.rollout())
@@ -113,16 +116,16 @@ def _measure(length: int, live: int, samples: int, steps: int, config: CacheConf
 class _Requests:
     """Live requests that walk through their rollouts; one that ends makes room for the next."""
 
-    def __init__(self, drafter: TreeDrafter, texts: Sequence[_Text], live: int, watch: _Watch) -> None:
+    def __init__(self, drafter: TreeDrafter, texts: Sequence[Text], live: int, watch: Watch) -> None:
         self.drafter, self.texts, self.watch = drafter, texts, watch
-        self.rows = [self._begin(texts[row % len(texts)], row / live, _Watch()) for row in range(live)]
+        self.rows = [self._begin(texts[row % len(texts)], row / live, Watch()) for row in range(live)]
 
     @property
     def bytes(self) -> int:
         """What the benchmark itself holds of texts."""
         return sum(text.nbytes for _, text, _ in self.rows) + sum(text.common.nbytes for text in self.texts)
 
-    def _begin(self, text: _Text, share: float, watch: _Watch) -> tuple[int, Int32Array, int]:
+    def _begin(self, text: Text, share: float, watch: Watch) -> tuple[int, Int32Array, int]:
         """A request that has generated `share` of its rollout already."""
         rollout = text.rollout()
         with watch("open"):

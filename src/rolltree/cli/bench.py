@@ -76,7 +76,8 @@ def draft(
     json_output: Json = False,
     out: Out = None,
 ) -> None:
-    """Time to draft and to take in what was emitted, by live requests; the longest calls of a full cache.
+    """Time to draft and to take in what was emitted, by live requests; the longest calls of a full cache, and of one
+    whose trees come back from a store.
 
     Example: rolltree bench draft
     """
@@ -104,6 +105,10 @@ def draft(
     ]
     columns = ["rollouts", "live", "call", "ms p50", "p99", "max", "RSS / bytes"]
     screen.print(table("Single calls of a full cache", columns, rows))
+    rebuild: Any = document["rebuild"]
+    rows = [[when, call, *ms.values()] for when, calls in rebuild["milliseconds"].items() for call, ms in calls.items()]
+    title = f"Calls while trees come back, {rebuild['tokens_per_second'] / 1e6:.2f} Mtok/s from store to tree"
+    screen.print(table(title, ["rebuilding", "call", "ms p50", "p99", "max"], rows))
     finish(document, json_output=json_output, out=out)
 
 

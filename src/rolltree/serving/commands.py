@@ -1,4 +1,4 @@
-"""Commands to a running engine, between two of its steps: statistics, version, clear, commit, load, add, pause.
+"""Commands to a running engine, between two of its steps: statistics, version, clear, commit, load, add, expect, pause.
 
 The worker's side; how a command gets there is the host's business (vLLM: `rolltree.vllm.control`).
 """
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "commit": ServingCore.commit,
     "load": ServingCore.load,
     "add": ServingCore.add,
+    "expect": ServingCore.expect,
     "pause": ServingCore.pause,
     "resume": ServingCore.resume,
 }

@@ -16,17 +16,17 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rolltree.cache import RolloutCache
 from rolltree.drafting import TreeDrafter
 from rolltree.errors import InvalidInputError
-from rolltree.metrics import add_up, values_of
+from rolltree.metrics import add_up
+from rolltree.serving import figures
 from rolltree.serving.batch import Batch, Wanted
 from rolltree.serving.counts import ServingCounts
+from rolltree.serving.keeping import Keeping, expect
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request import ServedRequest
@@ -83,6 +83,8 @@ class ServingCore:
         self._watch = Watch()
         self.counts = ServingCounts()
         self._saved = SavedTime(self.observer, self.counts)
+        self.keeping = Keeping(options, vocab=engine.vocab, model=engine.model, log=self.log)
+        self._started = False
         self._earlier: dict[str, float] = {}  # counts of caches that were before
         self.paused = self._failed_now = False
         self._failed_in_a_row = 0
@@ -92,7 +94,7 @@ class ServingCore:
 
     def _make(self, source: Source = Source.UPDATES) -> None:
         engine, options = self.engine, self.options
-        self.drafter = TreeDrafter(RolloutCache(options.cache), options.draft(engine.max_draft), cost=self._cost)
+        self.drafter = TreeDrafter(self.keeping.cache(), options.draft(engine.max_draft), cost=self._cost)
         self.drafter.stats = self.counts
         self.book = RequestBook(
             self.drafter.cache,
@@ -106,6 +108,31 @@ class ServingCore:
         if self.port is not None:
             self.port.follow(self.drafter.cache)
 
+    def start(self) -> None:
+        """Open the store and load the rollouts to start from: in the process that drafts, when it can draft.
+
+        Call it before the first step, whose begin does it otherwise; a second call changes nothing.
+
+        Raises:
+            InvalidInputError: what `load` names is no rollouts.
+
+        """
+        if self._started:
+            return
+        self._started, agreement = True, self.agreement
+        self.keeping.start(alone=agreement is not None, leads=agreement is None or agreement.leads)
+        if self.keeping.store is not None:
+            self._make(self.book.versions.source)
+        self.counts.store_refused += self.keeping.refused
+        if self.options.load:
+            self.load()
+
+    def close(self) -> None:
+        """Keep what requests have generated so far, and let go of the store: when the engine ends."""
+        with self.guarded():
+            self.commit()
+        self.keeping.close()
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Whatever fails inside costs this step its drafts, and is counted; so is the time."""
@@ -117,15 +144,20 @@ class ServingCore:
         finally:
             self.counts.draft_seconds += self._clock() - began
 
-    def begin_step(self, step: Scheduled, *, ended: Collection[str] = (), changed: Iterable[str] = ()) -> None:
+    def begin_step(
+        self, step: Scheduled, *, ended: Collection[str] = (), changed: Iterable[str] = (),
+        coming: Iterable[tuple[str, ServedRequest]] = (),
+    ) -> None:  # fmt: skip
         """Note that the engine begins a step; call it inside `guarded`.
 
         Args:
             step: its shape.
             ended: requests that are no more, in any order.
             changed: running requests whose prompt is another now.
+            coming: requests whose first token will come, where that is known: their trees are made again meanwhile.
 
         """
+        self.start()
         self._observe(step)
         self._saved.begin(step)
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
@@ -135,6 +167,9 @@ class ServingCore:
             from rolltree.serving.share import share
 
             share(self)
+        if self.keeping.store is not None:
+            for id, request in coming:
+                self.book.expect(id, request)
 
     def take_in(self, batch: Batch) -> None:
         """Take in what a step sampled; call it inside `guarded`, once or more before the next `draft`."""
@@ -173,13 +208,20 @@ class ServingCore:
         return drafts if stand and not failed else [[] for _ in ids]
 
     def commit(self) -> None:
-        """Close every session, keeping its text: many hosts tell of finished requests only with the next step."""
+        """Close every session, keeping its text: many hosts tell of finished requests only with the next step.
+
+        With a store, what was kept is in the file when this returns, unless it cannot be written, which is logged.
+        """
         self._end(self.book.running)
+        self.keeping.flush()
 
     def forget(self) -> None:
-        """Start with empty trees; requests that are running start anew in them, sums go on."""
+        """Start with empty trees; requests that are running start anew in them, sums go on.
+
+        A store keeps what it has: prompts that it knows come back when they are asked for.
+        """
         self.drafter.count_sources()
-        self._earlier = add_up(self._earlier, values_of(self.drafter.cache.stats()))
+        self._earlier = add_up(self._earlier, figures.memory(self.drafter.cache))
         self._make(self.book.versions.source)
 
     def pause(self) -> None:
@@ -214,19 +256,32 @@ class ServingCore:
 
         return add_rollouts(self.drafter.cache, rollouts, vocab=self.engine.vocab)
 
+    def expect(self, prompts: Iterable[Mapping[str, Any]]) -> int:
+        """Say which prompts are coming, so that their trees are made again from the store meanwhile; return how many.
+
+        Args:
+            prompts: each with `prompt_token_ids` and, where requests name one, `key`.
+
+        Raises:
+            InvalidInputError: one is no prompt, or has a token that the model does not; none is expected.
+
+        """
+        return expect(self.drafter.cache, prompts, vocab=self.engine.vocab)
+
     def stats(self) -> dict[str, float]:
-        """Return sums since the start and their ratios, and what the cache holds now, under flat names."""
-        now = self.drafter.cache.stats()
-        cache = add_up(self._earlier, values_of(now)) | values_of(now, held=True)
+        """Return sums since the start and their ratios, and what cache and store hold now, under flat names."""
+        cache = self.drafter.cache
+        sums = add_up(self._earlier, figures.memory(cache))
         shared = {} if self.port is None else {"shared_age": self.port.courier.age}
-        return self.drafter.snapshot().snapshot() | {f"cache_{name}": v for name, v in cache.items()} | shared
+        return self.drafter.snapshot().snapshot() | sums | figures.memory(cache, held=True) | shared
 
     def cheap_stats(self) -> dict[str, float]:
         """Return sums, and what costs no look at the trees, for every step."""
         self.drafter.count_sources()
         cache = self.drafter.cache
         held = {"cache_prompts": cache.prompts, "cache_bytes": cache.bytes, "sessions": len(self.book)}
-        return self.counts.sums() | held | {"paused": self.paused}
+        sums = self.counts.sums() | ({} if self.keeping.store is None else figures.store(cache, self._earlier))
+        return sums | held | {"paused": self.paused}
 
     def request_options(self, given: Mapping[str, Any] | None, *, where: str) -> RequestOptions:
         """Read the dictionary that a request carries; one with bad options is left alone, counted and logged."""
@@ -239,15 +294,7 @@ class ServingCore:
 
     def banner(self) -> str:
         """Return the line of the start: that drafting is on, from what, and how it is bounded."""
-        options, given = self.options, self.options.logits_bytes
-        size = f"{given / 2**20:.4g} MiB" if given else "half of the memory that is free when the engine is ready"
-        return (
-            f"rolltree {metadata.version('rolltree')} is ON: up to {self.engine.max_draft} draft tokens a request and "
-            f"step, from earlier and running rollouts (window {options.window}, all prompts {options.shared_window}, "
-            f"{options.capacity_bytes / 2**30:.3g} GiB), budget: {options.cost}, keyed by the whole prompt unless a "
-            f"request names its key. A step's drafts are bounded by {self.engine.step_tokens} tokens a step and {size} "
-            f"for logits, a request by {self.engine.max_length} tokens."
-        )
+        return figures.banner(self.engine, self.options)
 
     def _observe(self, step: Scheduled) -> None:
         """Learn from the step before; only the leader does where ranks schedule alone, because clocks differ."""

@@ -40,7 +40,7 @@ class EngineShape:
     step_tokens: int
     """Tokens that the scheduler puts into one step."""
     model: str = ""
-    """Name of the model: engines of another one are not shared with."""
+    """Its name, which a store remembers; engines of another one are not shared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ def add_rollouts(cache: RolloutCache, given: Iterable[Mapping[str, Any]], *, voc
             if len(tokens) and int(tokens.max()) >= vocab:
                 raise InvalidInputError(f"rollouts[{place}].{name}", int(tokens.max()), f"token ids below {vocab}")
     for rollout in rollouts:
-        cache.restore(rollout)
+        cache.restore(rollout, alone=False)
     return len(rollouts)
 
 

@@ -15,13 +15,17 @@ from typing import Any, TypeVar
 
 from rolltree.budget import CostModel
 from rolltree.config import CacheConfig, DraftConfig
-from rolltree.errors import InvalidInputError
+from rolltree.errors import InvalidInputError, StoreError
 from rolltree.recent import MANY
 from rolltree.serving.request_options import refuse_unknown, unknown
 from rolltree.serving.switch import NAMES, PREFIX, meant
 
 OLD_PREFIX = "ROLLTREE_VLLM_"
 SHARE = re.compile(r"(ray(:[\w.-]+)?)?")
+
+LEAST_BYTES = 2**20
+"""Of a store's file: an empty one has a twentieth of that."""
+REBUILD = ("background", "blocking", "never")
 
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
@@ -73,6 +77,16 @@ class EngineOptions:
     """Time between two exchanges of news, at least."""
     share_bytes: int = 4 << 20
     """Bytes a second to and from the exchange, in the mean."""
+    store: str = ""
+    """File in which every finished rollout is kept, and from which the trees of prompts come back; processes of one
+    machine may name the same."""
+    store_bytes: int = 0
+    """Size of that file beyond which the oldest rollouts are forgotten; 0: any."""
+    store_window: int = 0
+    """Latest rollouts of each prompt that are kept in that file; 0: all."""
+    store_rebuild: str = "background"
+    """When trees come back: `background`, while their requests run already; `blocking`, before, so that drafts do not
+    depend on time; `never`."""
 
     def __post_init__(self) -> None:
         _config(CacheConfig, self)
@@ -81,6 +95,10 @@ class EngineOptions:
         _check("share", self.share, SHARE.fullmatch(self.share) is not None, "ray, ray:NAME, or empty")
         _check("share_seconds", self.share_seconds, 0.001 <= self.share_seconds <= 3600, "a number from 0.001 to 3600")
         _check("share_bytes", self.share_bytes, 1 <= self.share_bytes < 2**63, "a number of bytes, 1 or more")
+        is_good = self.store_bytes == 0 or LEAST_BYTES <= self.store_bytes < 2**63
+        _check("store_bytes", self.store_bytes, is_good, f"0, or {LEAST_BYTES} and more")
+        _check("store_window", self.store_window, 0 <= self.store_window < 2**31, "a number of rollouts, 0 or more")
+        _check("store_rebuild", self.store_rebuild, self.store_rebuild in REBUILD, f"one of {', '.join(REBUILD)}")
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 
     @classmethod
@@ -120,11 +138,12 @@ class EngineOptions:
         return None if self.cost in ("observed", "off") else CostModel.load(self.cost)
 
     def check_files(self, where: str) -> None:
-        """Look whether the files of `cost` and `load`, and what `share` needs, are there; errors name them as options
-        of `where`.
+        """Look whether the files of `cost` and `load`, and what `share` needs, are there, and where `store` is to be.
+
+        Errors name them as options of `where`.
 
         Raises:
-            InvalidInputError: one is not, or `cost` is no cost model.
+            InvalidInputError: one is not, `cost` is no cost model, or `store` cannot be a store's file.
 
         """
         if self.share and util.find_spec("ray") is None:
@@ -138,6 +157,15 @@ class EngineOptions:
             from rolltree.serving.load import existing
 
             existing(self.load)
+        if self.store:
+            from rolltree.store.location import as_path, look_at
+
+            try:
+                look_at(as_path(self.store))
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{where}.store", self.store, error.allowed, error.fix) from None
+            except StoreError:  # the engine says so, and goes on without
+                pass
 
 
 def _config(kind: Callable[..., T], options: EngineOptions) -> T:

@@ -176,16 +176,31 @@ class RequestBook:
         self._entry_of[id] = entry
         self._stops.add(request.stop_ids)
         if request.has_text:
+            self.counts.inferred_sessions += self._session(request) != request.options.session
             self._table.handle[entry] = self._open(id, request)
 
-    def _open(self, id: str, request: ServedRequest) -> int:
-        """Open a session; a later turn of a conversation continues in the tree of its first prompt."""
+    def expect(self, id: str, request: ServedRequest) -> None:
+        """A request's first token is to come: its tree may be made again meanwhile."""
+        if request.has_text and id not in self._entry_of:
+            root, key, _ = self._place(id, request)
+            self.cache.expect(root, key=key)
+
+    def _place(self, id: str, request: ServedRequest) -> tuple[Int32Array, str | None, Int32Array]:
+        """Return what a request's tree begins with, the tree's key, and the prompt.
+
+        A later turn of a conversation continues in the tree of its first prompt.
+        """
         assert request.prompt is not None
-        options, prompt = request.options, as_tokens(request.prompt)
-        key, version = options.key, self._version(request)
+        key, prompt = request.options.key, as_tokens(request.prompt)
         root = prompt if key is not None else self._conversations.root(id, self._session(request), prompt)
         if key is None and any(place < len(root) for place, _ in request.media):
             key = prompt_key(root, media=request.media)
+        return root, key, prompt
+
+    def _open(self, id: str, request: ServedRequest) -> int:
+        """Open a session."""
+        options, version = request.options, self._version(request)
+        root, key, prompt = self._place(id, request)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
         seed, offset = request.noise_seed, len(prompt) - 1  # the first token is drawn at the prompt's last position
@@ -203,10 +218,8 @@ class RequestBook:
         return None if request.salt is None else self.versions.take(request.salt, Source.SALTS)
 
     def _session(self, request: ServedRequest) -> str | None:
-        if request.options.session is not None or request.session is None or not self.versions.infer:
-            return request.options.session
-        self.counts.inferred_sessions += 1
-        return request.session
+        named = request.options.session
+        return request.session if named is None and self.versions.infer else named
 
     def _release(self, entry: int, *, keep: bool = True) -> None:
         request, handle = self._table.requests[entry], int(self._table.handle[entry])

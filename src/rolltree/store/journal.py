@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rolltree.errors import InvalidInputError, StoreCorruptedError
+from rolltree.metrics import StoreStats
 from rolltree.tokens import as_key, as_tokens, as_version
 from rolltree.traces.rollout import StoredRollout, as_logprobs, as_reward, as_sample
 from rolltree.types import Float32Array, Int32Array, Int64Array
@@ -67,6 +68,9 @@ class Journal:
         """Prompts that were opened without what the file knows of them, because it could not be read."""
         self.damaged = 0
         """Rollouts that were left out of a prompt's tree, because they are damaged."""
+        self.unfit = 0
+        """Rollouts that were left out, because the model does not have some of their token ids."""
+        self._begun = _sums(store)
         self._gone: int | None = None  # commits when the file could not be read
 
     def open(self, session: int, prompt: Int32Array, key: str | None, version: int) -> None:
@@ -129,8 +133,8 @@ class Journal:
             page.reward = page.reward if reward is None else reward
             page.logprobs = page.logprobs if probs is None else probs
 
-    def close(self, session: int, keep: bool) -> None:
-        """End a session; its rollout goes to the store if it is kept and not empty.
+    def close(self, session: int, keep: bool) -> StoredRollout | None:
+        """End a session; its rollout goes to the store if it is kept and not empty, and is returned.
 
         Log-probabilities that are not one for each token are left out, with a warning. A store that cannot write is no
         error here: see `RolloutStore.flush`.
@@ -141,7 +145,7 @@ class Journal:
         """
         page = self.pages.pop(session, None)
         if page is None or not keep or not page.text:
-            return
+            return None
         if page.logprobs is not None and len(page.logprobs) != len(page.text):
             counts = f"{len(page.logprobs)} log-probabilities for {len(page.text)} tokens"
             _log.warning("Session %d is stored without %s", session, counts)
@@ -154,11 +158,13 @@ class Journal:
             self._tell(session, rollout)
             if self.store is not None:
                 self.store.put(rollout)
+            return rollout
         except InvalidInputError:
             raise
         except Exception as error:
             self.pages[session] = page
             self.spoil(session, error)
+            return None
 
     def _tell(self, session: int, rollout: StoredRollout) -> None:
         self.closing = session
@@ -187,7 +193,24 @@ class Journal:
             self.unread += 1
         else:
             self._gone = None
-        return known
+        return [rollout for rollout in known if self._fits(rollout, store)]
+
+    def _fits(self, rollout: StoredRollout, store: RolloutStore) -> bool:
+        if not store.vocab or max(map(_largest, (rollout.token_ids, rollout.prompt_token_ids))) < store.vocab:
+            return True
+        self.unfit += 1
+        if self.unfit & (self.unfit - 1) == 0:
+            text = "Rollout %d of %s has ids beyond the model's %d words: left out (%d so far)"
+            _log.warning(text, rollout.id, store.path, store.vocab, self.unfit)
+        return False
+
+    def stats(self) -> StoreStats:
+        """What the store did since this was made, and what was not got from it; all zero without one."""
+        sums = {name: number - self._begun[name] for name, number in _sums(self.store).items()}
+        waiting = 0 if self.store is None else self.store.waiting
+        return StoreStats(
+            unread=self.unread, damaged=self.damaged, unfit=self.unfit, spoiled=self.spoiled, waiting=waiting, **sums
+        )  # fmt: skip
 
     def _leave_out(self, error: StoreCorruptedError) -> None:
         self.damaged += 1
@@ -206,6 +229,14 @@ def _in_memory(store: RolloutStore, prompt: Int32Array | None, key: str | None, 
         return store.recall(prompt, key=key, last=last, file=False)
     except Exception:  # closed, or a fork: said by `close`
         return []
+
+
+def _sums(store: RolloutStore | None) -> dict[str, int]:
+    return {name: 0 if store is None else getattr(store, name) for name in ("commits", "dropped", "forgotten")}
+
+
+def _largest(tokens: Int32Array) -> int:
+    return int(tokens.max(initial=-1))
 
 
 def _bytes(tokens: Int32Array) -> bytes:

@@ -15,6 +15,13 @@ from typing import Protocol
 from rolltree.errors import InvalidInputError, StoreCorruptedError, StoreError
 from rolltree.traces.format import SQLITE, first_bytes, kind_of
 
+NETWORK = (
+    "processes of one machine may share it there, those of several may not: SQLite's log needs one memory. Name a file "
+    "on a local disk, one on each machine"
+)
+_NETWORKS = ("nfs", "cifs", "smb", "lustre", "gluster", "ceph", "beegfs", "gpfs", "9p", "afs", "fuse.sshfs", "panfs")
+_MOUNTS = Path("/proc/self/mountinfo")
+
 Identity = tuple[int, int]
 """Device and inode: the file itself, whatever it is called; (0, 0) for none."""
 
@@ -99,6 +106,20 @@ def look_at(path: Path) -> None:
         raise InvalidInputError("store.path", str(path), "a file", f"This is {what}.")
     if mode is not None and not in_use(path):
         _check_kind(path, beginning(path))
+
+
+def network_of(path: Path) -> str:
+    """The kind of network file system that a path lies on; empty for local ones, and where the system does not say."""
+    try:
+        lines, place = _MOUNTS.read_text().splitlines(), os.path.realpath(path)
+    except OSError:
+        return ""
+    found = ("", "")  # mount point and kind; of several at one point the last counts
+    for fields in (line.split() for line in lines):
+        point = fields[4].replace("\\040", " ")
+        if os.path.commonpath((point, place)) == point and len(point) >= len(found[0]):
+            found = point, fields[fields.index("-") + 1]
+    return found[1] if found[1].startswith(_NETWORKS) else ""
 
 
 def is_empty(path: Path) -> bool:

@@ -26,6 +26,8 @@ class PendingRollout:
     packed: Packed | None = None
     id: int = 0
     """Row that it was given in a transaction that may not be committed yet; 0 without one."""
+    prompt: int = 0
+    """Its prompt's row, likewise."""
 
     def named(self) -> str:
         """How a log calls it."""

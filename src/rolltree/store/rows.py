@@ -55,13 +55,14 @@ class Packed:
             ",".join(f"{a}-{b}" for a, b in rollout.context) or None,
         )
 
-    def write(self, database: sqlite3.Connection, id: int) -> None:
-        """Insert into the tables, inside a transaction; errors of SQLite."""
+    def write(self, database: sqlite3.Connection, id: int) -> int:
+        """Insert into the tables, inside a transaction; return the prompt's id. Errors of SQLite."""
         key, digest, _, _ = self.prompt
         database.execute(_PROMPT, self.prompt)
-        number = database.execute(_NAME, (digest, key)).fetchone()[0]
+        number = int(database.execute(_NAME, (digest, key)).fetchone()[0])
         tokens = self.tokens + _check((id, key, digest, *self.numbers, self.context), self.tokens, self.logprobs)
         database.execute(_ROLLOUT, (id, number, *self.numbers, tokens, self.logprobs, self.context))
+        return number
 
 
 def next_id(database: sqlite3.Connection) -> int:

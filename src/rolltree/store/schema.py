@@ -75,10 +75,13 @@ def _prepare(database: sqlite3.Connection, path: Path, make: bool) -> None:
 
 
 def _is_ours(database: sqlite3.Connection, path: Path) -> bool:
-    """Whether the tables are there; False for an empty file."""
-    application, version, tables = (
+    """Whether the tables are there; False for an empty file.
+
+    Tables are counted first: another process may make them, and the rest of the file, between any two of these.
+    """
+    tables, application, version = (
         int(database.execute(query).fetchone()[0])
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+        for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
     )
     if application == 0 and tables == 0:
         return False

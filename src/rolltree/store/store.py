@@ -11,14 +11,18 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from os import PathLike
 from types import TracebackType
+from typing import Any
 
-from rolltree.errors import InvalidInputError, StoreCorruptedError
+from rolltree.errors import InvalidInputError, StoreCorruptedError, StoreError
+from rolltree.store import identity
 from rolltree.store.loading import Restorable, load
-from rolltree.store.location import as_path, is_empty
+from rolltree.store.location import NETWORK, as_path, is_empty, network_of
 from rolltree.store.pending import PendingRollout, unwritten
 from rolltree.store.reader import ALL, Damaged, StoreReader, refuse
+from rolltree.store.retention import Retention
 from rolltree.store.writer import Writer
 from rolltree.tokens import as_integer, as_key, as_tokens, as_version, prompt_digest
 from rolltree.traces.rollout import Span, StoredRollout
@@ -33,6 +37,8 @@ class RolloutStore:
     Args:
         path: the file; on a local disk, in a folder that exists.
         make: whether it is made when missing.
+        window: latest rollouts of each prompt to keep; older ones are forgotten when the prompt is written. 0: all.
+        most_bytes: of the file; the oldest rollouts are forgotten beyond it, by the thread that writes. 0: any.
 
     Raises:
         InvalidInputError, StoreVersionError, StoreCorruptedError, StoreError: see `rolltree.store.schema.connect`.
@@ -42,11 +48,17 @@ class RolloutStore:
 
     """
 
-    def __init__(self, path: str | PathLike[str], *, make: bool = True) -> None:
-        self.path = as_path(path)
+    def __init__(
+        self, path: str | PathLike[str], *, make: bool = True, window: int = 0, most_bytes: int = 0
+    ) -> None:  # fmt: skip
+        self.path, self.vocab = as_path(path), 0  # words of the vocabulary, once `identify` was called
         self._file = os.path.abspath(self.path)
         emptied = is_empty(self.path)
-        self._writer = Writer(self.path, make=make)
+        most = as_integer(most_bytes, "store.most_bytes", 0)
+        self.keep = Retention(window=as_integer(window, "store.window", 0), bytes=most)
+        self._writer = Writer(self.path, make=make, keep=self.keep)
+        if kind := network_of(self.path):
+            _log.warning("%s lies on a network file system (%s): %s", self.path, kind, NETWORK)
         if emptied:
             _log.warning("%s was an empty file: a new store begins in it", self.path)
         try:
@@ -89,6 +101,31 @@ class RolloutStore:
         if not isinstance(rollout, StoredRollout):
             raise InvalidInputError("rollout", rollout, "a StoredRollout", "Use add(prompt, tokens).")
         self._writer.put(rollout.checked())
+
+    def identify(self, *, vocab: int, model: str) -> str:
+        """Say whose rollouts are kept here; the file remembers it.
+
+        Args:
+            vocab: words of the model's vocabulary.
+            model: its name.
+
+        Returns:
+            A sentence for the user, where the file was written for another model, or cannot be written; else empty.
+
+        Raises:
+            InvalidInputError: the file's rollouts have ids that this vocabulary does not.
+            StoreError: the file cannot be read.
+
+        """
+        before = self._writer.use(identity.known)
+        said = identity.check(self.path, before, vocab, model)
+        self.vocab = vocab
+        if before != (vocab, model):
+            try:
+                self._writer.use(lambda database: identity.write(database, vocab, model))
+            except StoreError as error:
+                return f"Rollouts come back from the store, and none is kept in it: {error}"
+        return said
 
     def flush(self) -> None:
         """Return when everything added is committed.
@@ -184,6 +221,16 @@ class RolloutStore:
         return self._writer.dropped
 
     @property
+    def forgotten(self) -> int:
+        """Rollouts that this object forgot, because of its limits."""
+        return self._writer.forgotten
+
+    @property
+    def waiting(self) -> int:
+        """Rollouts that are not in the file yet."""
+        return self._writer.behind
+
+    @property
     def commits(self) -> int:
         """Transactions of this object that succeeded."""
         return self._writer.commits
@@ -225,9 +272,9 @@ class RolloutStore:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> tuple[type[RolloutStore], tuple[str]]:
-        """Travels to other processes as its path."""
-        return RolloutStore, (self._file,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to other processes as its path and limits."""
+        return partial(RolloutStore, window=self.keep.window, most_bytes=self.keep.bytes), (self._file,)
 
 
 def _close(writer: Writer, reader: StoreReader) -> None:

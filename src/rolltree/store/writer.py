@@ -14,13 +14,15 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rolltree.errors import InvalidInputError, StoreError
 from rolltree.store import schema
 from rolltree.store.connection import Connection
 from rolltree.store.pending import Pending, PendingRollout
+from rolltree.store.retention import Retention
 from rolltree.store.rows import Packed, next_id
 from rolltree.tokens import prompt_digest
 from rolltree.traces.rollout import StoredRollout
@@ -29,15 +31,18 @@ DELAY = 0.2  # seconds that a rollout waits for others to share a transaction wi
 SLOWEST = 30.0  # seconds between two attempts at most, while they fail
 BATCH = 256  # rollouts that are committed without waiting for more
 MOST_WAITING = 65536
+EVERYTHING = Retention()
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 class Writer:
     """Commits to one file; thread-safe, for the process that made it."""
 
-    def __init__(self, path: Path, *, make: bool = True) -> None:
+    def __init__(self, path: Path, *, make: bool = True, keep: Retention = EVERYTHING) -> None:
         """Open the file, or make it; errors of `schema.connect`, and StoreError where no thread can start."""
-        self.path, self.dropped, self.commits = path, 0, 0
+        self.path, self.keep = path, keep
+        self.dropped = self.commits = self.forgotten = 0
         self._database = Connection(path, make=make)
         self._pending = Pending()
         self._lost, self._why = 0, ""  # dropped, and not said by `flush` yet
@@ -71,6 +76,15 @@ class Writer:
                 self._changed.notify_all()
             if self._pending.at_rest > MOST_WAITING and (entry := self._pending.drop()) is not None:
                 self._overflow(entry)
+
+    def use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `work` does with this connection; it waits for others. Errors of `Connection.use`."""
+        return self._database.use(work, schema.BUSY_SECONDS)
+
+    @property
+    def behind(self) -> int:
+        """Rollouts that are not in the file yet."""
+        return len(self._pending)
 
     def waiting(self) -> list[PendingRollout]:
         """What may not be in the file yet, oldest first; look at `PendingRollout.id` after reading the file."""
@@ -142,6 +156,7 @@ class Writer:
                 self._fail(error if isinstance(error, StoreError) else StoreError(f"{self.path}: {error!r}"))
             else:
                 self._settle(batch, lost)
+                self._forget({entry.prompt for entry in batch if entry.id})
         self._database.close()
 
     def _next(self) -> list[PendingRollout]:
@@ -181,6 +196,15 @@ class Writer:
             self._error, self._streak = None, 0
             self.commits += 1
             self._changed.notify_all()
+
+    def _forget(self, prompts: set[int]) -> None:
+        """Keep to the limits; a file that is locked is tried again after the next commit."""
+        if self.keep == EVERYTHING:
+            return
+        try:
+            self.forgotten += self._database.use(lambda database: self.keep.apply(database, prompts))
+        except Exception as error:
+            _log.warning("%s is larger than it should be until the next commit: %s", self.path, error)
 
     def _fail(self, error: StoreError) -> None:
         """Keep what waits for the next attempt, or lose it when there will be none."""
@@ -224,7 +248,7 @@ def _write(database: sqlite3.Connection, batch: Sequence[PendingRollout]) -> lis
             database.execute("SAVEPOINT one")
             try:
                 assert entry.packed is not None
-                entry.packed.write(database, id)
+                entry.prompt = entry.packed.write(database, id)
                 entry.id = id
                 id += 1
             except Exception as error:

@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from rolltree.budget import CostModel, priced_steps
-from rolltree.metrics import DERIVED, CacheStats, DraftStats, add_up, docs_of, minus, ratio, with_ratios
+from rolltree.metrics import (
+    DERIVED,
+    CacheStats,
+    DraftStats,
+    StoreStats,
+    add_up,
+    docs_of,
+    minus,
+    ratio,
+    with_ratios,
+)
 
 Sums = Mapping[str, float]
 
@@ -18,6 +28,8 @@ GAUGES = {
     "cache_prompts": "prompts",
     "cache_rollouts": "rollouts",
     "cache_sessions": "sessions",
+    "cache_waiting_prompts": "waiting_prompts",
+    "store_waiting": "store_waiting",
 }
 """Counters that say how much is held now, and the names they are logged under."""
 OLDER = {"tokens_run_ahead": "run_ahead_tokens", "tokens_validation": "validation_tokens"}
@@ -66,6 +78,7 @@ def _numbers(pairs: Sequence[tuple[Sums, Sums]]) -> dict[str, float]:
 def _sums(counters: Sums) -> dict[str, float]:
     """Those that only grow: what a replica counts is logged, also what this module does not know."""
     others = {*DERIVED, *COST, AGE, *(f"cache_{name}" for name in docs_of(CacheStats, held=True))}
+    others |= {f"store_{name}" for name in docs_of(StoreStats, held=True)}
     return {name: value for name, value in counters.items() if name not in others}
 
 

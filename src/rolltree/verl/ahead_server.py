@@ -108,6 +108,9 @@ async def install(server: Any, config: RunAheadConfig) -> bool:
 async def announce(server: Any, turns: Sequence[FirstTurn]) -> int:
     """Say what the next step is going to ask this server first; how many of these prompts are cold."""
     ahead: ServerAhead = getattr(server, ATTRIBUTE)
+    with ahead.guard:  # where there is a store, trees come back from it meanwhile
+        coming = [{"prompt_token_ids": list(turn.token_ids), "key": turn.key} for turn in turns]
+        await server.engine.collective_rpc("rolltree", args=("expect", coming))
     return ahead.llm.announce([ahead.prompts(turns)])
 
 

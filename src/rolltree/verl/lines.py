@@ -19,7 +19,8 @@ MANAGER = "rolltree.verl.manager.AgentLoopManager"
 ROLLOUT = "actor_rollout_ref.rollout"
 SPECULATIVE = f"{ROLLOUT}.engine_kwargs.vllm.speculative_config"
 ADDITIONAL = f"{ROLLOUT}.engine_kwargs.vllm.additional_config"
-SHARE = f"{ADDITIONAL}.rolltree.share"
+ENGINE = f"{ADDITIONAL}.rolltree"
+SHARE = f"{ENGINE}.share"
 SAMPLER = "trainer.v1.sampler.custom_sampler"
 
 ALGORITHMS = ("grpo", "ppo", "dapo", "multi-turn", "async")
@@ -60,6 +61,8 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
     filled: list[str] = []
     if options.speculate and _get(config, SPECULATIVE) is None and not _has_mtp(config):
         _set(config, SPECULATIVE, speculative_config(options.max_draft), filled)
+    if drafts_with_rolltree(config):
+        _fill_in_engine(config, options.engine_options, filled)
     if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.agent.agent_loop_manager_class", MANAGER, filled)
     is_routed = _get(config, f"{ROLLOUT}.router_config_path") is not None
@@ -71,6 +74,15 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
     if options.run_ahead and runs_ahead(config) and _get(config, policy) != "priority":
         _set(config, policy, "priority", filled)  # run-ahead waits behind all others
     return filled
+
+
+def _fill_in_engine(config: Any, options: Mapping[str, Any], filled: list[str]) -> None:
+    """Set options of vLLM's engines that are not set by hand."""
+    if options and isinstance(given := _get(config, ADDITIONAL), str):
+        raise InvalidInputError(ADDITIONAL, given, f"a mapping, not JSON text, where {WHERE} sets {', '.join(options)}")
+    for name, value in options.items():
+        if _get(config, f"{ENGINE}.{name}") is None:
+            _set(config, f"{ENGINE}.{name}", value, filled)
 
 
 def runs_ahead(config: Any) -> bool:

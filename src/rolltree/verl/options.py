@@ -6,12 +6,14 @@ Every value is checked when the options are made, at both ends of its range; not
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.runahead import RunAheadConfig
+from rolltree.serving.options import EngineOptions
 from rolltree.vllm.width import check_width
 
 WHERE = "trainer.v1.sampler.sampler_kwargs"
@@ -39,6 +41,13 @@ class VerlOptions:
     run_log: str | None = None
     """Folder that also gets the numbers of each step, for `rolltree report FOLDER`."""
 
+    store: str | None = None
+    """File on each node in which its replicas keep finished rollouts, and from which their trees come back."""
+    store_bytes: int = 0
+    """Size of that file beyond which the oldest rollouts are forgotten; 0: any."""
+    store_window: int = 0
+    """Latest rollouts of each prompt that are kept in that file; 0: all."""
+
     run_ahead: bool | Mapping[str, Any] = False
     """Generate ahead in the tails of batches; a mapping sets fields of `RunAheadConfig`. Synchronous trainers only."""
 
@@ -53,6 +62,11 @@ class VerlOptions:
         good = poll is None or (_is_number(poll) and 0.001 <= poll <= 60)
         _check("poll_seconds", poll, good, "a number from 0.001 to 60, or null for verl's own")
         _check("run_log", self.run_log, self.run_log is None or _is_name(self.run_log), "a folder's name")
+        _check("store", self.store, self.store is None or _is_name(self.store), "a file's name")
+        try:
+            EngineOptions.read(self.engine_options, {}, where=WHERE)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{WHERE}.{_last(error.name)}", error.value, error.allowed, error.fix) from None
         _check("run_ahead", self.run_ahead, isinstance(self.run_ahead, bool | Mapping), "true, false or a mapping")
         _ = self.run_ahead_config
 
@@ -60,6 +74,14 @@ class VerlOptions:
     def routes(self) -> bool:
         """Whether the router is to be used where there are several replicas."""
         return not self.share or bool(self.run_ahead) if self.route is None else self.route
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """Those that vLLM's engines get; a store's path is made absolute, because workers run elsewhere."""
+        given = {"store_bytes": self.store_bytes, "store_window": self.store_window}
+        default = VerlOptions.__dataclass_fields__
+        given = {name: value for name, value in given.items() if value != default[name].default}
+        return ({} if self.store is None else {"store": os.path.abspath(self.store)}) | given
 
     @property
     def run_ahead_config(self) -> RunAheadConfig | None:
@@ -75,7 +97,7 @@ class VerlOptions:
         try:
             return RunAheadConfig(**given)
         except InvalidInputError as error:  # named as a setting of the controller: say where it stands here
-            name = f"{where}.{error.name.rpartition('.')[2]}"
+            name = f"{where}.{_last(error.name)}"
             raise InvalidInputError(name, error.value, error.allowed, error.fix) from None
 
     @classmethod
@@ -124,6 +146,10 @@ def _mapping(where: str, given: object) -> dict[str, Any]:
         raise InvalidInputError(
             where, type(error).__name__, "a mapping whose values are all there", str(error)
         ) from None
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _is_number(value: object) -> bool:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rolltree.metrics import docs_of
+from rolltree.metrics import StoreStats, docs_of
 from rolltree.serving.counts import ServingCounts
 
 FOLDER = "ROLLTREE_METRICS_FOLDER"
-COUNTERS = docs_of(ServingCounts)
+COUNTERS = docs_of(ServingCounts) | {f"store_{name}": text for name, text in docs_of(StoreStats).items()}
 GAUGES = {
     "cache_prompts": "Prompts with a tree",
     "cache_bytes": "Bytes of all trees",

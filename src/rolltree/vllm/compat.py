@@ -90,6 +90,27 @@ def hook_runner() -> None:
     wrap(GPUModelRunner, "_update_states", make, "scheduler_output")
 
 
+def _drafting(worker: Any) -> Any:
+    """What drafts in a worker: the V1 runner's drafter, or the V2 runner's speculator."""
+    runner = getattr(worker, "model_runner", None)
+    return getattr(runner, "drafter", None) or getattr(runner, "speculator", None)
+
+
+def close_with_worker() -> None:
+    """Let what drafts keep its rollouts before the worker ends: finished requests are told of only with a next step."""
+    from vllm.v1.worker.gpu_worker import Worker  # the CPU's, too, is one
+
+    def make(original: Any) -> Callable[..., Any]:
+        def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if (close := getattr(_drafting(self), "rolltree_close", None)) is not None:
+                close()
+            return original(self, *args, **kwargs)
+
+        return shutdown
+
+    wrap(Worker, "shutdown", make)
+
+
 def check_requests_state() -> None:
     """Look for the fields that drafting reads; raise HookMissing where one is gone."""
     for name, fields in STATE.items():
@@ -105,9 +126,7 @@ def add_worker_call() -> None:
     from vllm.v1.worker.worker_base import WorkerBase
 
     def rolltree(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
-        runner = getattr(self, "model_runner", None)
-        drafting = getattr(runner, "drafter", None) or getattr(runner, "speculator", None)  # V1, V2
-        run = getattr(drafting, "rolltree_command", None)
+        run = getattr(_drafting(self), "rolltree_command", None)
         return None if run is None else run(command, *args, **kwargs)
 
     WorkerBase.rolltree = rolltree

@@ -43,7 +43,10 @@ class Control:
         self._call("clear")
 
     def commit(self) -> None:
-        """Close finished requests now, not with the next step. Call it between generations."""
+        """Close finished requests now, not with the next step; with a store, they are safe in it afterwards.
+
+        Call it between generations.
+        """
         self._call("commit")
 
     def load(self, path: str | Path) -> int:
@@ -53,6 +56,10 @@ class Control:
     def add(self, rollouts: Iterable[Mapping[str, Any]]) -> int:
         """Add rollouts that other engines finished (see `ServingCore.add`); return how many."""
         return int(max(self._call("add", plain(rollouts))))
+
+    def expect(self, prompts: Iterable[Mapping[str, Any]]) -> int:
+        """Say which prompts are coming (see `ServingCore.expect`), so that their trees come back from the store."""
+        return int(max(self._call("expect", plain(prompts))))
 
     def pause(self) -> None:
         """Draft no more; text still enters the trees."""
@@ -100,6 +107,10 @@ class AsyncControl:
         """Add rollouts that other engines finished; return how many."""
         return int(max(await self._call("add", plain(rollouts))))
 
+    async def expect(self, prompts: Iterable[Mapping[str, Any]]) -> int:
+        """Say which prompts are coming."""
+        return int(max(await self._call("expect", plain(prompts))))
+
     async def pause(self) -> None:
         """Draft no more."""
         await self._call("pause")
@@ -110,7 +121,7 @@ class AsyncControl:
 
 
 def plain(rollouts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rollouts as what may travel to the engine's process: arrays become lists."""
+    """Rollouts or prompts as what may travel to the engine's process: arrays become lists."""
     return [
         {name: value.tolist() if hasattr(value, "tolist") else value for name, value in fields.items()}
         for fields in rollouts

@@ -44,6 +44,7 @@ FOR_ALL = (
 """Installed by the plugin, in every process."""
 FOR_DRAFTING = (
     Hook("hook_runner", "GPUModelRunner._update_states(scheduler_output)", "no drafts can be made", needed=True),
+    Hook("close_with_worker", "Worker.shutdown", "rollouts of an engine's last step may be missing from its store"),
     Hook("check_requests_state", "the fields of a request and a schedule", "no drafts can be made", needed=True),
     Hook("fix_cpu_top_k", "the CPU's apply_top_k_only", "top-k without top-p ends the engine in a step without drafts"),
 )

@@ -44,7 +44,8 @@ class Proposer(DraftingWorker):
                 step = scheduled(schedule)
                 self._reading.begin_step(schedule, decodes=step.decodes)
                 new = (request.req_id for request in schedule.scheduled_new_reqs)
-                self.core.begin_step(step, ended=schedule.finished_req_ids, changed=new)
+                coming = self._coming(schedule)
+                self.core.begin_step(step, ended=schedule.finished_req_ids, changed=new, coming=coming)
 
     def propose(
         self,

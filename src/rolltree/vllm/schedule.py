@@ -21,7 +21,7 @@ def engine_shape(config: Any) -> EngineShape:
         max_length=int(config.model_config.max_model_len),
         max_requests=int(scheduler.max_num_seqs),
         step_tokens=int(tokens),
-        model=str(config.model_config.model),
+        model=str(getattr(config.model_config, "model", "")),
     )
 
 

@@ -79,7 +79,7 @@ class Speculator(DraftingWorker):
         return super().rolltree_command(command, *arguments)
 
     def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
-        """vLLM calls it when the engine has its memory; nothing runs on the device here, so rollouts are loaded."""
+        """vLLM calls it when the engine has its memory; nothing runs on the device here, so the store is opened."""
         self._load()
 
     def capture(self) -> None:
@@ -103,7 +103,7 @@ class Speculator(DraftingWorker):
             before = known.get(new.req_id)
             if before is not None and before.new.prompt_token_ids != new.prompt_token_ids:
                 changed.append(new.req_id)
-        self.core.begin_step(step, ended=ended, changed=changed)
+        self.core.begin_step(step, ended=ended, changed=changed, coming=self._coming(schedule))
         for id in ended:
             known.pop(id, None)
         for new in schedule.scheduled_new_reqs:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rolltree.errors import InvalidInputError
 from rolltree.serving import commands
 from rolltree.serving.core import ServingCore
 from rolltree.serving.request import ServedRequest
+from rolltree.serving.request_options import RequestOptions
 from rolltree.vllm import checks, compat, compat_args, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
@@ -70,10 +73,22 @@ class DraftingWorker:
     def _is_drafting_rank(self) -> bool:
         raise NotImplementedError
 
+    def rolltree_close(self) -> None:
+        """Called before the worker ends (see `compat`): what was generated is kept."""
+        if self._drafts:
+            self.core.close()
+
     def _load(self) -> None:
-        """Load the rollouts to start from."""
-        if self.core.options.load and self._is_drafting_rank():
-            self.core.load()
+        """Open the store and load the rollouts to start from."""
+        if (self.core.options.load or self.core.options.store) and self._is_drafting_rank():
+            self.core.start()
+
+    def _coming(self, schedule: Any) -> Iterator[tuple[str, ServedRequest]]:
+        """Requests that are scheduled for the first time, whose first token comes when their prompts are read."""
+        for new in schedule.scheduled_new_reqs:
+            with suppress(InvalidInputError):  # counted when the request has begun
+                options = RequestOptions.read(getattr(new.sampling_params, "extra_args", None), where="extra_args")
+                yield new.req_id, request_of(new, options)
 
     def _request(self, id: str) -> ServedRequest:
         """Read a request; the front end has refused bad options, unless the plugin does not run there."""
