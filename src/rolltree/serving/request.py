@@ -21,6 +21,9 @@ class ServedRequest:
     """Tokens that end it."""
     min_tokens: int = 0
     """Generated tokens before which none of `stop_ids` counts."""
+    undrafted_at: int = 0
+    """How many generated tokens no draft may reach; 0: any. For hosts that judge all tokens of a step by how many there
+    were before it."""
     noise_seed: int | None = None
     """Seed of the murmur3 noise that the engine draws this request's tokens with; drafts then follow the noise."""
     media: tuple[tuple[int, str], ...] = ()

@@ -18,6 +18,8 @@ PROPOSER = "rolltree.vllm.Proposer"
 MANAGER = "rolltree.verl.manager.AgentLoopManager"
 ROLLOUT = "actor_rollout_ref.rollout"
 SPECULATIVE = f"{ROLLOUT}.engine_kwargs.vllm.speculative_config"
+ADDITIONAL = f"{ROLLOUT}.engine_kwargs.vllm.additional_config"
+COUPLED = f"{ADDITIONAL}.rolltree.coupled"
 SAMPLER = "trainer.v1.sampler.custom_sampler"
 
 ALGORITHMS = ("grpo", "ppo", "dapo", "multi-turn", "async")
@@ -44,6 +46,7 @@ def config_lines(algorithm: str = "grpo", *, explicit: bool = False, options: Ve
             f"+{ROLLOUT}.agent.agent_loop_manager_class={MANAGER}",
             f"{ROLLOUT}.router_config_path={CONFIG_PATH}",
         ]
+        lines += [f"++{COUPLED}=True"] * options.coupled
     return lines + _option_lines(options)
 
 
@@ -57,6 +60,8 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
     filled: list[str] = []
     if options.speculate and _get(config, SPECULATIVE) is None and not _has_mtp(config):
         _set(config, SPECULATIVE, speculative_config(options.max_draft), filled)
+    if options.coupled and drafts_with_rolltree(config):
+        _couple(config, filled)
     if _get(config, f"{ROLLOUT}.agent.agent_loop_manager_class") is None and drafts_with_rolltree(config):
         _set(config, f"{ROLLOUT}.agent.agent_loop_manager_class", MANAGER, filled)
     is_routed = _get(config, f"{ROLLOUT}.router_config_path") is not None
@@ -66,6 +71,14 @@ def fill_in(config: Any, options: VerlOptions) -> list[str]:
     if options.run_ahead and runs_ahead(config) and _get(config, policy) != "priority":
         _set(config, policy, "priority", filled)  # run-ahead waits behind all others
     return filled
+
+
+def _couple(config: Any, filled: list[str]) -> None:
+    if isinstance(_get(config, ADDITIONAL), str):
+        fix = f"Say it in the text of {ADDITIONAL}."
+        raise InvalidInputError(f"{WHERE}.coupled", True, "false where the engine's options are JSON text", fix)
+    if _get(config, COUPLED) is None:
+        _set(config, COUPLED, True, filled)
 
 
 def runs_ahead(config: Any) -> bool:

@@ -27,6 +27,8 @@ class VerlOptions:
     """Draft tokens of a request and step at most, where `speculative_config` is not set by hand."""
     speculate: bool = True
     """False leaves vLLM without drafts, to measure against: keys and metrics stay."""
+    coupled: bool = False
+    """vLLM draws each token by noise of its request's seed and position (the engine option `coupled`)."""
     route: bool = True
     """Keep a prompt on one replica, where there are several and no router is set by hand."""
     rpc_seconds: float = 10.0
@@ -42,7 +44,7 @@ class VerlOptions:
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or _is_name(self.key_column), "a column's name")
         check_width(f"{WHERE}.max_draft", self.max_draft)
-        for name in ("speculate", "route"):
+        for name in ("speculate", "coupled", "route"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
         rpc, poll = self.rpc_seconds, self.poll_seconds
         _check("rpc_seconds", rpc, _is_number(rpc) and 0.001 <= rpc <= 3600, "a number from 0.001 to 3600")

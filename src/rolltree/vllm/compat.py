@@ -9,8 +9,9 @@
 | `InputProcessor.__init__` reads our options | a bad option should fail before processes start | fails in the worker |
 | `VllmConfig._validate_v2_model_runner` | a V2 runner may lack what drafting needs | vLLM's own message |
 | CPU `expand_kernel` | vllm#55005: writes into a temporary, so samples at T > 0 are wrong | the start is refused |
+| CPU `apply_sampling_constraints` | top-k of a step without drafts raises | the engine may die there |
 
-The last applies only on the CPU platform and only where a probe shows the fault. GPU code paths stay untouched. A
+The last two apply only on the CPU platform, one only where a probe shows the fault. GPU code paths stay untouched. A
 function that installs something raises `HookMissing`, or whatever the host raises, where this vLLM has no place for it:
 `hooks` records that. Imports neither vLLM nor anything of rolltree that is heavy until one of them is called.
 """
@@ -190,6 +191,13 @@ def fix_cpu_expand() -> None:
     from rolltree.vllm import compat_cpu
 
     compat_cpu.fix_cpu_expand()
+
+
+def fix_cpu_empty() -> None:
+    """Let a step that has no drafts pass through the CPU's rejection sampler."""
+    from rolltree.vllm import compat_cpu
+
+    compat_cpu.fix_cpu_empty()
 
 
 def uses_rolltree(vllm_config: Any) -> bool:

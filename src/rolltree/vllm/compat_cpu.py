@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rolltree.vllm.compat import wrap
+
 
 def cpu_expand_is_wrong() -> bool:
     """Return whether this vLLM's `expand_kernel` for the CPU loses what it writes."""
@@ -38,6 +40,23 @@ def fix_cpu_expand() -> None:
     _expand._rolltree_stock = cpu_triton_utils._expand_kernel_impl  # type: ignore[attr-defined]
     cpu_triton_utils._expand_kernel_impl = _expand
     _replace_where_it_is_registered(cpu_triton_utils)
+
+
+def fix_cpu_empty() -> None:
+    """Leave logits of no drafts alone: `top-k` of them raises, and vLLM 0.32 asks for it in every step."""
+    from vllm.platforms import current_platform
+    from vllm.v1.sample import rejection_sampler
+
+    if not current_platform.is_cpu():
+        return
+
+    def make(original: Any) -> Any:
+        def apply_sampling_constraints(logits: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(logits, *args, **kwargs) if logits.shape[0] else logits
+
+        return apply_sampling_constraints
+
+    wrap(rejection_sampler, "apply_sampling_constraints", make, "cu_num_draft_tokens", "sampling_metadata")
 
 
 def _replace_where_it_is_registered(cpu_triton_utils: Any) -> None:

@@ -41,6 +41,7 @@ FOR_ALL = (
 """Installed by the plugin, in every process."""
 FOR_DRAFTING = (
     Hook("hook_runner", "GPUModelRunner._update_states(scheduler_output)", "no drafts can be made", needed=True),
+    Hook("fix_cpu_empty", "rejection_sampler.apply_sampling_constraints", "top-k may end an engine on a CPU"),
     Hook("check_requests_state", "the fields of a request and a schedule", "no drafts can be made", needed=True),
 )
 """Installed where an engine is to draft with rolltree; they load what only workers need."""
