@@ -12,6 +12,7 @@
 
 #include "budget.h"
 #include "forest.h"
+#include "step.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -49,6 +50,17 @@ struct Drafts {
 template <class T>
 auto table(std::vector<T> Drafts::* member) {
   return [member](Drafts& d) { return nb::ndarray<nb::numpy, T, nb::ndim<2>>((d.*member).data(), {d.rows, d.width}); };
+}
+
+/// A step whose text stays where it is as long as the step may read it.
+struct BoundStep {
+  Step step;
+  std::optional<In<std::int32_t, 2>> text;
+};
+
+template <class T>
+auto column(std::vector<T> Step::* member) {
+  return [member](BoundStep& s) { return nb::ndarray<nb::numpy, T, nb::ndim<1>>((s.step.*member).data(), {s.step.rows()}); };
 }
 
 using unlocked = nb::call_guard<nb::gil_scoped_release>;
@@ -113,6 +125,20 @@ NB_MODULE(_native, m) {
         return PlaceNoise({SamplerNoise::Hash::murmur3, seed, position}, 0)(static_cast<std::uint32_t>(token));
       },
       "seed"_a, "position"_a, "token"_a, "The exponential noise of one token as vLLM's sampler has it: -log of it is Gumbel noise.");
+  m.def(
+      "murmur3_argmax",
+      [](In<float, 2> logits, In<std::int64_t, 1> seeds, In<std::int64_t, 1> positions, Out<std::int64_t, 1> out) {
+        const std::size_t rows = logits.shape(0), vocabulary = logits.shape(1);
+        same("seeds.shape", seeds.shape(0), rows);
+        same("positions.shape", positions.shape(0), rows);
+        same("out.shape", out.shape(0), rows);
+        nb::gil_scoped_release release;
+        for (std::size_t b = 0; b < rows; ++b)
+          out.data()[b] = murmur3_argmax(logits.data() + b * vocabulary, static_cast<std::uint32_t>(vocabulary),
+                                         static_cast<std::uint64_t>(seeds.data()[b]), static_cast<std::uint32_t>(positions.data()[b]));
+      },
+      "logits"_a.noconvert(), "seeds"_a.noconvert(), "positions"_a.noconvert(), "out"_a.noconvert(),
+      "What vLLM's sampler draws from logits by the noise of (seed, position, token): float32[N, V], int64[N], int64[N] -> int64[N].");
   m.def("gumbel_noise", &noise, "keys"_a.noconvert(), "vocab"_a,
         "Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].");
 
@@ -295,4 +321,46 @@ NB_MODULE(_native, m) {
           "(drafted, accepted) sums for prompt, own, sibling, history, shared, run-ahead.")
       .def("learned", &Forest::learned, "Tokens that the ranker has learned from.")
       .def("set_threads", &Forest::set_threads, "threads"_a, "Threads that draft large batches; drafts do not depend on it.");
+
+  const auto same_memory = nb::rv_policy::reference_internal;
+  nb::class_<BoundStep>(m, "Step",
+                        "One step of an engine as one call on plain buffers: judge, learn, append, draft, cut. Host and stream take turns:\n"
+                        "fill in and `begin`, hand over, wait until `done` has grown.")
+      .def(
+          "__init__", [](BoundStep* self, Forest& forest, std::size_t rows, std::size_t width) { new (self) BoundStep{{forest, rows, width}, {}}; },
+          "forest"_a, "rows"_a, "width"_a, nb::keep_alive<1, 2>())
+      .def_prop_ro("sessions", column(&Step::sessions), same_memory, "int64[rows]: session, or -1")
+      .def_prop_ro("slots", column(&Step::slots), same_memory, "int32[rows]: row of the text")
+      .def_prop_ro("known", column(&Step::known), same_memory, "int32[rows]: tokens that the session has; moved on by the step")
+      .def_prop_ro("ends", column(&Step::ends), same_memory, "int32[rows]: length at which the request ends")
+      .def_prop_ro("limits", column(&Step::limits), same_memory, "int32[rows]: draft tokens at most")
+      .def_prop_ro("counts", column(&Step::counts), same_memory, "int32[rows], by the device: tokens sampled in this step")
+      .def_prop_ro("lengths", column(&Step::lengths), same_memory, "int32[rows], by the device: length behind this step")
+      .def_prop_ro(
+          "drafts",
+          [](BoundStep& s) { return nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>>(s.step.drafts.data(), {s.step.rows(), s.step.width() + 1}); },
+          same_memory, "int32[rows, 1 + width], for the device: number of drafts, and the drafts")
+      .def(
+          "begin",
+          [](BoundStep& s, std::size_t rows, In<std::int32_t, 2> text, std::int32_t vocabulary, std::size_t room, float min_survival,
+             std::uint32_t min_match, bool budget, double base, double row, double token, double cell, double ragged, double floor) {
+            s.step.begin({rows, text.data(), text.shape(0), text.shape(1), vocabulary, room, min_survival, min_match, budget,
+                          {base, row, token, cell, ragged, floor}});
+            s.text = text;
+          },
+          "rows"_a, "text"_a.noconvert(), nb::kw_only(), "vocabulary"_a, "room"_a, "min_survival"_a, "min_match"_a, "budget"_a = false,
+          "base"_a = 0.0, "row"_a = 0.0, "token"_a = 0.0, "cell"_a = 0.0, "ragged"_a = 0.0, "floor"_a = 0.0,
+          "Say what the next step is: its first rows, the text int32[slots, length], what drafts are cut to.")
+      .def("run", [](BoundStep& s) { s.step.run(); }, unlocked(), "Do the step on this thread.")
+      .def_prop_ro(
+          "entry", [](BoundStep& s) { return std::pair(reinterpret_cast<std::uintptr_t>(&Step::enter), reinterpret_cast<std::uintptr_t>(&s.step)); },
+          "Addresses of a function void(void*) that does the step, and of its argument: for a thread or stream without Python.")
+      .def_prop_ro("done", [](BoundStep& s) { return s.step.done(); }, "Steps done so far.")
+      .def_prop_ro(
+          "sums",
+          [](BoundStep& s) {
+            const Step::Sums& sums = s.step.sums();
+            return std::tuple(sums.tokens, sums.drafted, sums.accepted, sums.failed);
+          },
+          "Tokens, drafted, accepted and failed steps so far; read them between steps.");
 }

@@ -5,8 +5,10 @@
 // branch that the sampler is going to take. `rolltree.sampling.noise` is the torch twin of this file.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 namespace rolltree {
 
@@ -116,6 +118,41 @@ class PlaceNoise {
 ROLLTREE_VECTORISED
 inline void gumbel_row(std::uint64_t key, std::uint32_t vocabulary, float* out) {
   for (std::uint32_t t = 0; t < vocabulary; ++t) out[t] = -fast_log(exponential_noise(key, t));
+}
+
+/// vLLM's Gumbel noise of 32 bits, by the float operations of its sampler: what it rounds off is rounded off here, too.
+inline float murmur3_gumbel(std::uint32_t bits) {
+  const float high = static_cast<float>(static_cast<std::int32_t>(bits >> 16));
+  const float low = static_cast<float>(static_cast<std::int32_t>(bits & 0xFFFFu)) + 0.5f;
+  const float u = high * 0x1p-16f + low * 0x1p-32f, rest = 1.0f - u;
+  float p = 0.125f;  // -log(1 - u) = u p, by its series
+  for (float c : {1.0f / 7, 1.0f / 6, 1.0f / 5, 1.0f / 4, 1.0f / 3, 1.0f / 2, 1.0f}) p = c + u * p;
+  return -fast_log(u < 0.25f ? u * p : -fast_log(rest < 0x1p-24f ? 0x1p-24f : rest));
+}
+
+ROLLTREE_VECTORISED
+inline void murmur3_gumbel_row(std::uint32_t key, std::uint32_t from, std::uint32_t count, float* out) {
+  for (std::uint32_t i = 0; i < count; ++i) out[i] = murmur3_gumbel(murmur3_bits(key, from + i));
+}
+
+/// The token that vLLM's sampler draws at a position: argmax of logits [vocabulary] and noise, of equals the first.
+inline std::int64_t murmur3_argmax(const float* logits, std::uint32_t vocabulary, std::uint64_t seed, std::uint32_t position) {
+  constexpr std::uint32_t kBlock = 1024;
+  float noise[kBlock];
+  const std::uint32_t key = murmur3_key(seed, position);
+  std::int64_t best = 0;
+  float most = -std::numeric_limits<float>::infinity();
+  for (std::uint32_t from = 0; from < vocabulary; from += kBlock) {
+    const std::uint32_t count = std::min(kBlock, vocabulary - from);
+    murmur3_gumbel_row(key, from, count, noise);
+    for (std::uint32_t i = 0; i < count; ++i) {
+      const float value = logits[from + i] + noise[i];
+      if (value <= most) continue;
+      most = value;
+      best = from + i;
+    }
+  }
+  return best;
 }
 
 }  // namespace rolltree

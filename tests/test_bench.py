@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,10 @@ def test_subjects_index_the_same_text() -> None:
 
 
 def test_draft_reports_every_shape() -> None:
-    cases = run_draft({"m": markov(2, 2, 60)}, live=(1, 4), threads=(1, 2), steps=5, long=())["cases"]
+    document: Any = run_draft({"m": markov(2, 2, 60)}, live=(1, 4), threads=(1, 2), steps=5, rows=(3,), long=())
+    cases, steps = document["cases"], document["steps"]
+    assert [(s["rows"], s["drafted_per_request"] > 0, s["step_milliseconds_p99"] > 0) for s in steps] == [
+        (3, True, True)
+    ]
     assert [(c["live_requests"], c["threads"]) for c in cases] == [(1, 1)] * 3 + [(4, 1), (4, 2)] * 3
     assert all(c["microseconds_per_request"] > 0 for c in cases)

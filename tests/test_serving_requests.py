@@ -138,6 +138,16 @@ def test_no_draft_reaches_past_the_end(engine: Engine) -> None:
     assert engine.limits("a") == [32 - 26 - 1]
 
 
+def test_no_draft_reaches_the_wall_but_from_behind_it(engine: Engine) -> None:
+    """As many drafts as leave their last pick before the wall; from the wall on as many as ever."""
+    engine.start("a", [1, 2, 3], undrafted_at=6)
+    seen = []
+    for token in range(7):
+        engine.step({"a": [token]})
+        seen += engine.limits("a")
+    assert seen == [4, 3, 2, 1, 0, 8, 8]
+
+
 def test_text_taken_back_starts_a_new_session(engine: Engine) -> None:
     """A failed transfer rolls a request back; what was withdrawn is forgotten."""
     engine.start("a", [1, 2])

@@ -11,6 +11,11 @@ def murmur3_exponential(seed: int, position: int, token: int) -> float:
     The exponential noise of one token as vLLM's sampler has it: -log of it is Gumbel noise.
     """
 
+def murmur3_argmax(logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], seeds: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    What vLLM's sampler draws from logits by the noise of (seed, position, token): float32[N, V], int64[N], int64[N] -> int64[N].
+    """
+
 def gumbel_noise(keys: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], vocab: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None))]:
     """
     Gumbel noise for each (seed, position) key and token: uint64[N] -> float32[N, vocab].
@@ -186,3 +191,69 @@ class Forest:
 
     def set_threads(self, threads: int) -> None:
         """Threads that draft large batches; drafts do not depend on it."""
+
+class Step:
+    """
+    One step of an engine as one call on plain buffers: judge, learn, append, draft, cut. Host and stream take turns:
+    fill in and `begin`, hand over, wait until `done` has grown.
+    """
+
+    def __init__(self, forest: Forest, rows: int, width: int) -> None: ...
+
+    @property
+    def sessions(self) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
+        """int64[rows]: session, or -1"""
+
+    @property
+    def slots(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: row of the text"""
+
+    @property
+    def known(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: tokens that the session has; moved on by the step"""
+
+    @property
+    def ends(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: length at which the request ends"""
+
+    @property
+    def limits(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: draft tokens at most"""
+
+    @property
+    def counts(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows], by the device: tokens sampled in this step"""
+
+    @property
+    def lengths(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows], by the device: length behind this step"""
+
+    @property
+    def drafts(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
+        """
+        int32[rows, 1 + width], for the device: number of drafts, and the drafts
+        """
+
+    def begin(self, rows: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, vocabulary: int, room: int, min_survival: float, min_match: int, budget: bool = False, base: float = 0.0, row: float = 0.0, token: float = 0.0, cell: float = 0.0, ragged: float = 0.0, floor: float = 0.0) -> None:
+        """
+        Say what the next step is: its first rows, the text int32[slots, length], what drafts are cut to.
+        """
+
+    def run(self) -> None:
+        """Do the step on this thread."""
+
+    @property
+    def entry(self) -> tuple[int, int]:
+        """
+        Addresses of a function void(void*) that does the step, and of its argument: for a thread or stream without Python.
+        """
+
+    @property
+    def done(self) -> int:
+        """Steps done so far."""
+
+    @property
+    def sums(self) -> tuple[int, int, int, int]:
+        """
+        Tokens, drafted, accepted and failed steps so far; read them between steps.
+        """

@@ -63,6 +63,28 @@ def test_what_is_set_by_hand_stays() -> None:
     assert config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") is None
 
 
+def test_coupling_reaches_the_engine() -> None:
+    """As one of its options, beside those that are set by hand; one that is stays. JSON text must say it itself."""
+    name = "actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config"
+    options = VerlOptions(coupled=True, share=False)
+    short = configured(f"+{name}.rolltree.window=8", *config_lines(options=options))
+    fill_in(short, VerlOptions.read(short.trainer.v1.sampler.sampler_kwargs))
+    long = configured(f"+{name}.rolltree.window=8", *config_lines(explicit=True, options=options))
+    for config in (short, long):
+        engine = config.actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config
+        assert engine == {"rolltree": {"window": 8, "coupled": True}}
+    plain, own = configured(*config_lines()), configured(f"+{name}.rolltree.coupled=False")
+    fill_in(plain, VerlOptions())
+    fill_in(own, options)
+    assert OmegaConf.select(plain, name) is None
+    assert OmegaConf.select(own, f"{name}.rolltree.coupled") is False
+    text = configured()
+    with open_dict(text):
+        OmegaConf.update(text, name, '{"rolltree": {}}', force_add=True)
+    with pytest.raises(InvalidInputError, match="coupled"):
+        fill_in(text, options)
+
+
 def test_json_text_is_read_as_vllm_reads_it() -> None:
     name = "+actor_rollout_ref.rollout.engine_kwargs.vllm.speculative_config"
     ours = configured("trainer.n_gpus_per_node=1")

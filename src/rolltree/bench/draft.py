@@ -1,6 +1,7 @@
 """`rolltree bench draft`: microseconds to draft for a batch and to take in what was emitted, by batch size and threads.
 
-The longest single calls of a full cache with long rollouts come with it (see `pauses`).
+The longest single calls of a full cache with long rollouts come with it (see `pauses`), and the time of a whole step as
+one native call without Python (`rolltree._native.Step`), which an engine's stream could make itself.
 
 The trees hold history, the live requests walk through their recorded rollouts a token a step. Timed is what an engine
 calls: `TreeDrafter.draft` (gathering, ranking, budget) and `TreeDrafter.advance` (learning, appending), with the tree
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rolltree import machine
+from rolltree._native import Step
 from rolltree.bench.pauses import measure_pauses
 from rolltree.bench.rebuild import LONGEST_REBUILT, measure_rebuild
 from rolltree.bench.workload import Group, take
@@ -38,15 +40,18 @@ def run_draft(
     live: Sequence[int] = (1, 32, 256, 1024),
     threads: Sequence[int] = (1, 2),
     steps: int = 100,
+    rows: Sequence[int] = (1, 8, 32, 64, 128, 256, 512),
     long: Sequence[int] = (8192, 32768),
     progress: Callable[[str], None] = lambda case: None,
 ) -> dict[str, object]:
     """Measure drafting by data set, shape, live requests and threads; pauses with rollouts of `long` tokens.
 
+    And native steps of a chain of 16 for each number of `rows`.
+
     Returns:
         `{"cases": [{case, live_requests, threads, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99,
-        update_microseconds_per_token, drafted_per_request}], "pauses": [see `measure_pauses`], "rebuild": see
-        `measure_rebuild`}`.
+        update_microseconds_per_token, drafted_per_request}], "steps": [{case, rows, threads, step_milliseconds_p50,
+        ..._p99, drafted_per_request}], "pauses": [see `measure_pauses`], "rebuild": see `measure_rebuild`}`.
 
     """
     cases = []
@@ -57,9 +62,43 @@ def run_draft(
                     progress(f"{name}, {n} live, {shape}, {count} threads")
                     case = {"case": name, "live_requests": n, "threads": count, "shape": shape}
                     cases.append(case | _measure(groups, n, config, count, steps))
+    native = [
+        {"case": name, "rows": n, "threads": max(threads)} | _measure_step(groups, n, max(threads), steps, progress)
+        for name, groups in data.items()
+        for n in rows
+    ]
     pauses = measure_pauses(long, progress=progress)
     rebuild = measure_rebuild(length=min(LONGEST_REBUILT, *long), progress=progress)
-    return {"cases": cases, "pauses": pauses, "rebuild": rebuild, "machine": machine.describe(("numpy",))}
+    found = {"cases": cases, "steps": native, "pauses": pauses, "rebuild": rebuild}
+    return {**found, "machine": machine.describe(("numpy",))}
+
+
+def _measure_step(
+    groups: Sequence[Group], rows: int, threads: int, steps: int, progress: Callable[[str], None]
+) -> dict[str, float]:
+    progress(f"native step, {rows} rows")
+    config = SHAPES["chain of 16"]
+    drafter, handles, texts = _drafter(take(groups, rows, len(groups[0].now)), config, threads)
+    step, width = Step(drafter.cache._forest, rows, config.max_draft), steps + 1
+    text = np.stack([np.resize(text, width) for text in texts]).astype(np.int32)
+    step.sessions[:], step.slots[:], step.ends[:], step.limits[:] = handles, np.arange(rows), 2**30, config.max_draft
+    seconds, drafted = [], 0
+    for done in range(steps):
+        step.counts[:], step.lengths[:] = 1, done + 1
+        step.begin(
+            rows, text, vocabulary=2**31 - 1, room=2**31, min_survival=config.min_survival,
+            min_match=config.min_match, budget=True, base=COST.base, token=COST.token,
+        )  # fmt: skip
+        begin = time.perf_counter()
+        step.run()
+        seconds.append(time.perf_counter() - begin)
+        drafted += int(step.drafts[:, 0].sum())
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return {
+        "step_milliseconds_p50": float(p50),
+        "step_milliseconds_p99": float(p99),
+        "drafted_per_request": drafted / steps / rows,
+    }
 
 
 def _measure(groups: Sequence[Group], live: int, config: DraftConfig, threads: int, steps: int) -> dict[str, float]:

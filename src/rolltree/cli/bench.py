@@ -76,8 +76,8 @@ def draft(
     json_output: Json = False,
     out: Out = None,
 ) -> None:
-    """Time to draft and to take in what was emitted, by live requests; the longest calls of a full cache, and of one
-    whose trees come back from a store.
+    """Time to draft and to take in what was emitted, by live requests, and of a step as one native call; the longest
+    calls of a full cache, and of one whose trees come back from a store.
 
     Example: rolltree bench draft
     """
@@ -97,6 +97,11 @@ def draft(
     rows = [[case["case"], *[case[key] for key in keys]] for case in cases]
     columns = ["data", "shape", "live", "threads", "µs/request", "batch ms p50", "p99", "update µs", "nodes/request"]
     screen.print(table("Drafting a batch", columns, rows))
+    keys = ["rows", "threads", "step_milliseconds_p50", "step_milliseconds_p99", "drafted_per_request"]
+    native: Any = document["steps"]
+    rows = [[case["case"], *[case[key] for key in keys]] for case in native]
+    columns = ["data", "rows", "threads", "ms p50", "p99", "drafts/row"]
+    screen.print(table("A whole step as one native call, chain of 16", columns, rows))
     pauses: Any = document["pauses"]
     rows = [
         [case["case"], case["live_requests"], call, *times.values(), case["rss_over_bytes"]]

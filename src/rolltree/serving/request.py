@@ -25,6 +25,9 @@ class ServedRequest:
     """The host's own id of the conversation, for requests whose options name none."""
     salt: int | None = None
     """A number that keeps apart what the host caches, for requests whose options name no version."""
+    undrafted_at: int = 0
+    """How many generated tokens no draft may reach; 0: any. For hosts that judge all tokens of a step by how many there
+    were before it."""
     noise_seed: int | None = None
     """Seed of the murmur3 noise that the engine draws this request's tokens with; drafts then follow the noise."""
     media: tuple[tuple[int, str], ...] = ()

@@ -99,7 +99,9 @@ class RequestBook:
         rows = np.flatnonzero((entries >= 0) & (handles != NO_HANDLE))
         if len(rows) < len(ids):
             entries, handles = entries[rows], handles[rows]
-        room = np.minimum(self._table.end[entries] - self._table.known[entries] - 1, self._table.draft[entries])
+        known, wall = self._table.known[entries], self._table.wall[entries]
+        end = np.where(known < wall, np.minimum(wall, self._table.end[entries]), self._table.end[entries])
+        room = np.minimum(end - known - 1, self._table.draft[entries])
         return Wanted(rows, handles, np.maximum(room, 0).astype(np.int32))
 
     def _entries(self, ids: Sequence[str]) -> Int64Array:

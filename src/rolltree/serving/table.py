@@ -8,18 +8,19 @@ from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import KINDS
 
 NO_HANDLE = -1
-COLUMNS = ("handle", "prompt", "known", "end", "draft", "kind")
+COLUMNS = ("handle", "prompt", "known", "end", "draft", "wall", "kind")
 
 
 class Table:
     """Growing columns, int64: session; lengths of the prompt, of the text that the tree knows, and at the end; tokens
-    that may be drafted in a step; number of the request's kind."""
+    that may be drafted in a step; length that no draft may reach; number of the request's kind."""
 
     def __init__(self) -> None:
         self.requests: list[ServedRequest | None] = []
         self._free: list[int] = []
         zeros = np.zeros(0, np.int64)
-        self.handle, self.prompt, self.known, self.end, self.draft, self.kind = (zeros.copy() for _ in COLUMNS)
+        self.handle, self.prompt, self.known, self.end = (zeros.copy() for _ in range(4))
+        self.draft, self.wall, self.kind = (zeros.copy() for _ in range(3))
         self._grow()
 
     def take(self) -> int:
@@ -41,6 +42,7 @@ class Table:
         self.requests[entry] = request
         self.handle[entry], self.draft[entry] = NO_HANDLE, draft
         self.prompt[entry] = self.known[entry] = prompt
+        self.wall[entry] = prompt + request.undrafted_at
         self.end[entry], self.kind[entry] = end, KINDS.index(request.options.kind)
 
     def free(self, entry: int) -> None:

@@ -20,7 +20,7 @@ ROLLOUT = "actor_rollout_ref.rollout"
 SPECULATIVE = f"{ROLLOUT}.engine_kwargs.vllm.speculative_config"
 ADDITIONAL = f"{ROLLOUT}.engine_kwargs.vllm.additional_config"
 ENGINE = f"{ADDITIONAL}.rolltree"
-SHARE = f"{ENGINE}.share"
+SHARE, COUPLED = f"{ENGINE}.share", f"{ENGINE}.coupled"
 SAMPLER = "trainer.v1.sampler.custom_sampler"
 
 ALGORITHMS = ("grpo", "ppo", "dapo", "multi-turn", "async")
@@ -48,6 +48,7 @@ def config_lines(algorithm: str = "grpo", *, explicit: bool = False, options: Ve
             *[f"{ROLLOUT}.router_config_path={CONFIG_PATH}"] * options.routes,
             *[f"+{SHARE}=ray"] * options.share,
         ]
+        lines += [f"++{COUPLED}=True"] * options.coupled
     return lines + _option_lines(options)
 
 

@@ -29,6 +29,8 @@ class VerlOptions:
     """Draft tokens of a request and step at most, where `speculative_config` is not set by hand."""
     speculate: bool = True
     """False leaves vLLM without drafts, to measure against: keys and metrics stay."""
+    coupled: bool = False
+    """vLLM draws each token by noise of its request's seed and position (the engine option `coupled`)."""
     route: bool | None = None
     """Keep a prompt on one replica, where there are several and no router is set by hand. None: where replicas do not
     share, or run ahead."""
@@ -54,7 +56,7 @@ class VerlOptions:
     def __post_init__(self) -> None:
         _check("key_column", self.key_column, self.key_column is None or _is_name(self.key_column), "a column's name")
         check_width(f"{WHERE}.max_draft", self.max_draft)
-        for name in ("speculate", "share"):
+        for name in ("speculate", "coupled", "share"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
         _check("route", self.route, self.route is None or isinstance(self.route, bool), "true, false or null")
         rpc, poll = self.rpc_seconds, self.poll_seconds
@@ -78,7 +80,7 @@ class VerlOptions:
     @property
     def engine_options(self) -> dict[str, Any]:
         """Those that vLLM's engines get; a store's path is made absolute, because workers run elsewhere."""
-        given = {"store_bytes": self.store_bytes, "store_window": self.store_window}
+        given = {name: getattr(self, name) for name in ("coupled", "store_bytes", "store_window")}
         default = VerlOptions.__dataclass_fields__
         given = {name: value for name, value in given.items() if value != default[name].default}
         return ({} if self.store is None else {"store": os.path.abspath(self.store)}) | given

@@ -12,7 +12,7 @@ from typing import Any
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request_options import REQUEST_KEY
-from rolltree.vllm import compat, compat_v2, hooks, plugin
+from rolltree.vllm import compat, compat_v1, compat_v2, hooks, plugin
 from rolltree.vllm.width import check_width
 
 OPTIONS = f"additional_config.{REQUEST_KEY}"
@@ -50,13 +50,27 @@ def check_fit(vllm_config: Any, options: EngineOptions) -> None:
     is_v2 = bool(getattr(vllm_config, "use_v2_model_runner", False))
     if is_v2 and not compat_v2.runner_fits():
         plugin.refuse_v2_runner()
-    if options.coupled and not is_v2:
-        fix = "The V1 runner verifies by rejection. Set VLLM_USE_V2_MODEL_RUNNER=1 (vLLM 0.32 or newer)."
-        raise InvalidInputError(f"{OPTIONS}.coupled", True, "false in the V1 model runner", fix)
     if options.share and not is_v2 and compat.schedules_alone(vllm_config):
         fix = "Hand all ranks the same rollouts by Control.add, at the same place between their calls."
         raise InvalidInputError(f"{OPTIONS}.share", options.share, "empty where ranks schedule alone", fix)
     _check_vllm()
+    if options.coupled:
+        _check_coupling(vllm_config, is_v2=is_v2)
+
+
+def _check_coupling(vllm_config: Any, *, is_v2: bool) -> None:
+    name = f"{OPTIONS}.coupled"
+    if getattr(vllm_config.speculative_config, "rejection_sample_method", None) == "synthetic":
+        raise InvalidInputError(name, True, "false with rejection_sample_method = 'synthetic'")
+    if is_v2:
+        return
+    if getattr(vllm_config.model_config, "use_fp64_gumbel", False):
+        raise InvalidInputError(name, True, "false with use_fp64_gumbel in the V1 model runner")
+    try:
+        compat_v1.couple()
+    except Exception as error:  # HookMissing, or whatever vLLM raises where the places are not
+        fix = f"Its V1 runner samples in another way ({error}). Use vllm {' or '.join(hooks.TESTED)}."
+        raise InvalidInputError(name, True, f"false with vllm {hooks.vllm_version()}", fix) from error
 
 
 def _check_vllm() -> None:

@@ -9,14 +9,20 @@ attribute `model`: level-2 sleep would look for weights in it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rolltree.serving.batch import Batch
+from rolltree.serving.request import ServedRequest
 from rolltree.vllm import compat
 from rolltree.vllm.schedule import scheduled
 from rolltree.vllm.worker import DraftingWorker, asked_rows
+
+if TYPE_CHECKING:
+    from rolltree.vllm.coupled_v1 import Draws
 
 
 class Proposer(DraftingWorker):
@@ -30,7 +36,7 @@ class Proposer(DraftingWorker):
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config, runner="V1")
         self._runner: Any = None
-        self._schedules_alone = compat.schedules_alone(vllm_config)
+        self._counts: Mapping[str, int] = {}  # tokens of each request in the step that runs
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """vLLM asks every proposer to load its weights; here it is the rollouts to start from."""
@@ -38,14 +44,32 @@ class Proposer(DraftingWorker):
 
     def rolltree_begin_step(self, runner: Any, schedule: Any) -> None:
         """Called by the model runner before it takes in a schedule (see `compat`); it forgets what ended after this."""
+        self._runner, self._counts = runner, schedule.num_scheduled_tokens
+        if self.core.options.coupled:
+            self.seeds.forget(schedule.finished_req_ids)
         with self.core.guarded():
-            self._runner = runner
             if self._is_drafting_rank():
                 step = scheduled(schedule)
                 self._reading.begin_step(schedule, decodes=step.decodes)
                 new = (request.req_id for request in schedule.scheduled_new_reqs)
                 coming = self._coming(schedule)
                 self.core.begin_step(step, ended=schedule.finished_req_ids, changed=new, coming=coming)
+
+    def rolltree_draws(self) -> Draws | None:
+        """Called by the model runner of every rank before it samples (see `compat_v1`); None: vLLM draws as it does.
+
+        Raises:
+            Exception: seeds or positions are not known; to draw without them would be wrong in silence.
+
+        """
+        if not self.core.options.coupled:
+            return None
+        from rolltree.vllm.coupled_v1 import Draws
+
+        ids, requests = self._ids(), self._runner.requests
+        seeds = np.array([self.seeds.of(id, requests[id].sampling_params.seed) for id in ids], np.int64)
+        counts = np.array([self._counts[id] for id in ids], np.int64)
+        return Draws(seeds, self._runner.input_batch.num_computed_tokens_cpu[: len(ids)] + counts - 1)
 
     def propose(
         self,
@@ -82,6 +106,11 @@ class Proposer(DraftingWorker):
             return drafts
         made = iter(drafts)
         return [next(made, []) if new else [] for new in sampled_token_ids]
+
+    def _request(self, id: str) -> ServedRequest:
+        """Drafts end before `min_tokens`: V1 masks stop tokens behind the drafts by the length before the step."""
+        request = super()._request(id)
+        return replace(request, undrafted_at=request.min_tokens)
 
     def _ids(self) -> list[str]:
         if self._runner is None:

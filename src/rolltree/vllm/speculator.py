@@ -14,19 +14,19 @@ embedding); a row that got no token gets no draft; the scheduler's own schedule 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rolltree.serving import commands
 from rolltree.serving.batch import Batch
-from rolltree.serving.request import ServedRequest
 from rolltree.types import Int32Array
 from rolltree.vllm import compat, compat_v2
 from rolltree.vllm.device_rows import DeviceRows
 from rolltree.vllm.ragged import shortened
 from rolltree.vllm.schedule import scheduled
+from rolltree.vllm.seeds import seeded
 from rolltree.vllm.worker import DraftingWorker, asked_rows
 
 
@@ -74,7 +74,7 @@ class Speculator(DraftingWorker):
 
     def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
         """Called by the worker; a rank that schedules for itself answers its own caller, though another one drafts."""
-        if compat.schedules_alone(self._config) and not self._is_drafting_rank():
+        if self._schedules_alone and not self._is_drafting_rank():
             return {"answer": commands.run(self.core, command, *arguments)}
         return super().rolltree_command(command, *arguments)
 
@@ -92,7 +92,10 @@ class Speculator(DraftingWorker):
         with self.core.guarded():
             if self._is_drafting_rank():
                 self._begin(short)
-        return short
+        if not self.rolltree_coupled:
+            return short
+        self.seeds.forget(schedule.finished_req_ids)
+        return seeded(short, self.seeds)
 
     def _begin(self, schedule: Any) -> None:
         step = scheduled(schedule)
@@ -164,12 +167,6 @@ class Speculator(DraftingWorker):
         counts = torch.from_numpy(packed[:, 0].copy()).to(out.device)
         empty = torch.arange(width, device=out.device)[None, :] >= counts[:, None]
         return torch.where(empty, last[:, None].to(out.dtype), out)
-
-    def _request(self, id: str) -> ServedRequest:
-        request, sampling = super()._request(id), self._requests[id].new.sampling_params
-        if not self.rolltree_coupled or sampling.seed is None or not sampling.temperature:
-            return request
-        return replace(request, noise_seed=sampling.seed)
 
     def _state(self, id: str) -> Any:
         """Return the request with its text so far; without it where the runner has given its slot away."""

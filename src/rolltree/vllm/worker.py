@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rolltree.errors import InvalidInputError
@@ -22,6 +23,7 @@ from rolltree.vllm import checks, compat, compat_args, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
 from rolltree.vllm.schedule import Reading, engine_shape
+from rolltree.vllm.seeds import RequestSeeds
 
 if TYPE_CHECKING:
     from rolltree.serving.stops import StopStrings
@@ -48,6 +50,8 @@ class DraftingWorker:
             log=logging.getLogger("vllm.rolltree"),  # below vLLM's own logger, so shown as its lines are
             clock=time.perf_counter,
         )
+        self._schedules_alone = compat.schedules_alone(vllm_config)
+        self.seeds = RequestSeeds(_engine_seed(vllm_config), by_id=not self._schedules_alone)
         self._board = Board(os.environ.get(FOLDER) if options.metrics else None)
         self._reading = Reading()
         self._stop_strings: StopStrings | None = None
@@ -93,8 +97,12 @@ class DraftingWorker:
     def _request(self, id: str) -> ServedRequest:
         """Read a request; the front end has refused bad options, unless the plugin does not run there."""
         state = self._state(id)
-        given = getattr(state.sampling_params, "extra_args", None)
-        return request_of(state, self.core.request_options(given, where="extra_args"))
+        sampling = state.sampling_params
+        given = getattr(sampling, "extra_args", None)
+        request = request_of(state, self.core.request_options(given, where="extra_args"))
+        if not (self.core.options.coupled and sampling.temperature):
+            return request
+        return replace(request, noise_seed=self.seeds.of(id, sampling.seed))
 
     def _stops(self) -> StopStrings:
         if self._stop_strings is None:
@@ -107,6 +115,12 @@ class DraftingWorker:
         """With several processes for one model the number is the same in each of them: none is measured there."""
         is_alone = self._config.parallel_config.world_size == 1
         return compat.free_bytes(share=None if is_alone else float(self._config.cache_config.gpu_memory_utilization))
+
+
+def _engine_seed(config: Any) -> int:
+    """Return the seed of an engine; its replicas that share experts have one of their own each."""
+    seed, rank = getattr(config.model_config, "seed", None), getattr(config.parallel_config, "data_parallel_rank", 0)
+    return int(seed or 0) + (int(rank or 0) << 32)
 
 
 def asked_rows(ids: Sequence[str], sampled: Sequence[Sequence[int]]) -> list[str]:

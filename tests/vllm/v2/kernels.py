@@ -371,6 +371,24 @@ def grammar_bitmask(logits, stride, places, cu_logits, masks, masks_stride, voca
             logits[first + position, :vocab].masked_fill_(~allowed, float("-inf"))
 
 
+def bias(
+    logits, stride, vocab, rows, allowed_counts, allowed, allowed_stride, bias_counts, biased, biased_stride, biases,
+    biases_stride, positions, least, stop_counts, restore, stops, stops_stride, CHECK_ALL_MASKED_ROWS, **_,
+):  # fmt: skip
+    assert not CHECK_ALL_MASKED_ROWS, "min_tokens with structured output is not supported here"
+    for i, row in enumerate(rows.tolist()):
+        values = logits[i, :vocab]
+        if (count := int(allowed_counts[row])) > 0:
+            kept = allowed[row, :count].long()
+            before = values[kept].clone()
+            values.fill_(float("-inf"))
+            values[kept] = before
+        if (count := int(bias_counts[row])) > 0:
+            values[biased[row, :count].long()] += biases[row, :count]
+        if (count := int(stop_counts[row])) > 0 and int(positions[i]) + 1 < int(least[row]):
+            values[stops[row, :count].long()] = float("-inf")
+
+
 KERNELS = {
     _GPU + "buffer_utils._apply_write_kernel": apply_write,
     _GPU + "block_table._gather_block_tables_kernel": gather_block_tables,
@@ -391,6 +409,7 @@ KERNELS = {
     _GPU + "sample.logprob._ranks_kernel": ranks,
     _GPU + "sample.prompt_logprob._prompt_logprobs_token_ids_kernel": prompt_token_ids,
     _GPU + "sample.bad_words._bad_words_kernel": bad_words,
+    _GPU + "sample.logit_bias._bias_kernel": bias,
     _GPU + "structured_outputs._apply_grammar_bitmask_kernel": grammar_bitmask,
 }
 
