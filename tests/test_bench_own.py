@@ -1,4 +1,4 @@
-"""`rolltree bench engine` on a user's own model and prompts: what is asked for reaches the engines, the rest is refused."""
+"""`rolltree bench engine` on a user's own model and prompts: what is asked for reaches the engines, or is refused."""
 
 from __future__ import annotations
 

@@ -178,7 +178,8 @@ class RequestBook:
         self._entry_of[id] = entry
         self._stops.add(request.stop_ids)
         if request.has_text:
-            self.counts.inferred_sessions += self._session(request) != request.options.session
+            is_named = request.options.key is not None or request.options.session is not None
+            self.counts.inferred_sessions += not is_named and self._session(request) is not None
             self._table.handle[entry] = self._open(id, request)
 
     def expect(self, id: str, request: ServedRequest) -> None:
