@@ -100,7 +100,7 @@ vllm-matrix: vllm-test-setup  ## tests of exactness, requests and hooks in vLLM 
 	  $(VLLM_VENV)-$$version/bin/python -m pytest $(MATRIX_TESTS) $(ARGS) || exit 1; \
 	done
 
-vllm-test-old: verl-setup  ## the same tests in the vLLM of verl's environment (about 1 minute)
+vllm-test-old: verl-setup  ## the same tests in the vLLM of verl's environment (some minutes)
 	$(VERL_VENV)/bin/python -m pytest $(MATRIX_TESTS) $(ARGS)
 
 vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)

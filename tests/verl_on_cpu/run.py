@@ -112,7 +112,7 @@ def _run(
 
 
 def _wait(
-    process: subprocess.Popen[bytes], log: Path, timeout: float, until: Callable[[], bool] | None
+    process: subprocess.Popen[bytes], log: Path, timeout: float, until: Callable[[], bool] | None = None
 ) -> int | None:  # fmt: skip
     deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:

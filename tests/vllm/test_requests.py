@@ -136,8 +136,11 @@ def test_overshoot_is_trimmed(llm: Any) -> None:
     generate(llm, inputs, max_tokens=21)
     assert kept(llm)["cache_tokens"] == sum(len(item["prompt_token_ids"]) + 2 * 21 for item in inputs)
     Control(llm).clear()
+    tokenizer, stop = llm.get_tokenizer(), "gives"
     for _ in range(2):
-        short = generate(llm, inputs, stop=["gives"])
+        short = generate(llm, inputs, stop=[stop])
+    ends = [next((n for n in range(len(text)) if stop in tokenizer.decode(text[:n])), len(text)) for text in short]
+    short = [text[:end] for text, end in zip(short, ends, strict=True)]  # 0.28 returns the rest of the step, too
     stats = kept(llm)
     assert sum(map(len, short)) < sum(map(len, long)) / 2
     assert stats["cache_tokens"] == sum(
