@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from rolltree.runlog import steps
 from tests.vllm.test_ranks import TORCHRUN, run
 from tests.vllm.trl_training import PROMPTS, SAMPLES, STEPS
 
+if find_spec("trl") is None:
+    pytest.skip("TRL is not installed", allow_module_level=True)
 RANKS = 2
 CLOSE = 1e-3
 """Float32 of two engines: their log-probabilities differ by less than 1e-4."""
