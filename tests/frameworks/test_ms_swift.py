@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import shlex
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from rolltree.cli.frameworks import FRAMEWORKS
 from rolltree.demo.task import sample_problems
 from rolltree.vllm.control import Control
-from tests.frameworks.tools import MODEL, WIDTH, said, width
+from tests.frameworks.tools import MODEL, WIDTH, width
 
 mixin = pytest.importorskip("swift.rlhf_trainers.rollout_mixin", exc_type=ImportError)
 
+LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29633"}
 ARGUMENTS = {
     "steps_per_generation": 1, "per_device_train_batch_size": 4, "vllm_max_num_seqs": 8, "vllm_enable_lora": False,
     "tuner_type": "full", "vllm_enable_prefix_caching": True, "vllm_enforce_eager": True, "sleep_level": 0,
@@ -27,21 +31,14 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(name="trainer", scope="module")
-def fixture_trainer() -> Iterator[Any]:
-    """As much of its trainer as its own functions read: arguments, the model, the template; then the engine."""
+@pytest.fixture(name="trainer")
+def fixture_trainer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As much of its trainer as its own functions read: arguments, the model, the template."""
     from swift.model import get_model_processor
     from swift.template import get_template
 
-    patch = pytest.MonkeyPatch()
-    for name, value in {
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": 1,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": 29633,
-    }.items():
-        patch.setenv(name, str(value))
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
     model, processor = get_model_processor(MODEL, model_type="qwen2", torch_dtype=torch.float32, device_map="cpu")
     processor.chat_template = "{{ messages[0]['content'] }}"
     trainer = SimpleNamespace(
@@ -49,6 +46,28 @@ def fixture_trainer() -> Iterator[Any]:
         accelerator=SimpleNamespace(process_index=0), vllm_version_ge_0_10_2=True,
     )  # fmt: skip
     mixin.RolloutTrainerMixin._prepare_rollout_params(trainer)
+    return trainer
+
+
+def test_its_arguments_turn_drafts_on(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from swift.infer_engine import GRPOVllmEngine
+
+    monkeypatch.setattr(GRPOVllmEngine, "_prepare_engine", lambda engine: None)  # which starts it
+    engine = mixin.RolloutTrainerMixin._prepare_vllm_engine(trainer)
+    assert width(engine.engine_args.create_engine_config()) == WIDTH
+    monkeypatch.delenv("ROLLTREE_DRAFT")
+    assert width(engine.engine_args.create_engine_config()) == 0
+    trainer.args.vllm_engine_kwargs = json.loads(shlex.split(FRAMEWORKS["ms-swift"].own)[1])
+    engine = mixin.RolloutTrainerMixin._prepare_vllm_engine(trainer)
+    assert width(engine.engine_args.create_engine_config()) == WIDTH
+    sampling = engine._prepare_generation_config(trainer.request_config)
+    assert (sampling.temperature, sampling.max_tokens, sampling.min_p) == (0.0, 48, 0.0)
+    assert sampling.extra_args is None  # `RequestConfig` is closed: no marks
+
+
+@pytest.fixture(name="running")
+def fixture_running(trainer: Any) -> Iterator[Any]:
+    """The same with its engine."""
     trainer.engine = mixin.RolloutTrainerMixin._prepare_vllm_engine(trainer)
     yield trainer
     trainer.engine.engine.engine_core.shutdown()
@@ -56,10 +75,10 @@ def fixture_trainer() -> Iterator[Any]:
 
     cleanup_dist_env_and_memory()
     gc.collect()
-    patch.undo()
 
 
-def test_its_engine_drafts(trainer: Any) -> None:
+def test_its_engine_drafts(running: Any) -> None:
+    trainer = running
     engine = trainer.engine.engine
     assert width(engine.vllm_config) == WIDTH
     requests = [{"messages": [{"role": "user", "content": problem.prompt}]} for problem in sample_problems(2, seed=7)]
@@ -73,11 +92,3 @@ def test_its_engine_drafts(trainer: Any) -> None:
     mixin.RolloutTrainerMixin._reset_vllm_cache(trainer)  # what ends its weight updates
     trainer.engine.infer(requests, trainer.request_config, use_tqdm=False)
     assert Control(engine).stats()["inferred_versions"] == 1
-
-
-def test_its_requests_carry_no_marks(trainer: Any) -> None:
-    """`RequestConfig` is closed; when it opens, docs/frameworks.md says too little."""
-    sampling = trainer.engine._prepare_generation_config(trainer.request_config)
-    assert (sampling.temperature, sampling.max_tokens, sampling.min_p) == (0.0, 48, 0.0)
-    assert sampling.extra_args is None
-    assert said(sampling) == said(SimpleNamespace(extra_args=None))

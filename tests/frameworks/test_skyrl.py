@@ -65,3 +65,11 @@ def test_marks_arrive_by_its_settings() -> None:
     assert said(training).kind != "validation"
     assert said(evaluation).kind == "validation"
     assert training.min_p == 0.0
+
+
+def test_its_salt_is_no_number() -> None:
+    """So the version is counted from its weight updates, not read from the salt (docs/frameworks.md)."""
+    from skyrl.train.generators.utils import build_vllm_cache_salt
+
+    salt = build_vllm_cache_salt(3, servers.resolve_policy_model_name(configured()))
+    assert salt.endswith(":3")

@@ -108,7 +108,7 @@ FRAMEWORKS = {
         engine="the user's",
         line=EXPORT,
         own="",
-        inferred="version",
+        inferred="version; not of a LoRA adapter",
         missing="kind",
         checked="`load_vllm`",
     ),
