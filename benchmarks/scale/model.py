@@ -162,13 +162,13 @@ def _runs(measured: Measured) -> str:
 
 def _memory(document: dict[str, Any]) -> str:
     columns = ["trees", "tokens/step", "of all in memory", *[f"epoch {e + 1}" for e in range(document["epochs"])]]
-    columns += ["trees at most, MB", "process at most, MB", "came back", "store, bytes/token"]
+    columns += ["trees at most, MB", "process at most, MB", "came back", "opening, s (load)", "store, bytes/token"]
     rows = [
         [
             case["case"], f"{case['tokens_per_step']:.3f}", f"{case['share_of_all_in_memory']:.4f}",
             *[f"{epoch['tokens_per_step']:.3f}" for epoch in case["epochs"]],
             f"{max(case['peak_tree_bytes'], case['tree_bytes']) / MB:,.0f}", f"{case['peak_rss_bytes'] / MB:,.0f}",
-            f"{case['rebuilt_prompts']:,}",
+            f"{case['rebuilt_prompts']:,}", f"{case['open_seconds']:.1f} ({case['load_average']:.1f})",
             f"{case['store_bytes_per_token']:.2f}" if "store_bytes_per_token" in case else "-",
         ]
         for case in document["cases"]
