@@ -211,7 +211,7 @@ def test_running_text_drafts_and_leaves_without_a_trace() -> None:
             assert here.inbox.wants() == {}
             here.inbox.enter(1)
         assert here.held() == before
-        assert not here.inbox._heard
+        assert not here.inbox._followed
 
 
 def test_text_enters_in_portions() -> None:
@@ -275,10 +275,10 @@ def test_what_one_engine_generates_drafts_on_the_other_and_text_stays() -> None:
         host.step()
     trip(other)
     assert stats(other)["shared_rollouts"] == 0
-    heard = {known.name: known.have for known in port_of(other)._inbox._heard.values()}  # type: ignore[union-attr]
-    assert stats(other)["shared_received"] == sum(heard.values()) >= 80
+    followed = {known.name: known.have for known in port_of(other)._inbox._followed.values()}  # type: ignore[union-attr]
+    assert stats(other)["shared_received"] == sum(followed.values()) >= 80
     for n, prompt in enumerate(PROMPTS[:4]):
-        assert continued(other, prompt, one.states[f"x-{n}"].output) >= heard[prompt_key(prompt)] > 0
+        assert continued(other, prompt, one.states[f"x-{n}"].output) >= followed[prompt_key(prompt)] > 0
     text = alone.run()
     assert one.run() == other.run() == text
     assert other.steps < alone.steps
