@@ -341,11 +341,11 @@ def test_another_model_shares_nothing_and_says_so_once(caplog: pytest.LogCapture
 
 def test_a_poisoned_message_costs_its_rollout_alone(caplog: pytest.LogCaptureFixture) -> None:
     one, other, channel = pair()
-    poison = replace(piece("evil/1", 0, 20), name=prompt_key(PROMPTS[0]), text=OUTSIDE)
-    channel.exchange.trade(request("evil", poison, replace(poison, stream="evil/2", is_done=True)))
     submit(one, "x", PROMPTS[:1], max_tokens=100)
     one.run()
     trip(one)
+    poison = replace(piece("evil/1", 0, 20), name=prompt_key(PROMPTS[0]), text=OUTSIDE)
+    channel.exchange.trade(request("evil", poison, replace(poison, stream="evil/2", is_done=True)))
     submit(other, "x", PROMPTS[:1], max_tokens=100)
     other.step()
     trip(other)
@@ -353,7 +353,7 @@ def test_a_poisoned_message_costs_its_rollout_alone(caplog: pytest.LogCaptureFix
     held = stats(other)
     assert (held["shared_refused"], held["shared_rollouts"], held["errors"]) == (2, 1, 0)
     said = sum("refuses text of another engine" in record.message for record in caplog.records)
-    assert said == 2, "once by each of the two engines"
+    assert said == 1
 
 
 def test_finished_rollouts_wait_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
