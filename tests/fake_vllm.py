@@ -33,7 +33,7 @@ def fake_config(*, tokens: int = 512, rows: int = 8, width: int = WIDTH, **optio
     return SimpleNamespace(
         additional_config={"rolltree": {"cost": "off", "metrics": False} | options},
         speculative_config=SimpleNamespace(num_speculative_tokens=width),
-        model_config=SimpleNamespace(get_vocab_size=lambda: VOCAB, max_model_len=LENGTH),
+        model_config=SimpleNamespace(model="a/letters", get_vocab_size=lambda: VOCAB, max_model_len=LENGTH),
         scheduler_config=SimpleNamespace(max_num_seqs=rows, max_num_batched_tokens=tokens),
         parallel_config=SimpleNamespace(pipeline_parallel_size=1, world_size=1),
         cache_config=SimpleNamespace(gpu_memory_utilization=0.9),

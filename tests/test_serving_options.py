@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ def test_dictionary_overrides_environment_overrides_default() -> None:
         ({"window": -1}, {}, r"window = -1"),
         ({"logits_bytes": -1}, {}, r"logits_bytes = -1: must be a number of bytes"),
         ({"min_survival": 2.0}, {}, r"min_survival = 2"),
+        ({"share": "redis"}, {}, r"share = 'redis': must be ray, ray:NAME, or empty"),
+        ({"share": "ray:a b"}, {}, r"share = 'ray:a b'"),
+        ({"share_seconds": 0.0}, {}, r"share_seconds = 0.0: must be a number from 0.001"),
+        ({"share_bytes": 0}, {}, r"share_bytes = 0: must be a number of bytes, 1 or more"),
         (4, {}, r"additional_config\.rolltree = 4: must be a dictionary"),
         ({}, {"ROLLTREE_VLLM_WINDO": "4"}, r"environment\.ROLLTREE_VLLM_WINDO"),
         ({}, {"ROLLTREE_VLLM_WINDOW": "many"}, r"ROLLTREE_VLLM_WINDOW = 'many': must be a whole number"),
@@ -85,6 +90,18 @@ def test_frozen_cost_is_read_from_its_file(tmp_path: Path) -> None:
     assert EngineOptions(cost="observed").frozen_cost() is None
     with pytest.raises(InvalidInputError, match=r"rolltree\.cost = 'nothing'"):
         EngineOptions(cost="nothing").check_files("additional_config.rolltree")
+
+
+@pytest.mark.parametrize("share", ["ray", "ray:a", ""])
+def test_sharing_needs_ray(share: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is asked for and not installed, the start says so."""
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    options = EngineOptions.read({"share": share}, {}, where="a.rolltree")
+    if share:
+        with pytest.raises(InvalidInputError, match=r"^a\.rolltree\.share = 'ray.*Install ray"):
+            options.check_files("a.rolltree")
+    else:
+        options.check_files("a.rolltree")
 
 
 def test_request_options() -> None:

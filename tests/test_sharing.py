@@ -211,7 +211,7 @@ def test_running_text_drafts_and_leaves_without_a_trace() -> None:
             assert here.inbox.wants() == {}
             here.inbox.enter(1)
         assert here.held() == before
-        assert not here.inbox._heard
+        assert not here.inbox._followed
 
 
 def test_text_enters_in_portions() -> None:
@@ -275,10 +275,10 @@ def test_what_one_engine_generates_drafts_on_the_other_and_text_stays() -> None:
         host.step()
     trip(other)
     assert stats(other)["shared_rollouts"] == 0
-    heard = {known.name: known.have for known in port_of(other)._inbox._heard.values()}  # type: ignore[union-attr]
-    assert stats(other)["shared_received"] == sum(heard.values()) >= 80
+    followed = {known.name: known.have for known in port_of(other)._inbox._followed.values()}  # type: ignore[union-attr]
+    assert stats(other)["shared_received"] == sum(followed.values()) >= 80
     for n, prompt in enumerate(PROMPTS[:4]):
-        assert continued(other, prompt, one.states[f"x-{n}"].output) >= heard[prompt_key(prompt)] > 0
+        assert continued(other, prompt, one.states[f"x-{n}"].output) >= followed[prompt_key(prompt)] > 0
     text = alone.run()
     assert one.run() == other.run() == text
     assert other.steps < alone.steps
@@ -341,11 +341,11 @@ def test_another_model_shares_nothing_and_says_so_once(caplog: pytest.LogCapture
 
 def test_a_poisoned_message_costs_its_rollout_alone(caplog: pytest.LogCaptureFixture) -> None:
     one, other, channel = pair()
-    poison = replace(piece("evil/1", 0, 20), name=prompt_key(PROMPTS[0]), text=OUTSIDE)
-    channel.exchange.trade(request("evil", poison, replace(poison, stream="evil/2", is_done=True)))
     submit(one, "x", PROMPTS[:1], max_tokens=100)
     one.run()
     trip(one)
+    poison = replace(piece("evil/1", 0, 20), name=prompt_key(PROMPTS[0]), text=OUTSIDE)
+    channel.exchange.trade(request("evil", poison, replace(poison, stream="evil/2", is_done=True)))
     submit(other, "x", PROMPTS[:1], max_tokens=100)
     other.step()
     trip(other)
@@ -353,7 +353,7 @@ def test_a_poisoned_message_costs_its_rollout_alone(caplog: pytest.LogCaptureFix
     held = stats(other)
     assert (held["shared_refused"], held["shared_rollouts"], held["errors"]) == (2, 1, 0)
     said = sum("refuses text of another engine" in record.message for record in caplog.records)
-    assert said == 2, "once by each of the two engines"
+    assert said == 1
 
 
 def test_finished_rollouts_wait_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

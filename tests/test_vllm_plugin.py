@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import util
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_the_v2_runner_is_refused_wherever_it_was_chosen(installed: list[str]) -
     config.use_v2_model_runner = True
     with pytest.raises(InvalidInputError, match="VLLM_USE_V2_MODEL_RUNNER"):
         checks.check_engine(config)
+
+
+def test_ranks_that_schedule_alone_may_not_share(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the V1 runner each drafts from its own trees, which must stay alike."""
+    monkeypatch.setattr(compat, "schedules_alone", lambda config: True)
+    monkeypatch.setattr(util, "find_spec", lambda name: object())
+    with pytest.raises(InvalidInputError, match=r"rolltree\.share = 'ray': must be empty where ranks schedule alone"):
+        checks.check_engine(fake_config(share="ray"))
+    checks.check_engine(fake_config())
+    monkeypatch.setattr(compat, "schedules_alone", lambda config: False)
+    checks.check_engine(fake_config(share="ray"))
 
 
 class Host:

@@ -24,6 +24,7 @@ from tests.sharing_tools import port_of, sharing_host, stats, submit, trip
 from tests.toy_host import ToyHost
 
 SHARE, SLOTS, EVERY = 0.97, 16, 4
+PROMPTS, LENGTH, EPOCHS, TURN = 4, 1000, 4, 25
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +173,14 @@ def test_a_node_that_goes_takes_the_exchange_along_and_another_is_made(
 
 
 def recorded(epoch: int) -> list[Rollout]:
-    """Eight samples of six prompts, which follow one of few ways for a while and then another."""
+    """Eight samples of each prompt, which follow one of few ways for a while and then another."""
     rng, made = np.random.default_rng(epoch), list[Rollout]()
-    ways = np.random.default_rng(7).integers(0, 1000, (6, 4, 300)).astype(np.int32)
-    for prompt in range(6):
+    ways = np.random.default_rng(7).integers(0, 1000, (PROMPTS, 4, LENGTH)).astype(np.int32)
+    for prompt in range(PROMPTS):
         for sample in range(8):
-            text, at = np.empty(300, np.int32), 0
-            while at < 300:
-                end = min(300, at + int(rng.geometric(1 / 12)))
+            text, at = np.empty(LENGTH, np.int32), 0
+            while at < LENGTH:
+                end = min(LENGTH, at + int(rng.geometric(1 / TURN)))
                 text[at:end], at = ways[prompt, rng.integers(4), at:end], end
             made.append(Rollout(
                 prompt_id=str(prompt), prompt=np.array([prompt] * 4, np.int32), tokens=text, step=epoch, sample=sample
@@ -211,7 +212,7 @@ def generated(replicas: int, *, share: str = "") -> list[float]:
     for engine, courier in zip(engines.values(), couriers, strict=False):
         engine.share(courier)
     router = Fewest(list(engines))
-    found = [run_step(engines, router, recorded(epoch), epoch) for epoch in range(2)]
+    found = [run_step(engines, router, recorded(epoch), epoch) for epoch in range(EPOCHS)]
     assert all(step["errors"] == 0 for step in found)
     for courier in couriers:
         courier.close()
@@ -219,9 +220,8 @@ def generated(replicas: int, *, share: str = "") -> list[float]:
 
 
 def test_with_sharing_replicas_draft_as_one_that_sees_all(cluster: Cluster) -> None:
-    """Without the router, on 2 and on 4; without sharing they do not."""
-    whole = generated(1)
-    for replicas in (2, 4):
-        alone, together = generated(replicas), generated(replicas, share=f"with {replicas}")
-        assert all(mine >= SHARE * best for mine, best in zip(together, whole, strict=True))
-        assert alone[0] < SHARE * whole[0]
+    """Without the router, on 2 and on 4, once each has learned to draft; without sharing they do not."""
+    whole = generated(1)[-1]
+    together = [generated(replicas, share=f"with {replicas}")[-1] for replicas in (2, 4)]
+    assert min(together) >= SHARE * whole, (whole, together)
+    assert generated(2)[-1] < SHARE * whole

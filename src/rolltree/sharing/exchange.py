@@ -22,7 +22,7 @@ CAPACITY = 512 << 20
 WINDOW = 64
 """Finished rollouts of a prompt: as many as a tree keeps."""
 FORGET_SECONDS = 600.0
-"""A running rollout of which nothing was heard for so long will not go on."""
+"""A running rollout that did not grow for so long will not go on."""
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class _Stream:
     """A rollout, running or finished."""
 
     sender: str
-    heard: float = 0.0
+    touched: float = 0.0
     pieces: list[Piece] = field(default_factory=list)
     stop: int = 0
     number: int = 0
@@ -88,7 +88,7 @@ class Exchange:
                 return  # of before a restart of ours, or told twice
             self._prompts[piece.name] = prompt
             stream = prompt.running[piece.stream] = _Stream(sender)
-        stream.heard = self._clock()
+        stream.touched = self._clock()
         if piece.start > stream.stop or (piece.stop <= stream.stop and not piece.is_done):
             return
         stream.pieces.append(piece)
@@ -140,7 +140,7 @@ class Exchange:
         """Let go of rollouts whose engine is gone."""
         now = self._clock()
         for id, stream in list(prompt.running.items()):
-            if now - stream.heard > FORGET_SECONDS:
+            if now - stream.touched > FORGET_SECONDS:
                 self._remove(prompt, prompt.running.pop(id))
 
     def _make_room(self) -> None:

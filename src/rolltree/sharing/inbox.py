@@ -30,7 +30,7 @@ _CLOSED = -1
 
 
 @dataclass(slots=True, eq=False)
-class _Heard:
+class _Followed:
     """A rollout of another engine."""
 
     name: str
@@ -43,7 +43,7 @@ class _Heard:
 class _Event:
     """A portion of text, or the end of a rollout."""
 
-    heard: _Heard
+    followed: _Followed
     text: Text | None = None
     """The piece that the portion is of; None: the rollout ends."""
     tokens: Int32Array | None = None
@@ -64,7 +64,7 @@ class Inbox:
     def __init__(self, cache: RolloutCache, counts: SharingCounts, log: logging.Logger) -> None:
         self.cache, self.counts, self.log = cache, counts, log
         self._seen: Recent[tuple[int, int]] = Recent()  # prompt -> its tree, the last finished rollout that is known
-        self._heard: dict[str, _Heard] = {}
+        self._followed: dict[str, _Followed] = {}
         self._events: deque[_Event] = deque()
         self._sessions: set[int] = set()
         self._live: dict[str, int] = {}
@@ -77,9 +77,9 @@ class Inbox:
         """Return what to ask of the exchange: for each prompt that is being generated, what is known of it."""
         self._live = live = self.cache.live(without=self._sessions)
         running: dict[str, dict[str, int]] = {name: {} for name in live}
-        for stream, heard in list(self._heard.items()):
-            if heard.name in live:
-                running[heard.name][stream] = heard.have
+        for stream, followed in list(self._followed.items()):
+            if followed.name in live:
+                running[followed.name][stream] = followed.have
             else:
                 self._end(stream, keep=False)
         return {name: Want(seen=self._number(name, tree), running=running[name]) for name, tree in live.items()}
@@ -97,7 +97,7 @@ class Inbox:
     def ignore(self, stream: str, name: str) -> None:
         """Drop a rollout of which a part was refused, and take no more of it."""
         self._end(stream, keep=False)
-        self._heard[stream] = _Heard(name, NEVER)
+        self._followed[stream] = _Followed(name, NEVER)
 
     def start_anew(self) -> None:
         """The exchange is another: its numbers begin anew, and what it does not know it will say is gone."""
@@ -110,30 +110,30 @@ class Inbox:
             try:
                 most -= self._enter(event)
             except Exception as error:  # this rollout is left out; those of others enter
-                self._fail(event.heard, error)
+                self._fail(event.followed, error)
 
     def _queue(self, text: Text) -> None:
-        heard = self._heard.get(text.stream)
-        if heard is None:
+        followed = self._followed.get(text.stream)
+        if followed is None:
             if text.prompt is None or text.name not in self._live:
                 return
-            heard = self._heard[text.stream] = _Heard(text.name)
-        if text.start <= heard.have < text.stop:
+            followed = self._followed[text.stream] = _Followed(text.name)
+        if text.start <= followed.have < text.stop:
             at = text.start
             for tokens, is_context in segments(text.tokens, text.context):
-                new = tokens[max(0, heard.have - at) :]
+                new = tokens[max(0, followed.have - at) :]
                 self._events += [
-                    _Event(heard, text, new[i : i + PORTION], is_context) for i in range(0, len(new), PORTION)
+                    _Event(followed, text, new[i : i + PORTION], is_context) for i in range(0, len(new), PORTION)
                 ]
                 at += len(tokens)
-            heard.have = text.stop
+            followed.have = text.stop
         if text.is_done:
-            self._end(text.stream, keep=text.stop == heard.have)
+            self._end(text.stream, keep=text.stop == followed.have)
 
     def _end(self, stream: str, *, keep: bool) -> None:
-        heard = self._heard.pop(stream, None)
-        if heard is not None:
-            self._events.append(_Event(heard, keep=keep))
+        followed = self._followed.pop(stream, None)
+        if followed is not None:
+            self._events.append(_Event(followed, keep=keep))
 
     def _number(self, name: str, tree: int) -> int:
         """The last finished rollout that a prompt's tree knows; none where the tree was made anew."""
@@ -142,34 +142,34 @@ class Inbox:
 
     def _enter(self, event: _Event) -> int:
         """Do what an event says; return about how many tokens' time it took."""
-        heard, text, tokens = event.heard, event.text, event.tokens
+        followed, text, tokens = event.followed, event.text, event.tokens
         if text is None or tokens is None:
-            return self._close(heard, event.keep)
-        if heard.session == _CLOSED:
+            return self._close(followed, event.keep)
+        if followed.session == _CLOSED:
             assert text.prompt is not None, "the first piece has the prompt"
             version = min(text.version, self.cache.version)  # a policy that this engine does not have yet
-            heard.session = self.cache.open(text.prompt, key=text.key, version=version, foreign=True)
-            self._sessions.add(heard.session)
-        self.cache.extend(heard.session, tokens, context=event.is_context)
+            followed.session = self.cache.open(text.prompt, key=text.key, version=version, foreign=True)
+            self._sessions.add(followed.session)
+        self.cache.extend(followed.session, tokens, context=event.is_context)
         self.counts.shared_received += len(tokens)
         return OPENING + len(tokens)
 
-    def _close(self, heard: _Heard, keep: bool) -> int:
-        if heard.session != _CLOSED:
-            session, heard.session = heard.session, _CLOSED
+    def _close(self, followed: _Followed, keep: bool) -> int:
+        if followed.session != _CLOSED:
+            session, followed.session = followed.session, _CLOSED
             self._sessions.discard(session)
             self.cache.close(session, keep=keep)
             self.counts.shared_rollouts += keep
         return OPENING
 
-    def _fail(self, heard: _Heard, error: Exception) -> None:
+    def _fail(self, followed: _Followed, error: Exception) -> None:
         self.counts.shared_refused += 1
         if self.counts.shared_refused == 1:
             self.log.warning("rolltree: text of another engine cannot enter the trees; logged once: %s", error)
-        self._events = deque(event for event in self._events if event.heard is not heard)
-        for stream in [stream for stream, one in self._heard.items() if one is heard]:
-            self._heard[stream] = _Heard(heard.name, NEVER)
-        session, heard.session = heard.session, _CLOSED
+        self._events = deque(event for event in self._events if event.followed is not followed)
+        for stream in [stream for stream, one in self._followed.items() if one is followed]:
+            self._followed[stream] = _Followed(followed.name, NEVER)
+        session, followed.session = followed.session, _CLOSED
         if session in self._sessions:
             self._sessions.discard(session)
             self.cache.close(session, keep=False)

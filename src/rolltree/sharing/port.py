@@ -22,8 +22,8 @@ from rolltree.sharing.outbox import Outbox
 
 STEP_TOKENS = 1536
 """Tokens of others that enter between two steps, about a microsecond each where they come in small pieces."""
-TRIP_TOKENS = 1 << 16
-"""Tokens of ours that one trip takes."""
+TRIP_BYTES = 1 << 18
+"""Of ours that one trip takes, so that handing them over stays quick."""
 
 
 class Port:
@@ -61,7 +61,7 @@ class Port:
             self._take(inbox, came)
         inbox.enter(STEP_TOKENS)
         if not len(inbox) and (most := self.courier.allowance()):
-            texts, dropped = self._outbox.collect(min(most, TRIP_TOKENS))
+            texts, dropped = self._outbox.collect(min(most, TRIP_BYTES))
             self.courier.send(Trip(texts=texts, dropped=dropped, wants=inbox.wants(), most=most))
 
     def _take(self, inbox: Inbox, came: Return) -> None:
