@@ -1,4 +1,4 @@
-"""`rolltree bench engine` on a user's own model and prompts: what is asked for reaches the engines, all else is refused."""
+"""`rolltree bench engine` on a user's own model and prompts: what is asked for reaches the engines, or is refused."""
 
 from __future__ import annotations
 
@@ -251,5 +251,5 @@ def test_the_reason_is_found_where_vllm_prints_it(tmp_path: Path) -> None:
     said = "RuntimeError: Engine core initialization failed. See root cause above."
     assert reason(log, said) == "torch.OutOfMemoryError: CUDA out of memory."
     assert reason(log, "") == "torch.OutOfMemoryError: CUDA out of memory."
-    assert reason(log, "ValueError: bad\nmore") == "ValueError: bad"
+    assert reason(log, "ValidationError: one\n  Value error, bad") == "ValidationError: one Value error, bad"
     assert reason(tmp_path / "none", said) == said
