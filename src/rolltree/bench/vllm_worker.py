@@ -26,6 +26,7 @@ WARM_TOKENS, WARM_REQUESTS = 8, 4
 SHOWN = 400
 """Characters of a reason."""
 _ERROR = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?:ERROR|CRITICAL) .*?\] )?([\w.]*(?:Error|Exception)\b: .+)")
+_PYDANTIC = re.compile(r" \[type=\w+, input_value=.*")
 _NO_REASON = ("Engine core initialization failed", "WorkerProc initialization failed")
 
 
@@ -119,7 +120,7 @@ def work(pipe: Connection, spec: EngineSpec, prepare: Callable[[Any, str], None]
 def reason(log: Path, said: str) -> str:
     """Return why an engine failed: what its processes printed last, where its own message does not know."""
     if said and not any(text in said for text in _NO_REASON):
-        return " ".join(said.split())[:SHOWN]
+        return _PYDANTIC.sub("", " ".join(said.split()))[:SHOWN]
     printed = log.read_text(errors="replace").splitlines() if log.is_file() else []
     found = [match[1] for line in printed if (match := _ERROR.match(line.strip()))]
     found = [line for line in found if not any(text in line for text in _NO_REASON)]
@@ -182,6 +183,7 @@ def _serve(pipe: Connection, spec: EngineSpec, prepare: Callable[[Any, str], Non
             _warm_up(llm, order)
             warm = False
         pipe.send(_generate(llm, spec, order, pipe.send))
+    llm.llm_engine.engine_core.shutdown()
 
 
 def _about(llm: Any) -> About:
