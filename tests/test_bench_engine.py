@@ -51,6 +51,21 @@ def test_the_rollouts_of_a_training_warm_the_caches() -> None:
     assert warm["tokens_per_step"] > cold["tokens_per_step"]
 
 
+def test_ctrl_c_keeps_what_is_done() -> None:
+    torch.set_num_threads(1)
+
+    def progress(what: str) -> None:
+        if what.endswith("epoch 2 of 3"):
+            raise KeyboardInterrupt
+
+    document = run_engine(
+        demo_workload(prompts=1, samples=2, max_tokens=8), batches=[2, 4], drafters=["rolltree"], epochs=3, repeats=1,
+        rollouts=2, cost=CostModel(base=2e-3, token=2e-5), progress=progress,
+    )  # fmt: skip
+    assert document["partial"]
+    assert [(c["drafter"], c["epoch"], c["batch"]) for c in document["cases"]] == [("none", 1, 2), ("rolltree", 1, 2)]
+
+
 def test_unknown_drafters_are_named() -> None:
     with pytest.raises(InvalidInputError, match="--drafter = \\['magic'\\]"):
         run_engine(demo_workload(prompts=1), batches=[1], drafters=["magic"])

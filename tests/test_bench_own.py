@@ -251,5 +251,8 @@ def test_the_reason_is_found_where_vllm_prints_it(tmp_path: Path) -> None:
     said = "RuntimeError: Engine core initialization failed. See root cause above."
     assert reason(log, said) == "torch.OutOfMemoryError: CUDA out of memory."
     assert reason(log, "") == "torch.OutOfMemoryError: CUDA out of memory."
-    assert reason(log, "ValueError: bad\nmore") == "ValueError: bad"
+    pydantic = (
+        "ValidationError: one\n  Value error, bad [type=value_error, input_value=ArgsKwargs((), {}), input_type=X]"
+    )
+    assert reason(log, pydantic) == "ValidationError: one Value error, bad"
     assert reason(tmp_path / "none", said) == said

@@ -44,10 +44,16 @@ def test_seconds_count_by_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens_per_step", "why"), [(1.02, "little was accepted, 1.02 tokens a step"), (2.5, "try fewer requests at once")]
+    ("tokens_per_step", "drafted", "why"),
+    [
+        (1.02, 3.0, "little was accepted, 1.02 tokens a step"),
+        (1.0, 0.0, "bound by compute"),
+        (2.5, 5.0, "2.50 tokens come in a step, but such steps take longer: try fewer requests at once"),
+    ],
 )
-def test_it_says_why_not(tokens_per_step: float, why: str) -> None:
-    found = judge(PLAIN + cases("rolltree", 12.0, 12.0, tokens_per_step=tokens_per_step, **OURS))
+def test_it_says_why_not(tokens_per_step: float, drafted: float, why: str) -> None:
+    slow = cases("rolltree", 12.0, 12.0, tokens_per_step=tokens_per_step, drafted_per_step=drafted, **OURS)
+    found = judge(PLAIN + slow)
     assert found.worth_it is False
     assert found.verdict.startswith("Not worth it")
     assert why in found.verdict

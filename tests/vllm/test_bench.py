@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rolltree.bench.prompts import read_prompts
-from rolltree.bench.vllm_engines import EngineError, VllmRun, run_vllm
+from rolltree.bench.vllm_engines import VllmRun, run_vllm
 from rolltree.bench.vllm_worker import EngineSpec, engine_arguments
 from rolltree.demo.assets import model_folder
 from rolltree.errors import InvalidInputError
@@ -71,13 +71,6 @@ def test_every_way_is_measured_and_what_ends_early_keeps_what_is_done(tmp_path: 
     assert multiprocessing.active_children() == []
 
 
-def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:
-    """The reason is in the sentence, though vLLM prints it elsewhere."""
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(EngineError, match=r"vLLM does not start with this model and these arguments: .*config"):
-        run_vllm(setting(tmp_path, model=str(tmp_path), drafters=("rolltree",)))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,8 +85,9 @@ def test_bad_arguments_are_refused_by_name(arguments: tuple[str, ...], message: 
 
 
 def test_arguments_are_passed_on() -> None:
-    found = engine_arguments(EngineSpec(drafter="rolltree", model="m", slots=4, max_draft=7, arguments=ARGUMENTS))
+    model = str(model_folder())
+    found = engine_arguments(EngineSpec(drafter="rolltree", model=model, slots=4, max_draft=7, arguments=ARGUMENTS))
     assert (found.max_num_seqs, found.max_model_len, found.enforce_eager) == (4, 128, True)
     assert found.speculative_config["num_speculative_tokens"] == 7
-    own = engine_arguments(EngineSpec(drafter="none", model="m"))
+    own = engine_arguments(EngineSpec(drafter="none", model=model))
     assert (own.speculative_config, own.async_scheduling, own.max_num_seqs) == (None, None, None), "vLLM's own choice"

@@ -101,7 +101,8 @@ def run_engine(
 
     Returns:
         `{"cases": [{engine, model, device, batch, epoch, drafter, tokens, seconds, tokens_per_step, speedup, ...}]}`;
-        `speedup` is seconds of "none" over seconds of the case, per token. `costs` are the step-cost models by batch.
+        `speedup` is seconds of "none" over seconds of the case, per token. `costs` are the step-cost models by batch;
+        `partial` says that Ctrl-C ended it: what was complete is there.
 
     """
     unknown = set(drafters) - set(DRAFTERS)
@@ -110,18 +111,25 @@ def run_engine(
     names = [BASELINE, *[d for d in drafters if d != BASELINE]]
     cases: list[dict[str, object]] = []
     costs: dict[str, dict[str, float]] = {}
+    interrupted = False
     for batch in batches:
         model = cost or measure_cost(workload.model, slots=batch, max_draft=max_draft)
         costs[str(batch)] = asdict(model)
         runs: dict[tuple[str, int], _Run] = {(name, e): _Run() for name in names for e in range(epochs)}
-        for repeat in range(repeats):
-            generators = {name: _generator(name, workload, batch, model, max_draft, compile) for name in names}
-            for epoch in range(epochs):
-                progress(f"batch {batch}, run {repeat + 1} of {repeats}, epoch {epoch + 1} of {epochs}")
-                requests = workload.requests(epoch, max(batch, rollouts))
-                _epoch(generators, requests, {name: runs[name, epoch] for name in names}, epoch)
-        cases += [_case(workload, batch, name, epoch, run) for (name, epoch), run in runs.items()]
-    setting = {"repeats": repeats, "threads": torch.get_num_threads(), "machine": machine.describe()}
+        try:
+            for repeat in range(repeats):
+                generators = {name: _generator(name, workload, batch, model, max_draft, compile) for name in names}
+                for epoch in range(epochs):
+                    progress(f"batch {batch}, run {repeat + 1} of {repeats}, epoch {epoch + 1} of {epochs}")
+                    requests = workload.requests(epoch, max(batch, rollouts))
+                    _epoch(generators, requests, {name: runs[name, epoch] for name in names}, epoch)
+        except KeyboardInterrupt:
+            interrupted = True
+        cases += [_case(workload, batch, name, epoch, run) for (name, epoch), run in runs.items() if run.ratio]
+        if interrupted:
+            break
+    setting = {"repeats": repeats, "threads": torch.get_num_threads(), "partial": interrupted}
+    setting["machine"] = machine.describe()
     return {"cases": cases, "costs": costs, **setting}
 
 

@@ -13,6 +13,8 @@ CLEARLY = 1.03
 """How much faster another way must be to be named."""
 LITTLE = 1.15
 """Tokens a step below which texts hardly repeat."""
+RARE = 0.1
+"""Draft tokens a step below which the budget, or the lack of a match, has turned drafting off."""
 
 Case = Mapping[str, Any]
 
@@ -80,7 +82,7 @@ def _sentence(rows: Sequence[Case], speed: float) -> str:
     when = "in one epoch, where only siblings repeat (more --epochs show more)" if only else "from epoch 2 on"
     before = "" if only or not first.get("speedup") else f" ({first['speedup']:.2f} in epoch 1)"
     text = f"{head}: with {_setting(first)} rolltree generates these rollouts {speed:.2f} times as fast as the engine"
-    why = "" if speed >= WORTH else f"; {_why(last['tokens_per_step'])}"
+    why = "" if speed >= WORTH else f"; {_why(last['tokens_per_step'], last.get('drafted_per_step', 1.0))}"
     return f"{text} alone {when}{before}{why}."
 
 
@@ -95,7 +97,9 @@ def _batch(batch: int | None) -> str:
     return f"{batch} requests at once" if batch else ""
 
 
-def _why(tokens_per_step: float) -> str:
+def _why(tokens_per_step: float, drafted_per_step: float) -> str:
+    if tokens_per_step < LITTLE and drafted_per_step < RARE:
+        return "hardly anything was drafted: nothing repeats, or steps are bound by compute; try fewer requests at once"
     if tokens_per_step < LITTLE:
         return f"little was accepted, {tokens_per_step:.2f} tokens a step"
     return f"{tokens_per_step:.2f} tokens come in a step, but such steps take longer: try fewer requests at once"

@@ -52,7 +52,8 @@ class Worker:
             EngineError: the engine ended.
 
         """
-        self._pipe.send(order)
+        with suppress(OSError):  # an engine that has ended is told of by the answer
+            self._pipe.send(order)
         done: Epoch = self._answer(Epoch, progress)
         return done
 
@@ -60,7 +61,7 @@ class Worker:
         try:
             while isinstance(answer := self._pipe.recv(), int):
                 progress(answer)
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join(SECONDS_TO_END)
             raise EngineError(self._ended()) from None
         if isinstance(answer, InvalidInputError):

@@ -23,7 +23,10 @@ from rolltree.errors import InvalidInputError
 NGRAM = {"num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 DRAFTERS = ("none", "ngram", "suffix", "rolltree")
 WARM_TOKENS, WARM_REQUESTS = 8, 4
+SHOWN = 400
+"""Characters of a reason."""
 _ERROR = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:(?:ERROR|CRITICAL) .*?\] )?([\w.]*(?:Error|Exception)\b: .+)")
+_PYDANTIC = re.compile(r" \[type=\w+, input_value=.*")
 _NO_REASON = ("Engine core initialization failed", "WorkerProc initialization failed")
 
 
@@ -117,11 +120,11 @@ def work(pipe: Connection, spec: EngineSpec, prepare: Callable[[Any, str], None]
 def reason(log: Path, said: str) -> str:
     """Return why an engine failed: what its processes printed last, where its own message does not know."""
     if said and not any(text in said for text in _NO_REASON):
-        return said.splitlines()[0][:400]
+        return _PYDANTIC.sub("", " ".join(said.split()))[:SHOWN]
     printed = log.read_text(errors="replace").splitlines() if log.is_file() else []
     found = [match[1] for line in printed if (match := _ERROR.match(line.strip()))]
     found = [line for line in found if not any(text in line for text in _NO_REASON)]
-    return (found or [said.splitlines()[0] if said else "no message"])[-1][:400]
+    return (found or [" ".join(said.split()) or "no message"])[-1][:SHOWN]
 
 
 def engine_arguments(spec: EngineSpec) -> Any:
@@ -180,6 +183,7 @@ def _serve(pipe: Connection, spec: EngineSpec, prepare: Callable[[Any, str], Non
             _warm_up(llm, order)
             warm = False
         pipe.send(_generate(llm, spec, order, pipe.send))
+    llm.llm_engine.engine_core.shutdown()
 
 
 def _about(llm: Any) -> About:

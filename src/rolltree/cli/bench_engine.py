@@ -206,12 +206,12 @@ def _show_own(screen: Console, document: dict[str, Any]) -> None:
     for case in document["cases"]:
         if case["error"]:
             screen.print(f"{case['drafter']} {case['runner'] or ''} failed: {case['error']}", markup=False)
-    if document["partial"]:
-        screen.print("Stopped before the end: these are the epochs that were complete.")
     _say(screen, document)
 
 
 def _say(screen: Console, document: dict[str, Any]) -> None:
+    if document["partial"]:
+        screen.print("Stopped before the end: these are the epochs that were complete.")
     if document["more_prompts"]:
         screen.print(f"The first {document['prompts']} prompts of the files; --rollouts takes more.")
     screen.print(document["verdict"], markup=False, highlight=False, soft_wrap=True)
