@@ -46,7 +46,7 @@ def run_draft(
     Returns:
         `{"cases": [{case, live_requests, threads, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99,
         update_microseconds_per_token, drafted_per_request}], "pauses": [see `measure_pauses`], "rebuild": see
-        `measure_rebuild`}`.
+        `measure_rebuild`; None without `long`}`.
 
     """
     cases = []
@@ -58,7 +58,7 @@ def run_draft(
                     case = {"case": name, "live_requests": n, "threads": count, "shape": shape}
                     cases.append(case | _measure(groups, n, config, count, steps))
     pauses = measure_pauses(long, progress=progress)
-    rebuild = measure_rebuild(length=min(LONGEST_REBUILT, *long), progress=progress)
+    rebuild = measure_rebuild(length=min(LONGEST_REBUILT, *long), progress=progress) if long else None
     return {"cases": cases, "pauses": pauses, "rebuild": rebuild, "machine": machine.describe(("numpy",))}
 
 

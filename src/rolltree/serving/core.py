@@ -152,7 +152,7 @@ class ServingCore:
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
         self._end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
-        if self.keeping.store is not None:
+        if self.keeping.gives_back:
             for id, request in coming:
                 self.book.expect(id, request)
 
