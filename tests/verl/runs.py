@@ -61,8 +61,8 @@ KEPT = RunSettings(
     prompts=8, epochs=6, samples=2, greedy=True, learning_rate=1e-6,
     extra=("trainer.save_freq=4", f"+{ENGINE}.cost=off"),
 )  # fmt: skip
-"""The same prompts in each step, drafted for whatever the clock says; killed while the step after `SAVED` generates, and
-resumed from what that saved."""
+"""The same prompts in each step, drafted for whatever the clock says; killed while the step after `SAVED` generates,
+and resumed from what that saved."""
 SAVED = 4
 WIDE = RunSettings(
     algorithm="grpo", greedy=True, learning_rate=0.1, samples=1, entropy=0.1, replicas=2,
