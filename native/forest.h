@@ -91,7 +91,7 @@ class Forest {
     std::unique_ptr<Automaton> old;
     t.adopt(whole);
     history.taken();
-    t.work(Upkeep::kSlice, old);
+    t.work(upkeep_.slice(), old);
     if (old) upkeep_.retire(std::move(old));
     upkeep_.touched(t);
     upkeep_.run(0);

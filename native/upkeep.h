@@ -45,6 +45,8 @@ class Upkeep {
     slice_ = std::max<std::uint64_t>(1, slice);
   }
 
+  /// States that a call visits for work that waits.
+  std::uint64_t slice() const { return slice_; }
   std::size_t own_bytes() const { return own_; }
   std::size_t shared_bytes() const { return shared_; }
   /// Bytes of old automata that have not been given back yet.

@@ -10,6 +10,7 @@ import pytest
 
 from rolltree.bench.draft import run_draft
 from rolltree.bench.index import run_index
+from rolltree.bench.rebuild import measure_rebuild
 from rolltree.bench.subjects import Ours, OursShared, peer_installed
 from rolltree.bench.workload import Group, markov, recorded, take
 from rolltree.errors import InvalidInputError
@@ -80,6 +81,14 @@ def test_subjects_index_the_same_text() -> None:
         subject.append(live, np.array([5], np.int32))
         assert subject._forest.count(subject._trees[0], np.array([2, 5], np.int32)) == 64
         subject.finish()
+
+
+def test_rebuilding_reports_its_speed_and_every_call() -> None:
+    found = measure_rebuild(prompts=3, samples=2, length=40, steps=6)
+    assert (found["rollouts"], found["tokens"]) == (6, 240)
+    assert found["tokens_per_second"] > 0
+    for calls in found["milliseconds"].values():
+        assert calls.keys() == {"open", "draft", "advance"}
 
 
 def test_draft_reports_every_shape() -> None:

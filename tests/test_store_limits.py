@@ -97,8 +97,8 @@ def test_rollouts_of_an_old_file_whose_ids_do_not_fit_are_left_out(path: Path, c
 
 
 MOUNTS = """22 1 8:1 / / rw,relatime - ext4 /dev/root rw
-30 22 0:44 / {0} rw,relatime shared:3 - nfs4 server:/export rw
 31 30 0:45 / {0}/local rw - tmpfs tmpfs rw
+30 22 0:44 / {0} rw,relatime shared:3 - nfs4 server:/export rw
 """
 
 

@@ -1,14 +1,13 @@
 """The only owner of trees and of policy versions: prompts and sessions open and close here, within a capacity.
 
 Which tree belongs to which prompt is in `prompts`, what sessions take in and draft in `sessions`. Thread-safe. Does not
-decide what to draft (see `drafting`). With a store, closing a kept session commits its rollout there, and a
-prompt that is not held (evicted, or from before a restart) is rebuilt from there (see `rebuilding`).
+decide what to draft (see `drafting`). With a store, closing a kept session commits its rollout there, and a prompt that
+is not held (evicted, or from before a restart) is rebuilt from there (see `rebuilding`).
 
 Invariants. After every call the prompts' own trees are within their part of `capacity_bytes` or being made smaller:
 idle prompts are evicted, least recently used first; then prompts with live sessions lose their oldest rollouts. A
 prompt with live sessions is never evicted, and no own tree makes room for the shared one, which has a part of its own.
-A session with a hole is never kept, however it is closed. What the store holds changes drafts, never rollouts; a
-store that fails is gone without.
+A session with a hole is never kept, however it is closed. What the store holds changes drafts, never rollouts.
 """
 
 from __future__ import annotations
@@ -209,22 +208,21 @@ class RolloutCache(Sessions):
     def expect(self, prompt: TokenIds, *, key: str | None = None) -> None:
         """Say that a prompt is coming: with `background` its tree, if it has none, is rebuilt now from the store.
 
-        Announce the policy's version first: text of a later one counts as of the one that is current then. Raises
-        InvalidInputError for bad token ids or a bad key.
+        Announce the policy's version first: text of a later one counts as of it. Errors as `open`.
         """
         tokens, key = as_tokens(prompt, "prompt"), as_key(key)
         with self._lock:
             self._prompts.expect(tokens, key)
 
     def wait(self) -> None:
-        """Return when every tree that is being rebuilt in the background is there."""
+        """Return when every tree that is being rebuilt is there."""
         self._prompts.rebuilds.wait()
 
     def restore(self, rollout: StoredRollout, *, alone: bool = True) -> None:
         """Put a rollout into its prompt's tree that is in the store, or that another process told of.
 
-        It is neither committed nor told to listeners. Text of a version beyond the current one counts as of that.
-        `alone`: where the prompt has no tree, the new one gets nothing else of the store, whose reader brings all.
+        It is neither committed nor told to listeners; a later version counts as the current one. `alone`: a prompt that
+        has no tree gets nothing else of the store.
         """
         with self._lock:
             prompt, version = rollout.prompt_token_ids, min(rollout.version, self._version)
@@ -291,7 +289,7 @@ class RolloutCache(Sessions):
 
     def store_stats(self) -> StoreStats:
         """Count what the store did for this cache; zeros without one."""
-        return StoreStats() if self._journal is None else self._journal.stats()
+        return self._journal.stats() if self._journal else StoreStats()
 
     def check(self) -> None:
         """Walk every tree.

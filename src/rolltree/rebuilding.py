@@ -127,9 +127,15 @@ class Rebuilds:
             self._idle.wait_for(lambda: self._thread is None or not self._thread.is_alive())
 
     def _run_thread(self) -> None:
-        if self._thread is None or not self._thread.is_alive():  # after a fork it is not
-            self._thread = threading.Thread(target=self._run, name="rolltree-rebuild", daemon=True)
+        if self._thread is not None and self._thread.is_alive():  # after a fork it is not
+            return
+        self._thread = threading.Thread(target=self._run, name="rolltree-rebuild", daemon=True)
+        try:
             self._thread.start()
+        except RuntimeError as error:  # the system has no more threads
+            self._thread = None
+            self._wanted.clear()
+            self._fail(error)
 
     def _run(self) -> None:
         while wanted := self._next():

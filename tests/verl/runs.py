@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 
 from rolltree.verl import VerlOptions, config_lines
-from rolltree.verl.lines import ROLLOUT
+from rolltree.verl.lines import ENGINE, ROLLOUT
 from tests.verl_on_cpu.demo import PLAIN_LINES as PLAIN
 from tests.verl_on_cpu.demo import POLL_SECONDS
 from tests.verl_on_cpu.run import RunRecord, train
@@ -57,8 +57,12 @@ PPO = RunSettings(algorithm="ppo", greedy=True, learning_rate=0.1, validate=True
 MULTI_TURN = RunSettings(algorithm="multi-turn", greedy=True, learning_rate=0.1, validate=True, samples=2, entropy=0.1)
 
 
-KEPT = RunSettings(prompts=8, epochs=6, extra=("trainer.save_freq=4",))
-"""The same prompts in each step; killed while the step after `SAVED` generates, and resumed from what that saved."""
+KEPT = RunSettings(
+    prompts=8, epochs=6, samples=2, greedy=True, learning_rate=1e-6,
+    extra=("trainer.save_freq=4", f"+{ENGINE}.cost=off"),
+)  # fmt: skip
+"""The same prompts in each step, drafted for whatever the clock says; killed while the step after `SAVED` generates,
+and resumed from what that saved."""
 SAVED = 4
 WIDE = RunSettings(
     algorithm="grpo", greedy=True, learning_rate=0.1, samples=1, entropy=0.1, replicas=2,

@@ -51,7 +51,8 @@ def run_draft(
     Returns:
         `{"cases": [{case, live_requests, threads, shape, microseconds_per_request, batch_milliseconds_p50, ..._p99,
         update_microseconds_per_token, drafted_per_request}], "steps": [{case, rows, threads, step_milliseconds_p50,
-        ..._p99, drafted_per_request}], "pauses": [see `measure_pauses`], "rebuild": see `measure_rebuild`}`.
+        ..._p99, drafted_per_request}], "pauses": [see `measure_pauses`], "rebuild": see `measure_rebuild`; None
+        without `long`}`.
 
     """
     cases = []
@@ -68,7 +69,7 @@ def run_draft(
         for n in rows
     ]
     pauses = measure_pauses(long, progress=progress)
-    rebuild = measure_rebuild(length=min(LONGEST_REBUILT, *long), progress=progress)
+    rebuild = measure_rebuild(length=min(LONGEST_REBUILT, *long), progress=progress) if long else None
     found = {"cases": cases, "steps": native, "pauses": pauses, "rebuild": rebuild}
     return {**found, "machine": machine.describe(("numpy",))}
 

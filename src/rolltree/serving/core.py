@@ -167,7 +167,7 @@ class ServingCore:
             from rolltree.serving.share import share
 
             share(self)
-        if self.keeping.store is not None:
+        if self.keeping.gives_back:
             for id, request in coming:
                 self.book.expect(id, request)
 

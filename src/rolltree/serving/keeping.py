@@ -75,6 +75,11 @@ class Keeping:
         when = cast("Rebuilding", self.options.store_rebuild if self._reads else "never")
         return RolloutCache(self.options.cache, store=self.store, rebuild=when)
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether trees come back from the store while the engine runs."""
+        return self.store is not None and self._reads
+
     def flush(self) -> None:
         """Return when all that was kept is in the file; the writer has logged what is not."""
         if self.store is not None:

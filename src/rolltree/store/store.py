@@ -54,8 +54,8 @@ class RolloutStore:
         self.path, self.vocab = as_path(path), 0  # words of the vocabulary, once `identify` was called
         self._file = os.path.abspath(self.path)
         emptied = is_empty(self.path)
-        most = as_integer(most_bytes, "store.most_bytes", 0)
-        self.keep = Retention(window=as_integer(window, "store.window", 0), bytes=most)
+        window, most = as_integer(window, "store.window", 0), as_integer(most_bytes, "store.most_bytes", 0)
+        self.keep = Retention(window=window, bytes=most)
         self._writer = Writer(self.path, make=make, keep=self.keep)
         if kind := network_of(self.path):
             _log.warning("%s lies on a network file system (%s): %s", self.path, kind, NETWORK)
@@ -97,7 +97,7 @@ class RolloutStore:
         )  # fmt: skip
 
     def put(self, rollout: StoredRollout) -> None:
-        """Hand over a rollout that is one already, checked again; its `id` is given anew. Errors as `add`."""
+        """Hand over what is a rollout already, checked again; its `id` is given anew. Errors as `add`."""
         if not isinstance(rollout, StoredRollout):
             raise InvalidInputError("rollout", rollout, "a StoredRollout", "Use add(prompt, tokens).")
         self._writer.put(rollout.checked())
@@ -113,8 +113,7 @@ class RolloutStore:
             A sentence for the user, where the file was written for another model, or cannot be written; else empty.
 
         Raises:
-            InvalidInputError: the file's rollouts have ids that this vocabulary does not.
-            StoreError: the file cannot be read.
+            InvalidInputError, StoreError: the file's rollouts have ids beyond this vocabulary, or cannot be read.
 
         """
         before = self._writer.use(identity.known)
@@ -222,7 +221,7 @@ class RolloutStore:
 
     @property
     def forgotten(self) -> int:
-        """Rollouts that this object forgot, because of its limits."""
+        """Rollouts that this object forgot, by its limits."""
         return self._writer.forgotten
 
     @property
