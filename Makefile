@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers store-crash bench gpu-bench bench-peer smollm2 wheel lock clean \
-  vllm-setup vllm-test-setup vllm-test vllm-bench verl-setup verl-test verl-test-all verl-demo
+  vllm-setup vllm-test-setup vllm-test v2-kernels vllm-bench verl-setup verl-test verl-test-all verl-demo
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -88,6 +88,10 @@ vllm-test-setup: vllm-setup
 
 vllm-test: vllm-test-setup  ## the tests in real vLLM on this CPU (about 6 minutes)
 	$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+
+v2-kernels: vllm-setup  ## the stand-ins of V2's kernels against triton's interpreter, launch by launch (1 GB; not in CI)
+	scripts/triton_venv.sh .venv-triton $(VLLM_VENV)
+	.venv-triton/bin/python -m tests.vllm.v2.interpreter
 
 vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
