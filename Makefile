@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format typecheck stubs native-build native-test fuzz fuzz-readers store-crash bench gpu-bench bench-peer smollm2 wheel lock clean \
-  vllm-setup vllm-test-setup vllm-test vllm-matrix vllm-test-old vllm-bench verl-setup verl-test verl-test-all verl-demo frameworks-check
+  vllm-setup vllm-test-setup vllm-test vllm-matrix vllm-test-old v2-kernels vllm-bench verl-setup verl-test verl-test-all verl-demo frameworks-check
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/\1\t/' | awk -F'\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ vllm-matrix: vllm-test-setup  ## tests of exactness, requests and hooks in vLLM 
 
 vllm-test-old: verl-setup  ## the same tests in the vLLM of verl's environment (some minutes)
 	$(VERL_VENV)/bin/python -m pytest $(MATRIX_TESTS) $(ARGS)
+v2-kernels: vllm-setup  ## the stand-ins of V2's kernels against triton's interpreter, launch by launch (1 GB; not in CI)
+	scripts/triton_venv.sh .venv-triton $(VLLM_VENV)
+	.venv-triton/bin/python -m tests.vllm.v2.interpreter
 
 vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json (about 20 minutes, on an idle machine)
 	scripts/install_peer.sh $(VLLM_VENV) $(PEER)
