@@ -20,35 +20,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rolltree.drafting import TreeDrafter
 from rolltree.errors import InvalidInputError
-from rolltree.metrics import add_up
 from rolltree.serving import figures
 from rolltree.serving.batch import Batch, Wanted
-from rolltree.serving.counts import ServingCounts
-from rolltree.serving.keeping import Keeping, expect
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
+from rolltree.serving.memory import EngineMemory
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import LEFT_ALONE, RequestOptions
-from rolltree.serving.requests import RequestBook
 from rolltree.serving.saved import SavedTime
 from rolltree.serving.timing import Scheduled, StepTimer
-from rolltree.serving.versions import Source
 from rolltree.serving.watch import Watch, pays
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch
 
 if TYPE_CHECKING:  # only where ranks schedule for themselves
     from rolltree.serving.agreement import Agreement, Verdict
-    from rolltree.sharing.port import Port
 
 GIVE_UP_AFTER = 16
 """Failed steps in a row after which drafting is paused: the fault will not go away by itself."""
 Drafts = list[list[int]]
 
 
-class ServingCore:
+class ServingCore(EngineMemory):
     """Drafts for the requests of one engine from the trees of earlier and running rollouts.
 
     Args:
@@ -70,62 +64,20 @@ class ServingCore:
         log: logging.Logger | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
-        self.engine, self.options, self.log = engine, options, log or logging.getLogger("rolltree")
-        self._request_of, self._output_of, self._free_bytes, self._clock = request_of, output_of, free_bytes, clock
+        super().__init__(engine, options, output_of=output_of, log=log or logging.getLogger("rolltree"))
+        self._request_of, self._free_bytes, self._clock = request_of, free_bytes, clock
         self.observer = StepCostObserver() if options.cost == "observed" else None
         self._timer = StepTimer(self.observer) if self.observer else None
-        self._cost = self._observed = self.observer.model if self.observer else options.frozen_cost()
-        self.agreement: Agreement | None = None
-        """With the ranks that take part in the same forward passes, where each schedules for itself."""
-        self.port: Port | None = None
-        """Where other engines are told of this one's rollouts, and theirs come in; once there was a step."""
+        self._observed = self.observer.model if self.observer else options.frozen_cost()
         self._limits: StepLimits | None = None
         self._watch = Watch()
-        self.counts = ServingCounts()
         self._saved = SavedTime(self.observer, self.counts)
-        self.keeping = Keeping(options, vocab=engine.vocab, model=engine.model, log=self.log)
-        self._started = False
-        self._earlier: dict[str, float] = {}  # counts of caches that were before
         self.paused = self._failed_now = False
         self._failed_in_a_row = 0
         self._sampled: list[Sequence[int]] = []
         self._rows = self._tokens = 0  # taken in since the last draft
-        self._make()
-
-    def _make(self, source: Source = Source.UPDATES) -> None:
-        engine, options = self.engine, self.options
-        self.drafter = TreeDrafter(self.keeping.cache(), options.draft(engine.max_draft), cost=self._cost)
-        self.drafter.stats = self.counts
-        self.book = RequestBook(
-            self.drafter.cache,
-            max_draft=engine.max_draft,
-            max_length=engine.max_length,
-            sessions=options.sessions,
-            counts=self.counts,
-            infer=options.infer,
-            source=source,
-        )
-        if self.port is not None:
-            self.port.follow(self.drafter.cache)
-
-    def start(self) -> None:
-        """Open the store and load the rollouts to start from: in the process that drafts, when it can draft.
-
-        Call it before the first step, whose begin does it otherwise; a second call changes nothing.
-
-        Raises:
-            InvalidInputError: what `load` names is no rollouts.
-
-        """
-        if self._started:
-            return
-        self._started, agreement = True, self.agreement
-        self.keeping.start(alone=agreement is not None, leads=agreement is None or agreement.leads)
-        if self.keeping.store is not None:
-            self._make(self.book.versions.source)
-        self.counts.store_refused += self.keeping.refused
-        if self.options.load:
-            self.load()
+        self.cost = self._observed
+        self.make()
 
     def close(self) -> None:
         """Keep what requests have generated so far, and let go of the store: when the engine ends."""
@@ -161,7 +113,7 @@ class ServingCore:
         self._observe(step)
         self._saved.begin(step)
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
-        self._end([id for id in self.book.running if id in ended] if ended else ())
+        self.end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
         if self.options.share:
             from rolltree.serving.share import share
@@ -207,23 +159,6 @@ class ServingCore:
         stand = self.agreement is None or self._agreed(self.agreement, failed, sampled, [] if failed else drafts)
         return drafts if stand and not failed else [[] for _ in ids]
 
-    def commit(self) -> None:
-        """Close every session, keeping its text: many hosts tell of finished requests only with the next step.
-
-        With a store, what was kept is in the file when this returns, unless it cannot be written, which is logged.
-        """
-        self._end(self.book.running)
-        self.keeping.flush()
-
-    def forget(self) -> None:
-        """Start with empty trees; requests that are running start anew in them, sums go on.
-
-        A store keeps what it has: prompts that it knows come back when they are asked for.
-        """
-        self.drafter.count_sources()
-        self._earlier = add_up(self._earlier, figures.memory(self.drafter.cache))
-        self._make(self.book.versions.source)
-
     def pause(self) -> None:
         """Draft no more; text still enters the trees."""
         self.paused = True
@@ -232,48 +167,6 @@ class ServingCore:
         """Draft again, also where failures had paused it: they are counted anew."""
         self.paused = False
         self._failed_in_a_row = 0
-
-    def load(self, path: str = "") -> int:
-        """Load rollouts of a store or of JSON lines, `options.load` unless it is named; return how many."""
-        from rolltree.serving.load import load_rollouts
-
-        count = load_rollouts(self.drafter.cache, path or self.options.load)
-        self.log.info("rolltree has loaded %d rollouts of %s", count, path or self.options.load)
-        return count
-
-    def add(self, rollouts: Iterable[Mapping[str, Any]]) -> int:
-        """Take in rollouts that other engines finished; return how many. They are not committed to a store here.
-
-        Args:
-            rollouts: each in the fields of the trace format: `prompt_token_ids`, `token_ids`, and where there are,
-                `key`, `step`, `context`.
-
-        Raises:
-            InvalidInputError: one is no rollout, or has a token that the model does not; none was taken in.
-
-        """
-        from rolltree.serving.load import add_rollouts
-
-        return add_rollouts(self.drafter.cache, rollouts, vocab=self.engine.vocab)
-
-    def expect(self, prompts: Iterable[Mapping[str, Any]]) -> int:
-        """Say which prompts are coming, so that their trees are made again from the store meanwhile; return how many.
-
-        Args:
-            prompts: each with `prompt_token_ids` and, where requests name one, `key`.
-
-        Raises:
-            InvalidInputError: one is no prompt, or has a token that the model does not; none is expected.
-
-        """
-        return expect(self.drafter.cache, prompts, vocab=self.engine.vocab)
-
-    def stats(self) -> dict[str, float]:
-        """Return sums since the start and their ratios, and what cache and store hold now, under flat names."""
-        cache = self.drafter.cache
-        sums = add_up(self._earlier, figures.memory(cache))
-        shared = {} if self.port is None else {"shared_age": self.port.courier.age}
-        return self.drafter.snapshot().snapshot() | sums | figures.memory(cache, held=True) | shared
 
     def cheap_stats(self) -> dict[str, float]:
         """Return sums, and what costs no look at the trees, for every step."""
@@ -302,11 +195,7 @@ class ServingCore:
             return
         self._observed = self._timer.take(step, self._clock())
         if self.agreement is None:
-            self.drafter.cost = self._cost = self._observed
-
-    def _end(self, ids: Iterable[str]) -> None:
-        for id in ids:
-            self.book.end(id, self._output_of(id))
+            self.drafter.cost = self.cost = self._observed
 
     def _draft(self, drafts: Drafts, wanted: Wanted, running: int, unread: int) -> None:
         room = 0 if self.paused else self._room(running, unread)
@@ -349,7 +238,7 @@ class ServingCore:
         verdict = agreement.compare(state, sampled, drafts, self._observed)
         self.counts.errors += verdict.state == State.FAILED and not failed
         if self.observer is not None:
-            self.drafter.cost = self._cost = verdict.cost
+            self.drafter.cost = self.cost = verdict.cost
         if not verdict.drafts_stand:
             with self.guarded():  # should this fail, the others learn of it in the next step
                 self._withdraw(verdict, verdict.state == State.FAILED)
