@@ -89,7 +89,7 @@ def shortcomings() -> str:
     return "; ".join(f"{hook.place}: {hook.without} ({FAILED[hook.install]})" for hook in hooks)
 
 
-TESTED = ("0.28", "0.32")
+TESTED = ("0.28", "0.29", "0.32")
 """Versions of vLLM in which the tests were run (docs/vllm.md has what of them)."""
 BROKEN_ON_CPU = ("0.30.0", "0.31.0")
 """Their CPU build does not sample rightly with any speculation, and our fix does not cover it."""
