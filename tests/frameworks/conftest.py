@@ -7,7 +7,9 @@ where it is asked before vLLM's arguments are made. Each file is one trainer; on
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
 from tests.vllm.conftest import FAST
 
@@ -19,6 +21,7 @@ FOR_ALL = {
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "UNSLOTH_ALLOW_CPU": "1",
     "UNSLOTH_IS_PRESENT": "1",
+    "UNSLOTH_COMPILE_LOCATION": str(Path(tempfile.gettempdir()) / "rolltree-unsloth"),  # else it writes code here
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
 }

@@ -1,11 +1,9 @@
-"""ms-swift: the functions that build the engine and the sampling parameters of GRPO in colocate mode, and an engine."""
+"""ms-swift: the functions that build engine arguments and sampling parameters of GRPO in colocate mode; no engine starts."""
 
 from __future__ import annotations
 
-import gc
 import json
 import shlex
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +11,6 @@ import pytest
 import torch
 
 from rolltree.cli.frameworks import FRAMEWORKS
-from rolltree.demo.task import sample_problems
-from rolltree.vllm.control import Control
 from tests.frameworks.tools import MODEL, WIDTH, width
 
 mixin = pytest.importorskip("swift.rlhf_trainers.rollout_mixin", exc_type=ImportError)
@@ -63,32 +59,3 @@ def test_its_arguments_turn_drafts_on(trainer: Any, monkeypatch: pytest.MonkeyPa
     sampling = engine._prepare_generation_config(trainer.request_config)
     assert (sampling.temperature, sampling.max_tokens, sampling.min_p) == (0.0, 48, 0.0)
     assert sampling.extra_args is None  # `RequestConfig` is closed: no marks
-
-
-@pytest.fixture(name="running")
-def fixture_running(trainer: Any) -> Iterator[Any]:
-    """The same with its engine."""
-    trainer.engine = mixin.RolloutTrainerMixin._prepare_vllm_engine(trainer)
-    yield trainer
-    trainer.engine.engine.engine_core.shutdown()
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    cleanup_dist_env_and_memory()
-    gc.collect()
-
-
-def test_its_engine_drafts(running: Any) -> None:
-    trainer = running
-    engine = trainer.engine.engine
-    assert width(engine.vllm_config) == WIDTH
-    requests = [{"messages": [{"role": "user", "content": problem.prompt}]} for problem in sample_problems(2, seed=7)]
-    first, again = (trainer.engine.infer(requests, trainer.request_config, use_tqdm=False) for _ in range(2))
-    texts = [[answer.response.choices[0].token_ids for answer in answers] for answers in (first, again)]
-    assert texts[0] == texts[1]
-    stats = Control(engine).stats()
-    assert stats["accepted"] > 0
-    assert not stats["errors"]
-    assert stats["inferred_versions"] == 0
-    mixin.RolloutTrainerMixin._reset_vllm_cache(trainer)  # what ends its weight updates
-    trainer.engine.infer(requests, trainer.request_config, use_tqdm=False)
-    assert Control(engine).stats()["inferred_versions"] == 1

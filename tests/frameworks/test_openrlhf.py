@@ -1,12 +1,11 @@
-"""OpenRLHF: the Ray actor that it starts vLLM in, and the function that builds its sampling parameters, with an engine.
+"""OpenRLHF: the functions that build its Ray actor's arguments, vLLM's in the actor, and its sampling parameters.
 
-Ray is told of a card that is not there; vLLM's CPU build never looks for it.
+Neither Ray nor an engine starts: stand-ins keep what they would be called with.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,37 +70,6 @@ def test_its_requests_carry_no_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {request["sampling_params"].min_p for request in requests} == {0.0}
 
 
-@pytest.fixture(name="engine", scope="module")
-def fixture_engine() -> Iterator[Any]:
-    import ray
-
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=10**8)
-    yield vllm_engine.create_vllm_engines(**ENGINE)[0]
-    ray.shutdown()
-
-
-def test_its_engine_drafts_its_requests(engine: Any) -> None:
-    import ray
-
-    assert ray.get(engine.__ray_call__.remote(lambda actor: width(actor.llm.vllm_config))) == WIDTH
-    ask(engine)
-    ask(engine)
-    stats = statistics(engine)
-    assert stats["accepted"] > 0
-    assert not stats["errors"]
-    assert stats["inferred_versions"] == 0
-    ray.get(engine.reset_prefix_cache.remote())  # what ends its weight updates (`ppo_actor.py`)
-    ask(engine)
-    assert statistics(engine)["inferred_versions"] == 1
-
-
-def ask(engine: Any) -> None:
-    """Two samples of two prompts by its own dispatch."""
-    import ray
-
-    assert [len(answers) for answers in ray.get(dispatch([engine]))] == [2, 2]
-
-
 def dispatch(engines: list[Any]) -> list[Any]:
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
@@ -111,21 +79,3 @@ def dispatch(engines: list[Any]) -> list[Any]:
     questions = [problem.prompt for problem in sample_problems(2, seed=7)]
     settings = {"temperature": 0.0, "max_new_tokens": 48, "max_len": 128}
     return list(SamplesGenerator._dispatch_prompts_to_vllm(generator, questions, [""] * 2, **settings))
-
-
-def statistics(engine: Any) -> dict[str, float]:
-    """rolltree's counters, asked for inside the actor: its engine's calls belong to the actor's own loop."""
-    import ray
-
-    from rolltree.vllm import AsyncControl
-
-    def start(actor: Any) -> None:
-        actor.answer = asyncio.ensure_future(AsyncControl(actor.llm).stats())
-
-    def answer(actor: Any) -> dict[str, float] | None:
-        return actor.answer.result() if actor.answer.done() else None
-
-    ray.get(engine.__ray_call__.remote(start))
-    while (found := ray.get(engine.__ray_call__.remote(answer))) is None:
-        pass
-    return dict(found)

@@ -51,7 +51,7 @@ FRAMEWORKS = {
         own="",
         inferred="version",
         missing="kind",
-        checked="its Ray actor with an engine, its sampling parameters",
+        checked="its engine's arguments, its sampling parameters",
     ),
     "skyrl": Framework(
         name="SkyRL",
@@ -98,7 +98,7 @@ FRAMEWORKS = {
         own=f"--vllm_engine_kwargs '{{\"speculative_config\": {JSON}}}'",
         inferred="version",
         missing="kind",
-        checked="its engine, its sampling parameters",
+        checked="its engine's arguments, its sampling parameters",
     ),
     "unsloth": Framework(
         name="Unsloth",
@@ -110,7 +110,7 @@ FRAMEWORKS = {
         own="",
         inferred="version; not of a LoRA adapter",
         missing="kind",
-        checked="`load_vllm`",
+        checked="its engine's arguments (`load_vllm`)",
     ),
     "roll": Framework(
         name="ROLL",
