@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rolltree.bench import vllm_engines
+from rolltree.bench import vllm_engines, vllm_process
 from rolltree.bench.prompts import Prompts
 from rolltree.bench.vllm_engines import EngineError, VllmRun
 from rolltree.bench.vllm_process import worker
@@ -21,6 +23,7 @@ from rolltree.cli import bench_engine
 from rolltree.cli.app import app
 from rolltree.demo.assets import model_folder
 from rolltree.errors import InvalidInputError, MissingDependencyError
+from tests import bench_workers
 
 
 @pytest.fixture(name="prompts")
@@ -228,16 +231,38 @@ def test_ctrl_c_keeps_what_is_done(engines: dict[str, Any]) -> None:
     assert document["best"]["speedup"] == 1.0, "of the epoch that is complete"
 
 
-def test_an_engine_that_ends_without_a_word_is_told(tmp_path: Path) -> None:
-    """A real process: killed as it begins to load vLLM, or without vLLM."""
-    from importlib.util import find_spec
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("killed_at_work", "signal 9 (often: out of memory)"),
+        ("killed_before", "signal 9 (often: out of memory)"),
+        ("leaves_at_start", "exit code 3"),
+    ],
+)
+def test_an_engine_that_ends_without_a_word_is_told(way: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_process, "work", getattr(bench_workers, way))
+    order = Order(prompts=[[1]], sampling={}, version=0)
+    with pytest.raises(EngineError) as caught, worker(EngineSpec(drafter="none", model="m"), {}) as made:
+        made.generate(order)
+    assert message in str(caught.value)
+    assert multiprocessing.active_children() == []
 
-    if find_spec("vllm") is not None:
+
+def test_an_engine_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_process, "work", bench_workers.deaf)
+    monkeypatch.setattr(vllm_process, "SECONDS_TO_END", 0)
+    with worker(EngineSpec(drafter="none", model="m"), {"ROLLTREE_TEST": "1"}) as made:
+        assert made.about == bench_workers.ABOUT
+        assert "ROLLTREE_TEST" not in os.environ
+    assert multiprocessing.active_children() == []
+
+
+def test_without_vllm_the_engine_says_so(tmp_path: Path) -> None:
+    """The real process, as far as it comes."""
+    if importlib.util.find_spec("vllm") is not None:
         pytest.skip("tests/vllm has it with real engines")
-    with (
-        pytest.raises(EngineError, match="ModuleNotFoundError"),
-        worker(EngineSpec(drafter="none", model="m", log=str(tmp_path / "log")), {}),
-    ):
+    spec = EngineSpec(drafter="none", model="m", log=str(tmp_path / "log"))
+    with pytest.raises(EngineError, match="ModuleNotFoundError"), worker(spec, {}):
         pass
 
 

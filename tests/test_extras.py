@@ -14,7 +14,7 @@ tomllib = pytest.importorskip("tomllib", reason="older Pythons cannot read pypro
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-BROUGHT = {"omegaconf": "verl", "prometheus_client": "vllm"}
+BROUGHT = {"omegaconf": "verl", "prometheus_client": "vllm", "tqdm": "vllm"}
 """Packages that a host cannot be without, by the extra of the host."""
 PEERS = {"arctic_inference"}
 """Compared with where they are installed; `make bench-peer` builds it."""

@@ -128,7 +128,7 @@ def run_engine(
         cases += [_case(workload, batch, name, epoch, run) for (name, epoch), run in runs.items() if run.ratio]
         if interrupted:
             break
-    setting = {"repeats": repeats, "threads": torch.get_num_threads(), "partial": interrupted}
+    setting: dict[str, object] = {"repeats": repeats, "threads": torch.get_num_threads(), "partial": interrupted}
     setting["machine"] = machine.describe()
     return {"cases": cases, "costs": costs, **setting}
 
