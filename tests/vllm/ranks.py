@@ -48,9 +48,15 @@ def external(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def ordinary(folder: Path) -> dict[str, Any]:
-    """Generate with speculation."""
-    with two_ranks("rolltree", "mp") as llm:
-        return learned_and_frozen(llm, folder)
+    """Generate with speculation, and samples with coupling: without drafts, cold and warm."""
+    from rolltree.vllm import Control
+
+    with two_ranks("rolltree", "mp", coupled=True) as llm:
+        seen = learned_and_frozen(llm, folder)
+        Control(llm).pause()
+        samples = [sampled(llm)]
+        Control(llm).resume()
+        return seen | {"sampled": [*samples, sampled(llm), sampled(llm)]}
 
 
 def v2() -> dict[str, Any]:
@@ -164,7 +170,7 @@ def parted(llm: Any, rank: int) -> dict[str, Any]:
     return {"texts": texts, "paused": proposer.paused} | stats(llm)
 
 
-def two_ranks(method: str, executor: str, *, runner: str = "V1") -> Any:
+def two_ranks(method: str, executor: str, *, runner: str = "V1", coupled: bool = False) -> Any:
     """An engine of two ranks."""
     from tests.vllm.engines import engine
 
@@ -174,7 +180,7 @@ def two_ranks(method: str, executor: str, *, runner: str = "V1") -> Any:
         tensor_parallel_size=2,
         distributed_executor_backend=executor,
         max_num_seqs=COUNT,
-        additional_config={"rolltree": {"metrics": False}},
+        additional_config={"rolltree": {"metrics": False, "coupled": coupled}},
     )
 
 

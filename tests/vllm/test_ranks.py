@@ -133,6 +133,12 @@ def test_workers_of_one_scheduler_keep_the_text(
     assert ordinary[cost]["stats"]["errors"] == 0
 
 
+def test_coupled_ranks_sample_alike(ordinary: dict[str, Any]) -> None:
+    """By one seed with drafts and without: a rank that drew otherwise would make other text where there are drafts."""
+    undrafted, *drafted = ordinary["sampled"]
+    assert drafted == [undrafted] * 2
+
+
 def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path) -> None:
     """Every rank has a speculator; one drafts, and what it has goes to the others, lengths included."""
     (seen,) = run("v2", tmp_path, [])

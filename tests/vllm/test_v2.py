@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rolltree._native import murmur3_exponential
-from rolltree.vllm import Control
+from rolltree.vllm import Control, compat
+from rolltree.vllm.coupled_v1 import pick, pick_on_device
 from tests.vllm.engines import OPTIONS, Told, assert_same, engine, generate, prompts, tell
 from tests.vllm.v2 import kernels
+from tests.vllm.v2.no_triton import v2_on_cpu
 
 COUNT, ROWS, SEED = 12, 24, 100
 V2 = ("V2", "V2 async")
@@ -103,6 +106,28 @@ def test_drafts_follow_vllms_own_noise() -> None:
         tokens = np.array(drawn.sample(range(150_000), 8))
         ours = [-math.log(murmur3_exponential(seed % 2**64, position, int(token))) for token in tokens]
         np.testing.assert_allclose(ours, kernels.gumbel(seed, position, tokens), atol=1e-3)
+
+
+def test_a_device_draws_as_the_core_does() -> None:
+    """V1 on a device asks the kernel of V2's sampler, whose stand-in this is; the core has its floats."""
+    torch.manual_seed(0)
+    logits = torch.randn(50, 3000)
+    seeds, positions = np.arange(50, dtype=np.int64) * 10**17 - 10**18, np.arange(50, dtype=np.int64)
+    with v2_on_cpu(async_scheduling=False):
+        drawn = pick_on_device(logits, seeds, positions)
+    assert drawn.tolist() == pick(logits, seeds, positions).tolist()
+
+
+def test_a_step_without_drafts_passes_the_cpus_sampler() -> None:
+    """With top-k alone: vLLM 0.32 takes the largest of no numbers. When this fails unmended, drop `fix_cpu_empty`."""
+    from vllm.v1.sample import rejection_sampler
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    nothing = torch.zeros(0, 5)
+    compat.fix_cpu_empty()
+    assert rejection_sampler.apply_sampling_constraints(nothing, None, None) is nothing
+    with pytest.raises(RuntimeError, match="max"):
+        apply_top_k_top_p(nothing, torch.zeros(0, dtype=torch.int32), None)
 
 
 def test_the_v1_runner_stays_the_default() -> None:
