@@ -23,55 +23,55 @@ ROLLOUTS, OWN_ROLLOUTS = 64, 256
 """Of an epoch, on the demo's model and on a user's own: 32 prompts, eight samples each."""
 
 
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- ENGINE ARGUMENTS]", help="With --engine vllm: as of `vllm serve`.")
+]
+Prompts = Annotated[
+    list[Path] | None,
+    typer.Option(help="Your prompts: texts, messages or token ids, JSON lines or Parquet; repeat it."),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="For prompts that are no token ids. Default: --model's.")]
+Runner = Annotated[
+    list[str] | None, typer.Option(help="vLLM's model runner for rolltree: v1 or v2; repeat it. Default: vLLM's own.")
+]
+Batch = Annotated[
+    list[int] | None, typer.Option("--batch", min=1, help="Requests at once; repeat it. Default: 8, 32, 64; vLLM's.")
+]
+Drafter = Annotated[list[str] | None, typer.Option("--drafter", help="What to run; repeat it. Default: all.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Times that every prompt is generated. Default: 6; 3.")]
+TrainEpochs = Annotated[int, typer.Option(min=0, help="Epochs of GRPO before; their rollouts warm the caches.")]
+SaveCost = Annotated[
+    Path | None,
+    typer.Option(
+        callback=lambda path: path and check_file(path, "--save-cost"),
+        help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`.",
+    ),
+]
+
+
 def run(
     context: typer.Context,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[-- ENGINE ARGUMENTS]", help="With --engine vllm: as of `vllm serve`."),
-    ] = None,
+    arguments: Arguments = None,
     engine: Annotated[str, typer.Option(help="builtin or vllm.")] = "builtin",
     model: Annotated[str | None, typer.Option(help="Your model: a folder, or a name. Default: the demo's.")] = None,
-    prompts: Annotated[
-        list[Path] | None,
-        typer.Option(help="Your prompts: texts, messages or token ids, JSON lines or Parquet; repeat it."),
-    ] = None,
+    prompts: Prompts = None,
     samples: Annotated[int, typer.Option(min=1, help="Rollouts of a prompt, of your model.")] = 8,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="Of your model.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a rollout at most, of your model.")] = 512,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="For prompts that are no token ids. Default: --model's.")
-    ] = None,
-    runner: Annotated[
-        list[str] | None,
-        typer.Option(help="vLLM's model runner for rolltree: v1 or v2; repeat it. Default: vLLM's own."),
-    ] = None,
-    batch: Annotated[
-        list[int] | None,
-        typer.Option("--batch", min=1, help="Requests at once; repeat it. Default: 8, 32, 64; vLLM's."),
-    ] = None,
-    drafter: Annotated[
-        list[str] | None, typer.Option("--drafter", help="What to run; repeat it. Default: all.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Times that every prompt is generated. Default: 6; 3.")
-    ] = None,
+    tokenizer: Tokenizer = None,
+    runner: Runner = None,
+    batch: Batch = None,
+    drafter: Drafter = None,
+    epochs: Epochs = None,
     repeats: Annotated[int | None, typer.Option(min=1, help="Repetitions with fresh caches. Default: 3; 1.")] = None,
     rollouts: Annotated[int | None, typer.Option(min=1, help="Rollouts of an epoch. Default: 64; 256.")] = None,
-    train_epochs: Annotated[
-        int, typer.Option(min=0, help="Epochs of GRPO before; their rollouts warm the caches.")
-    ] = 0,
+    train_epochs: TrainEpochs = 0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     max_draft: Annotated[int, typer.Option(min=1, help="Draft tokens of a request and step at most.")] = 16,
     cost: Annotated[Path | None, typer.Option(help="A frozen cost model instead of a measured one.")] = None,
-    save_cost: Annotated[
-        Path | None,
-        typer.Option(
-            callback=lambda path: path and check_file(path, "--save-cost"),
-            help="Where the cost model measured at the largest batch goes, for --cost, also of `replay`.",
-        ),
-    ] = None,
+    save_cost: SaveCost = None,
     json_output: Json = False,
     out: Out = None,
 ) -> None:

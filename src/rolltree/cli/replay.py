@@ -29,6 +29,18 @@ Slots = Annotated[
 Profile = Annotated[str, typer.Option(help="h100-7b, h100-1.5b, cpu-2core, or a file of a cost model.")]
 
 
+Capacity = Annotated[str | None, typer.Option(metavar="BYTES", help="Of all trees, for example 512MiB. Default: 4GiB.")]
+Store = Annotated[
+    str | None, typer.Option(help="Evicted prompts come back: from stores in this new FOLDER, or temporary ones.")
+]
+StepFrom = Annotated[
+    str | None, typer.Option(help="Where the step stands: FIELD, file, folder, or order: each file is a step.")
+]
+KeepEvaluation = Annotated[
+    bool, typer.Option("--keep-evaluation", help="Replay evaluation rollouts of a training's log, too.")
+]
+
+
 def run(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recorded rollouts; a folder: all in it.")],
     history: History = None,
@@ -43,22 +55,14 @@ def run(
     budget: Annotated[bool, typer.Option(help="Weigh the cost of a step; without: verify all drafts.")] = True,
     learn_cost: Annotated[bool, typer.Option("--learn-cost", help="The budget learns what steps cost.")] = False,
     ceiling: Annotated[bool, typer.Option(help="Replay the oracle, too.")] = True,
-    capacity: Annotated[
-        str | None, typer.Option(metavar="BYTES", help="Of all trees, for example 512MiB. Default: 4GiB.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Evicted prompts come back: from stores in this new FOLDER, or temporary ones.")
-    ] = None,
+    capacity: Capacity = None,
+    store: Store = None,
     split: Annotated[str, typer.Option(help="all, or every second prompt: even or odd.")] = "all",
     seed: Annotated[int | None, typer.Option(help="Shuffle the order of prompts.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For files that hold text.")] = None,
     skip_bad_lines: Annotated[bool, typer.Option("--skip-bad-lines", help="Leave out what cannot be read.")] = False,
-    step_from: Annotated[
-        str | None, typer.Option(help="Where the step stands: FIELD, file, folder, or order: each file is a step.")
-    ] = None,
-    keep_evaluation: Annotated[
-        bool, typer.Option("--keep-evaluation", help="Replay evaluation rollouts of a training's log, too.")
-    ] = False,
+    step_from: StepFrom = None,
+    keep_evaluation: KeepEvaluation = False,
     plot: Plot = None,
     json_output: Json = False,
     out: Out = None,
