@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rolltree.vllm import compat, hooks
+from rolltree.vllm import compat, compat_ranks, hooks
 from rolltree.vllm.proposer import Proposer
 
 VOCAB = 50
@@ -44,8 +44,8 @@ def fake_proposer(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Proposer:
     """The real proposer, told that vLLM offers what it needs and that this process drafts alone."""
     monkeypatch.setattr(hooks, "FOR_ALL", ())
     monkeypatch.setattr(hooks, "FOR_DRAFTING", ())
-    monkeypatch.setattr(compat, "is_output_rank", lambda: True)
-    monkeypatch.setattr(compat, "schedules_alone", lambda config: False)
+    monkeypatch.setattr(compat_ranks, "is_output_rank", lambda: True)
+    monkeypatch.setattr(compat_ranks, "schedules_alone", lambda config: False)
     monkeypatch.setattr(compat, "tokenizer", lambda config: FakeTokenizer())
     monkeypatch.setattr(compat, "free_bytes", lambda share: 0)
     return Proposer(fake_config(**settings))

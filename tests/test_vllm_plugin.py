@@ -12,7 +12,7 @@ import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.stops import StopStrings
-from rolltree.vllm import checks, compat, hooks, plugin
+from rolltree.vllm import checks, compat, compat_ranks, hooks, plugin
 from tests.fake_vllm import FakeTokenizer, fake_config, fake_proposer
 
 ALL = (*hooks.FOR_ALL, *hooks.FOR_DRAFTING)
@@ -132,12 +132,12 @@ def test_the_v2_runner_is_refused_wherever_it_was_chosen(installed: list[str]) -
 
 def test_ranks_that_schedule_alone_may_not_share(installed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """In the V1 runner each drafts from its own trees, which must stay alike."""
-    monkeypatch.setattr(compat, "schedules_alone", lambda config: True)
+    monkeypatch.setattr(compat_ranks, "schedules_alone", lambda config: True)
     monkeypatch.setattr(util, "find_spec", lambda name: object())
     with pytest.raises(InvalidInputError, match=r"rolltree\.share = 'ray': must be empty where ranks schedule alone"):
         checks.check_engine(fake_config(share="ray"))
     checks.check_engine(fake_config())
-    monkeypatch.setattr(compat, "schedules_alone", lambda config: False)
+    monkeypatch.setattr(compat_ranks, "schedules_alone", lambda config: False)
     checks.check_engine(fake_config(share="ray"))
 
 

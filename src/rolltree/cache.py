@@ -12,7 +12,7 @@ A session with a hole is never kept, however it is closed. What the store holds 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from rolltree._native import Forest
 from rolltree.config import CacheConfig
 from rolltree.errors import InvalidInputError, SessionClosedError
-from rolltree.metrics import CacheStats, StoreStats
+from rolltree.metrics import CacheStats
 from rolltree.prompts import PromptTable
 from rolltree.rebuilding import Rebuilding, Rebuilds
 from rolltree.sessions import Sessions
@@ -29,7 +29,7 @@ from rolltree.types import TokenIds
 
 if TYPE_CHECKING:
     from rolltree.store import RolloutStore, StoredRollout
-    from rolltree.store.journal import Journal, Page
+    from rolltree.store.journal import Journal
 
 _ANY_SEED = 2**64
 
@@ -243,21 +243,6 @@ class RolloutCache(Sessions):
                 self._journal = _journal(None)
             self._journal.listeners.append(listener)
 
-    @property
-    def running(self) -> Mapping[int, Page]:
-        """Open sessions that will be kept, if they end so, with their text so far; empty where nobody listens."""
-        return {} if self._journal is None else self._journal.pages
-
-    @property
-    def closing(self) -> int:
-        """For a listener: the session whose rollout it is told of."""
-        return -1 if self._journal is None else self._journal.closing
-
-    def live(self, *, without: Collection[int] = ()) -> dict[str, int]:
-        """Name of each prompt with an open session that is not among `without`, and its tree's number; O(sessions)."""
-        with self._lock:
-            return {entry.key: entry.tree for session, entry in self._live.items() if session not in without}
-
     def clear(self) -> None:
         """Forget everything that is held in memory, what was learned included; sums go on, old handles stay closed.
 
@@ -286,10 +271,6 @@ class RolloutCache(Sessions):
                 rebuilt_prompts=self._prompts.rebuilt,
                 waiting_prompts=len(self._prompts.rebuilds),
             )
-
-    def store_stats(self) -> StoreStats:
-        """Count what the store did for this cache; zeros without one."""
-        return self._journal.stats() if self._journal else StoreStats()
 
     def check(self) -> None:
         """Walk every tree.

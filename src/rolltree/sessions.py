@@ -9,7 +9,7 @@ exception has a hole, and is never kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,13 @@ from numpy.typing import ArrayLike
 
 from rolltree._native import Drafts, Forest
 from rolltree.errors import InvalidInputError, SessionClosedError
+from rolltree.metrics import StoreStats
 from rolltree.prompts import PromptTree
 from rolltree.tokens import as_integer, as_integers, as_tokens
 from rolltree.types import Float32Array, Int32Array, Int64Array, TokenIds
 
 if TYPE_CHECKING:
-    from rolltree.store.journal import Journal
+    from rolltree.store.journal import Journal, Page
 
 
 class Sessions:
@@ -149,6 +150,25 @@ class Sessions:
         """Say what the store should know of a session's rollout besides its text; nothing without a store."""
         if self._journal is not None:
             self._journal.annotate(as_integer(session, "session"), sample=sample, reward=reward, logprobs=logprobs)
+
+    @property
+    def running(self) -> Mapping[int, Page]:
+        """Open sessions that will be kept, if they end so, with their text so far; empty where nobody listens."""
+        return {} if self._journal is None else self._journal.pages
+
+    @property
+    def closing(self) -> int:
+        """For a listener: the session whose rollout it is told of."""
+        return -1 if self._journal is None else self._journal.closing
+
+    def live(self, *, without: Collection[int] = ()) -> dict[str, int]:
+        """Name of each prompt with an open session that is not among `without`, and its tree's number; O(sessions)."""
+        with self._lock:
+            return {entry.key: entry.tree for session, entry in self._live.items() if session not in without}
+
+    def store_stats(self) -> StoreStats:
+        """Count what the store did for this cache; zeros without one."""
+        return self._journal.stats() if self._journal else StoreStats()
 
     def _write_along(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
         if self._journal is not None:

@@ -1,4 +1,4 @@
-"""ms-swift: the functions that build engine arguments and sampling parameters of GRPO in colocate mode; no engine starts."""
+"""ms-swift: the functions that build engine arguments and sampling parameters of GRPO in colocate mode; no engine."""
 
 from __future__ import annotations
 

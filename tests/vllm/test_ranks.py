@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rolltree.vllm import compat
+from rolltree.vllm import compat_ranks
 from tests.vllm.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,4 +161,4 @@ def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path
 def test_who_schedules_alone_is_told_by_the_executor(backend: str, ranks: int, alone: bool) -> None:
     """By what it is, not by its name: a class of the user's own is looked at, too."""
     parallel = SimpleNamespace(tensor_parallel_size=ranks, distributed_executor_backend=backend)
-    assert compat.schedules_alone(SimpleNamespace(parallel_config=parallel)) == alone
+    assert compat_ranks.schedules_alone(SimpleNamespace(parallel_config=parallel)) == alone

@@ -12,7 +12,7 @@ from typing import Any
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request_options import REQUEST_KEY
-from rolltree.vllm import compat, compat_v1, compat_v2, hooks, plugin
+from rolltree.vllm import compat, compat_ranks, compat_v1, compat_v2, hooks, plugin
 from rolltree.vllm.width import check_width
 
 OPTIONS = f"additional_config.{REQUEST_KEY}"
@@ -50,7 +50,7 @@ def check_fit(vllm_config: Any, options: EngineOptions) -> None:
     is_v2 = bool(getattr(vllm_config, "use_v2_model_runner", False))
     if is_v2 and not compat_v2.runner_fits():
         plugin.refuse_v2_runner()
-    if options.share and not is_v2 and compat.schedules_alone(vllm_config):
+    if options.share and not is_v2 and compat_ranks.schedules_alone(vllm_config):
         fix = "Hand all ranks the same rollouts by Control.add, at the same place between their calls."
         raise InvalidInputError(f"{OPTIONS}.share", options.share, "empty where ranks schedule alone", fix)
     _check_vllm()

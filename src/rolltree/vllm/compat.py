@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rolltree.vllm import plugin
 
 if TYPE_CHECKING:  # loads numpy, which those who did not ask for rolltree do not need
-    from rolltree.serving.agreement import Agreement
-    from rolltree.types import Int64Array
+    pass
 
 PROPOSER = "rolltree.vllm.Proposer"
 _MARK = "_rolltree_wrapped"
@@ -227,13 +226,6 @@ def uses_rolltree(vllm_config: Any) -> bool:
     return getattr(speculative, "method", None) == "custom_class" and str(model).startswith("rolltree.vllm")
 
 
-def is_output_rank() -> bool:
-    """Return whether a scheduler that is the only one takes its drafts from this worker."""
-    from vllm.distributed.parallel_state import get_tp_group
-
-    return bool(get_tp_group().rank_in_group == 0)
-
-
 def is_cpu() -> bool:
     """Return whether vLLM runs on the CPU."""
     from vllm.platforms import current_platform
@@ -279,37 +271,6 @@ def _free_memory() -> int:
             return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
     except OSError:  # not Linux
         return 0
-
-
-def schedules_alone(vllm_config: Any) -> bool:
-    """Return whether each rank has a scheduler of its own, so that it verifies what its own worker drafted.
-
-    True for `external_launcher` and whatever else runs one worker in the process that schedules. The other executors
-    (`mp`, `ray`) have one scheduler, which takes the drafts of the output rank.
-    """
-    if vllm_config.parallel_config.tensor_parallel_size == 1:
-        return False
-    from vllm.v1.executor.abstract import Executor
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    return issubclass(Executor.get_class(vllm_config), UniProcExecutor)
-
-
-def agreement() -> Agreement:
-    """Return agreement of this rank with those that share its forward passes, over vLLM's own group for the CPU."""
-    import torch
-    from vllm.distributed.parallel_state import get_tp_group
-
-    from rolltree.serving.agreement import Agreement
-
-    group = get_tp_group()
-
-    def gather(mine: Int64Array) -> Int64Array:
-        everyone = [torch.empty(len(mine), dtype=torch.int64) for _ in group.ranks]
-        torch.distributed.all_gather(everyone, torch.from_numpy(mine), group=group.cpu_group)
-        return torch.stack(everyone).numpy()
-
-    return Agreement(gather, leads=group.rank_in_group == 0)
 
 
 def tokenizer(model_config: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rolltree.serving.batch import Batch
 from rolltree.serving.request import ServedRequest
-from rolltree.vllm import compat
+from rolltree.vllm import compat, compat_ranks
 from rolltree.vllm.schedule import scheduled
 from rolltree.vllm.worker import DraftingWorker, asked_rows
 
@@ -125,6 +125,6 @@ class Proposer(DraftingWorker):
 
     def _is_drafting_rank(self) -> bool:
         if self._drafts is None:
-            self.core.agreement = compat.agreement() if self._schedules_alone else None
-            self._drafts = self._schedules_alone or compat.is_output_rank()
+            self.core.agreement = compat_ranks.agreement() if self._schedules_alone else None
+            self._drafts = self._schedules_alone or compat_ranks.is_output_rank()
         return self._drafts

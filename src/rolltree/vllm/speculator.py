@@ -22,7 +22,7 @@ import numpy as np
 from rolltree.serving import commands
 from rolltree.serving.batch import Batch
 from rolltree.types import Int32Array
-from rolltree.vllm import compat, compat_v2
+from rolltree.vllm import compat_ranks, compat_v2
 from rolltree.vllm.device_rows import DeviceRows
 from rolltree.vllm.ragged import shortened
 from rolltree.vllm.schedule import scheduled
@@ -178,5 +178,5 @@ class Speculator(DraftingWorker):
 
     def _is_drafting_rank(self) -> bool:
         if self._drafts is None:
-            self._drafts = compat.is_output_rank()
+            self._drafts = compat_ranks.is_output_rank()
         return self._drafts

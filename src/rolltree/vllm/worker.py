@@ -19,7 +19,7 @@ from rolltree.serving import commands
 from rolltree.serving.core import ServingCore
 from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import RequestOptions
-from rolltree.vllm import checks, compat, compat_args, hooks
+from rolltree.vllm import checks, compat, compat_args, compat_ranks, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
 from rolltree.vllm.schedule import Reading, engine_shape
@@ -50,7 +50,7 @@ class DraftingWorker:
             log=logging.getLogger("vllm.rolltree"),  # below vLLM's own logger, so shown as its lines are
             clock=time.perf_counter,
         )
-        self._schedules_alone = compat.schedules_alone(vllm_config)
+        self._schedules_alone = compat_ranks.schedules_alone(vllm_config)
         self.seeds = RequestSeeds(_engine_seed(vllm_config), by_id=not self._schedules_alone)
         self._board = Board(os.environ.get(FOLDER) if options.metrics else None)
         self._reading = Reading()
