@@ -26,7 +26,7 @@ ROLLOUTS, OWN_ROLLOUTS = 64, 256
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="[-- ENGINE ARGUMENTS]", help="With --engine vllm: as of `vllm serve`.")
 ]
-Prompts = Annotated[
+PromptFiles = Annotated[
     list[Path] | None,
     typer.Option(help="Your prompts: texts, messages or token ids, JSON lines or Parquet; repeat it."),
 ]
@@ -54,7 +54,7 @@ def run(
     arguments: Arguments = None,
     engine: Annotated[str, typer.Option(help="builtin or vllm.")] = "builtin",
     model: Annotated[str | None, typer.Option(help="Your model: a folder, or a name. Default: the demo's.")] = None,
-    prompts: Prompts = None,
+    prompts: PromptFiles = None,
     samples: Annotated[int, typer.Option(min=1, help="Rollouts of a prompt, of your model.")] = 8,
     temperature: Annotated[float, typer.Option(min=0.0, max=10.0, help="Of your model.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a rollout at most, of your model.")] = 512,
