@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rolltree._native import murmur3_exponential
-from rolltree.vllm import Control, compat
+from rolltree.vllm import Control
 from rolltree.vllm.coupled_v1 import pick, pick_on_device
 from tests.vllm.engines import OPTIONS, Told, assert_same, engine, generate, prompts, tell
 from tests.vllm.v2 import kernels
@@ -116,18 +116,6 @@ def test_a_device_draws_as_the_core_does() -> None:
     with v2_on_cpu(async_scheduling=False):
         drawn = pick_on_device(logits, seeds, positions)
     assert drawn.tolist() == pick(logits, seeds, positions).tolist()
-
-
-def test_a_step_without_drafts_passes_the_cpus_sampler() -> None:
-    """With top-k alone: vLLM 0.32 takes the largest of no numbers. When this fails unmended, drop `fix_cpu_empty`."""
-    from vllm.v1.sample import rejection_sampler
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
-
-    nothing = torch.zeros(0, 5)
-    compat.fix_cpu_empty()
-    assert rejection_sampler.apply_sampling_constraints(nothing, None, None) is nothing
-    with pytest.raises(RuntimeError, match="max"):
-        apply_top_k_top_p(nothing, torch.zeros(0, dtype=torch.int32), None)
 
 
 def test_the_v1_runner_stays_the_default() -> None:
