@@ -154,11 +154,14 @@ def pins(lock: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_lock_is_hashed_and_free_of_addresses_and_cuda(lock: Path) -> None:
-    """Pins are exact and hashed; neither torch nor its CUDA packages are there; no address is recorded."""
+    """Pins are exact and hashed; neither torch nor its CUDA packages are there; no address is recorded.
+
+    triton has a lock of its own, for an environment in which nothing else is.
+    """
     for pin, block in pins(lock).items():
         assert re.match(r"[a-z0-9._-]+==[^ ]+( ;|$)", pin)
         assert "--hash=sha256:" in block
-        assert not re.match(r"(torch|triton|nvidia|cuda)\b", pin)
+        assert not re.match(r"(torch|nvidia|cuda)\b" if lock.stem == "triton" else r"(torch|triton|nvidia|cuda)\b", pin)
     assert "://" not in lock.read_text()
 
 

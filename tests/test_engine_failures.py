@@ -89,7 +89,7 @@ def check_memory(cache: RolloutCache, store: RolloutStore, made: list[list[int]]
 
 
 DRAFTER = [(TreeDrafter, name) for name in ("open", "draft", "advance", "close")]
-MEMORY = [(RolloutCache, "open"), (RolloutCache, "annotate"), (RolloutStore, "add"), (RolloutStore, "recall")]
+MEMORY = [(RolloutCache, "open"), (RolloutCache, "annotate"), (RolloutStore, "put"), (RolloutStore, "recall")]
 PLACES = [(place, after) for place in DRAFTER + MEMORY for after in (False, True)]
 PLACES.remove(((TreeDrafter, "open"), True))  # a handle that nobody was told cannot be closed by the engine
 PLACES.remove(((RolloutCache, "open"), True))

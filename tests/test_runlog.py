@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_said_at_the_start(tmp_path: Path) -> No
 
 
 def test_the_message_names_the_arguments_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"RolloutFunction\(run_dir=…\)"):
+    with pytest.raises(InvalidInputError, match=r"RolloutFunction or attach \(run_dir=…\)"):
         list(read(tmp_path))
 
 

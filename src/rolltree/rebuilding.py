@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rolltree.store import StoredRollout
     from rolltree.store.journal import Journal
 
+LOOKS = 4
+"""Reads of a prompt's rollouts while more are being kept; then what is alike may be missing once from its tree."""
 _log = logging.getLogger(__name__)
 Rebuilding = Literal["blocking", "background", "never"]
 """When trees are made again: before `open` returns, in a thread of their own, or not at all."""
@@ -149,13 +151,27 @@ class Rebuilds:
                         del self._wanted[wanted.name]
 
     def _make(self, wanted: Wanted) -> None:
-        found = self._read(wanted.prompt, wanted.key)
-        with self._lock:  # whoever was taking a rollout in while these were read has said so by now
-            known, version = _without(found, wanted.since), self._version()
+        known, version = self._found(wanted)
         history = self._build(wanted.prompt, known, version)
         with self._lock:
             if history is not None and self._wanted.get(wanted.name) is wanted:  # else its tree is gone
                 self._adopted(wanted, history)
+
+    def _found(self, wanted: Wanted) -> tuple[list[StoredRollout], int]:
+        """What the store knows besides what the tree holds, and the version that generates now.
+
+        Rollouts are told apart by their content, and those of a prompt may be alike: so what the tree took in must be
+        among those that are read, and what came while they were read makes for another look.
+        """
+        for _ in range(LOOKS):
+            with self._lock:
+                before = len(wanted.since)
+            found = self._read(wanted.prompt, wanted.key)
+            with self._lock:
+                if len(wanted.since) == before:
+                    break
+        with self._lock:
+            return _without(found, wanted.since), self._version()
 
     def _next(self) -> Wanted | None:
         with self._lock:
