@@ -74,7 +74,7 @@ def test_coupling_reaches_the_engine() -> None:
         engine = config.actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config
         assert engine == {"rolltree": {"window": 8, "coupled": True}}
     plain, own = configured(*config_lines()), configured(f"+{name}.rolltree.coupled=False")
-    fill_in(plain, VerlOptions())
+    fill_in(plain, VerlOptions(share=False))
     fill_in(own, options)
     assert OmegaConf.select(plain, name) is None
     assert OmegaConf.select(own, f"{name}.rolltree.coupled") is False
@@ -201,7 +201,7 @@ def test_the_store_goes_to_the_engines(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     given = "+actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config"
     config = configured(f"{given}.rolltree.store_window=3", f"{given}.other=1")
-    fill_in(config, VerlOptions(store="rollouts.db", store_window=9, store_bytes=2**30))
+    fill_in(config, VerlOptions(store="rollouts.db", store_window=9, store_bytes=2**30, share=False))
     made = config.actor_rollout_ref.rollout.engine_kwargs.vllm.additional_config
     assert made == {
         "rolltree": {"store": str(tmp_path / "rollouts.db"), "store_window": 3, "store_bytes": 2**30}, "other": 1
