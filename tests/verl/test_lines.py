@@ -206,8 +206,11 @@ def test_the_store_goes_to_the_engines(tmp_path: Path, monkeypatch: pytest.Monke
     assert made == {
         "rolltree": {"store": str(tmp_path / "rollouts.db"), "store_window": 3, "store_bytes": 2**30}, "other": 1
     }  # fmt: skip
+    text = configured()
+    with open_dict(text):
+        OmegaConf.update(text, given.removeprefix("+"), "{}", force_add=True)
     with pytest.raises(InvalidInputError, match="a mapping, not JSON text"):
-        fill_in(configured(f"{given}='{{}}'"), VerlOptions(store="rollouts.db"))
+        fill_in(text, VerlOptions(store="rollouts.db"))
 
 
 def test_options_reach_the_sampler() -> None:
