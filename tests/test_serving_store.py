@@ -20,7 +20,7 @@ def test_a_restarted_engine_drafts_from_what_the_first_one_kept(tmp_path: Path) 
     """Two engines, one after the other: what the first generated comes back from the store, while requests run."""
     first = ToyHost(store=str(tmp_path / "rollouts.db"))
     texts = list(epoch(first, "first").values())
-    first.close()
+    core_of(first).close()
     steps = first.steps
     host = ToyHost(store=str(tmp_path / "rollouts.db"))
     core_of(host).expect([{"prompt_token_ids": prompt} for prompt in PROMPTS])
@@ -41,8 +41,8 @@ def test_a_restarted_engine_drafts_from_what_the_first_one_kept(tmp_path: Path) 
     host.add("cut", PROMPTS[1])
     host.step()
     host.step()
-    host.close()
-    host.close()
+    core_of(host).close()
+    core_of(host).close()
     with RolloutStore(tmp_path / "rollouts.db") as store:
         cut = store.rollouts(PROMPTS[1])[-1].token_ids.tolist()
     assert 2 <= len(cut) < len(texts[1])
@@ -53,7 +53,7 @@ def test_a_tree_that_comes_late_joins_its_running_requests(tmp_path: Path, monke
     """The store answers only after some steps, and after a sibling has ended: nothing is lost or there twice."""
     first = ToyHost(store=str(tmp_path / "rollouts.db"))
     texts = list(epoch(first, "first").values())
-    first.close()
+    core_of(first).close()
     host, gate = ToyHost(store=str(tmp_path / "rollouts.db"), slots=2), threading.Event()
     rebuilds = core_of(host).drafter.cache._prompts.rebuilds
     read = rebuilds._read
@@ -115,6 +115,6 @@ def test_a_store_that_cannot_be_used_is_said_by_name(
     assert stats["cache_rebuilt_prompts"] == (not off)
     if kind == "read-only":
         assert stats["store_waiting"] == len(PROMPTS)
-        host.close()
+        core_of(host).close()
         assert "8 rollouts lost" in caplog.text
         assert path.read_bytes() == before

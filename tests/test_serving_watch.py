@@ -137,6 +137,20 @@ TRUTH = CostModel(base=1.0, row=0.02, token=0.05, cell=0.01, ragged=0.1)
 """Of the host's clock: drafts pay, and no two terms are alike."""
 
 
+class TimedHost(ToyHost):
+    """Its steps take what `truth` says, by its own clock."""
+
+    def __init__(self, truth: CostModel, **options: Any) -> None:
+        super().__init__(**options)
+        self.truth = truth
+
+    def _draft(self, ids: list[str]) -> dict[str, list[int]]:
+        drafts = super()._draft(ids)
+        lengths = [len(draft) for draft in drafts.values()]
+        self.seconds += self.truth.seconds(len(ids), sum(lengths), max(lengths))
+        return drafts
+
+
 def train(host: ToyHost, epochs: int, **options: Any) -> dict[str, list[int]]:
     for n in range(24 * epochs):  # many for four slots: the end, where few run, weighs little
         host.add(f"{len(host.states)}", [n % 24, 39 - n % 24], max_tokens=100, **options)
@@ -155,7 +169,7 @@ def test_the_estimate_is_what_the_hosts_clock_says(
 ) -> None:
     """Against the same host without drafts; nothing is estimated with a cost that was not observed."""
     monkeypatch.setattr(watch, "WINDOW", 32)
-    plain, host = ToyHost(speculate=False, step_cost=TRUTH), ToyHost(step_cost=TRUTH, cost=cost)
+    plain, host = TimedHost(TRUTH, speculate=False), TimedHost(TRUTH, cost=cost)
     with caplog.at_level(logging.INFO, "rolltree"):
         assert train(host, 2) == train(plain, 2)
         begun = (host.seconds, plain.seconds, core_of(host).counts.copy())
@@ -180,7 +194,7 @@ def test_a_silent_loss_of_drafts_is_said_once(
 ) -> None:
     """Tokens a step had been good, and fall to 1 without an error: somewhere behind the core the drafts are lost."""
     monkeypatch.setattr(watch, "WINDOW", 32)
-    host = ToyHost(step_cost=TRUTH, cost="observed")
+    host = TimedHost(TRUTH, cost="observed")
     train(host, 2)
     assert not caplog.messages
     draft = core_of(host).draft
@@ -204,7 +218,7 @@ def test_rows_that_want_no_drafts_are_no_loss(
 
 def test_drafts_do_not_depend_on_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every figure of it broken, the same tokens are drafted in the same steps."""
-    right, broken = (ToyHost(step_cost=TRUTH, cost="observed") for _ in range(2))
+    right, broken = (TimedHost(TRUTH, cost="observed") for _ in range(2))
     monkeypatch.setattr(watch, "WINDOW", 32)
     texts = train(right, 2)
     monkeypatch.setattr(saved, "add_estimate", lambda *_, **__: None)

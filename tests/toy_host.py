@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from rolltree.budget import CostModel
 from rolltree.serving.batch import Batch
 from rolltree.serving.core import ServingCore
 from rolltree.serving.limits import EngineShape
@@ -42,14 +41,10 @@ class State:
 class ToyHost:
     """An engine of `slots` places, with drafts or without."""
 
-    def __init__(
-        self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True,
-        step_cost: CostModel | None = None, **options: Any,
-    ) -> None:  # fmt: skip
-        """`step_cost`: what steps take by this host's clock, which `options` may tell the core to observe."""
-        self.step_cost, self.seconds = step_cost, 0.0
+    def __init__(self, *, slots: int = 4, step_tokens: int = 64, speculate: bool = True, **options: Any) -> None:
         self.states: dict[str, State] = {}
         self.steps = self.drafted = 0
+        self.seconds = 0.0  # by the clock of who gives it one
         self._tokens = np.full((slots, LENGTH), VOCAB - 1, np.int32)
         self._slots: dict[str, int] = {}  # of the requests that run
         self._free = list(range(slots))
@@ -58,10 +53,10 @@ class ToyHost:
         self._random = random.Random(0)
         self.core: ServingCore | None = None
         if speculate:  # 1: what rolltree must know of the engine, and how it reads a request
-            limits = {"max_requests": slots, "step_tokens": step_tokens}
-            shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, max_length=LENGTH, model="toy", **limits)
+            limits = {"max_requests": slots, "step_tokens": step_tokens, "max_length": LENGTH}
+            shape = EngineShape(max_draft=WIDTH, vocab=VOCAB, model="toy", **limits)  # type: ignore[arg-type]
             read = EngineOptions.read({"cost": "off"} | options, {}, where="toy.rolltree")
-            readers = {"request_of": self._request, "output_of": self._output}
+            readers = {"request_of": self._request, "output_of": lambda id: self.states[id].output}
             self.core = ServingCore(shape, read, **readers, clock=lambda: self.seconds)  # type: ignore[arg-type]
             self.core.start()  # in the process that drafts
 
@@ -85,11 +80,6 @@ class ToyHost:
                 self.core.commit()
         return {id: state.output for id, state in self.states.items()}
 
-    def close(self) -> None:
-        """End the engine; what was generated is kept."""
-        assert self.core is not None
-        self.core.close()
-
     def step(self) -> None:
         """Schedule, run, postprocess."""
         ids = self._schedule()
@@ -98,18 +88,13 @@ class ToyHost:
         self._take_in(ids, emitted)
         for id, new in zip(ids, emitted, strict=True):
             self._receive(id, new)
-        lengths = [len(draft) for draft in drafts.values()]
-        self.steps, self.drafted = self.steps + 1, self.drafted + sum(lengths)
-        self.seconds += self.step_cost.seconds(len(ids), sum(lengths), max(lengths)) if self.step_cost else 0.0
+        self.steps, self.drafted = self.steps + 1, self.drafted + sum(map(len, drafts.values()))
 
     def _request(self, id: str) -> ServedRequest:
         state = self.states[id]
         assert self.core is not None
         options = self.core.request_options(state.custom, where="custom")
         return ServedRequest(prompt=state.prompt, options=options, max_tokens=state.max_tokens, stop_ids=state.stop_ids)
-
-    def _output(self, id: str) -> list[int]:
-        return self.states[id].output
 
     def _schedule(self) -> list[str]:
         while self._waiting and self._free:
