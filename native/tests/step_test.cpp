@@ -10,17 +10,10 @@
 #include <vector>
 
 #include "../step.h"
+#include "check.h"
 
 using namespace rolltree;
 using Tokens = std::vector<std::int32_t>;
-
-#define CHECK(condition)                                          \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                               \
-    }                                                             \
-  } while (false)
 
 namespace {
 
