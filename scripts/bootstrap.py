@@ -36,8 +36,7 @@ CORE_SOURCES = ("CMakeLists.txt", "pyproject.toml", "native/*.h", "native/*.cpp"
 """What the built core depends on. The install is editable: Python sources are live."""
 
 TORCH = "2.13.0"
-OTHER_TORCH = {"vllm-0.24": "2.11.0", "vllm-0.26": "2.11.0"}
-"""Locks whose host is compiled against another one."""
+OTHER_TORCH = {"vllm-0.24": "2.11.0", "vllm-0.26": "2.11.0"}  # their hosts are compiled against it
 TORCH_PYTHONS = ((3, 10), (3, 15))
 """The first and the last Python that torch's wheels of this version are built for."""
 

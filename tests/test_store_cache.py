@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,3 +183,29 @@ def test_listeners_hear_of_kept_rollouts_and_of_nothing_else(store: RolloutStore
 
 def cache_rollouts() -> list[StoredRollout]:
     return [StoredRollout.of(PROMPT, [8, 9])]
+
+
+def test_an_alike_rollout_that_ends_while_a_history_is_read_takes_none_away(
+    store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told apart from what is read by its content, so the store is looked at again."""
+    for _ in range(2):
+        store.add(PROMPT, [5, 6])
+    store.flush()
+    recall, reading, ended = store.recall, threading.Event(), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        found = recall(*args, **options)
+        reading.set()
+        assert ended.wait(60)
+        return found
+
+    monkeypatch.setattr(store, "recall", slow)
+    cache = RolloutCache(store=store, rebuild="background")
+    session = cache.open(PROMPT)
+    cache.extend(session, [5, 6])
+    assert reading.wait(60)
+    cache.close(session)
+    ended.set()
+    cache.wait()
+    assert cache.rollouts(PROMPT) == 3
