@@ -99,8 +99,8 @@ class RequestBook:
         rows = np.flatnonzero((entries >= 0) & (handles != NO_HANDLE))
         if len(rows) < len(ids):
             entries, handles = entries[rows], handles[rows]
-        known, wall = self._table.known[entries], self._table.wall[entries]
-        end = np.where(known < wall, np.minimum(wall, self._table.end[entries]), self._table.end[entries])
+        known, wall, end = self._table.known[entries], self._table.wall[entries], self._table.end[entries]
+        end = np.where(known < wall, np.minimum(wall, end), end)
         room = np.minimum(end - known - 1, self._table.draft[entries])
         return Wanted(rows, handles, np.maximum(room, 0).astype(np.int32))
 
