@@ -48,15 +48,31 @@ def drafted(
 )  # fmt: skip
 def test_who_has_one_length(way: str, graphs: Graphs | None, length: int) -> None:
     """By itself only where graphs of uniform steps alone are known: on a CPU, eager and PIECEWISE drafts are ragged."""
-    plan = DraftLengths(way, SIZES)
+    plan = DraftLengths(way, SIZES, widest=8)
     plan.begin(8, graphs)
     cut = plan.cut(drafted(8, 7, 1))
     assert plan.length == length
     assert cut.tolist() == [8, 7, 1]  # what is drafted is cheap here; fillers are no drafts
 
 
+@pytest.mark.parametrize(
+    ("way", "graphs", "width", "decides"),
+    [
+        ("uniform", None, 8, True), ("auto", None, 8, False), ("auto", None, 7, True), ("auto", ANY, 8, False),
+        ("auto", UNIFORM_ONLY, 8, True), ("ragged", None, 8, False), ("ragged", UNIFORM_ONLY, 8, True),
+    ],
+)  # fmt: skip
+def test_the_budget_cuts_by_itself_where_that_is_as_good(
+    way: str, graphs: Graphs | None, width: int, decides: bool
+) -> None:
+    """It drafts less where nothing pays, which takes less time."""
+    plan = DraftLengths(way, SIZES, widest=8)
+    plan.begin(width, graphs)
+    assert plan.decides == decides
+
+
 def test_auto_leaves_the_graphs_where_fillers_cost_more() -> None:
-    plan = DraftLengths("auto", SIZES)
+    plan = DraftLengths("auto", SIZES, widest=8)
     plan.begin(8, UNIFORM_ONLY)
     heavy = dataclasses.replace(FLAT, token=0.05, ungraphed=0.01)
     given = drafted(8, *[0] * 15, cost=heavy, chance=0.99)
@@ -71,7 +87,7 @@ def test_auto_leaves_the_graphs_where_fillers_cost_more() -> None:
 )
 def test_a_length_has_places_and_room(width: int, room: int, length: int) -> None:
     """Places as the scheduler gives each row by the batch's size; logits for every place, fillers too."""
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=8)
     plan.begin(width, None)
     assert plan.cut(drafted(8, 8, 8, room=room)).tolist() == [length] * 3
     assert plan.length == length
@@ -79,18 +95,18 @@ def test_a_length_has_places_and_room(width: int, room: int, length: int) -> Non
 
 @pytest.mark.parametrize(("longest", "length"), [(0, 0), (1, 2), (2, 2), (5, 8), (8, 8)])
 def test_without_a_cost_every_draft_is_verified(longest: int, length: int) -> None:
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=8)
     plan.begin(8, None)
     assert plan.cut(drafted(longest, 0, cost=None)).tolist() == [longest, 0]
     assert plan.length == length
-    plan = DraftLengths("auto", SIZES)
+    plan = DraftLengths("auto", SIZES, widest=8)
     plan.begin(8, UNIFORM_ONLY)  # nothing to compare by
     plan.cut(drafted(longest, 0, cost=None))
     assert plan.length == RAGGED
 
 
 def test_a_step_that_nobody_chose_for_has_none() -> None:
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=8)
     plan.begin(8, None)
     plan.cut(drafted(8))
     plan.begin(8, None)  # paused, or failed before
@@ -100,7 +116,7 @@ def test_a_step_that_nobody_chose_for_has_none() -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=6), st.integers(0, 8), st.booleans(), st.integers(0, 60))
 def test_cuts_are_within_drafts_places_and_room(lengths: list[int], width: int, is_auto: bool, room: int) -> None:
-    plan = DraftLengths("auto" if is_auto else "uniform", SIZES)
+    plan = DraftLengths("auto" if is_auto else "uniform", SIZES, widest=8)
     plan.begin(width, UNIFORM_ONLY)
     cut = plan.cut(drafted(*lengths, room=room))
     assert (cut <= np.minimum(lengths, width)).all()
@@ -127,7 +143,7 @@ def counts(schedule: object) -> list[int]:
 @pytest.mark.parametrize(("length", "query"), [(0, 1), (2, 3), (4, 5), (8, 9)])
 def test_all_rows_of_a_decode_step_have_the_length(length: int, query: int) -> None:
     """Those with shorter drafts, or none, too; the scheduler's own schedule stays."""
-    plan, schedule = DraftLengths("uniform", SIZES), Schedule()
+    plan, schedule = DraftLengths("uniform", SIZES, widest=8), Schedule()
     short = plan.shortened(schedule, {"a": min(8, length), "b": min(1, length)}, length)
     assert counts(short) == [query] * 3
     assert short.total_num_scheduled_tokens == 3 * query
@@ -139,7 +155,7 @@ def test_all_rows_of_a_decode_step_have_the_length(length: int, query: int) -> N
 def test_steps_that_read_a_prompt_are_ragged() -> None:
     schedule = Schedule()
     schedule.num_scheduled_tokens["reads"], schedule.total_num_scheduled_tokens = 40, 67
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=8)
     assert counts(plan.shortened(schedule, {"a": 4, "b": 1}, 4)) == [5, 2, 1, 40]
     assert plan.verified.fillers({"a": 3, "b": 1, "c": 1}) == (0, 0)
 
@@ -149,7 +165,7 @@ def test_a_row_that_lacks_places_shortens_all() -> None:
     schedule = Schedule()
     schedule.scheduled_spec_decode_tokens["b"] = [-1] * 3
     schedule.num_scheduled_tokens["b"], schedule.total_num_scheduled_tokens = 4, 22
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=8)
     assert common_places(schedule) == 3
     assert counts(plan.shortened(schedule, {"a": 4, "b": 1, "c": 2}, 4)) == [3, 3, 3]
     assert plan.verified.fewer() == {"a": 2}
@@ -159,14 +175,14 @@ def test_ragged_drafts_that_lost_places_are_told_to_the_drafter() -> None:
     schedule = Schedule()
     schedule.scheduled_spec_decode_tokens = {"a": [-1] * 8, "b": [-1]}
     schedule.num_scheduled_tokens, schedule.total_num_scheduled_tokens = {"a": 9, "b": 2, "c": 1}, 12
-    plan = DraftLengths("ragged", SIZES)
+    plan = DraftLengths("ragged", SIZES, widest=8)
     plan.shortened(schedule, {"a": 8, "b": 3, "c": 2, "waits": 4}, RAGGED)
     assert plan.verified.fewer() == {"b": 1, "c": 0}  # one that is not in the step is not judged at all
 
 
 def test_structured_batches_stay_whole() -> None:
     schedule = Schedule(has_structured_output_requests=True)
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=8)
     assert plan.shortened(schedule, {"a": 2}, 2) is schedule
     assert plan.verified.fillers(dict.fromkeys("abc", 1)) == (6 + 8 + 8, 0)
 

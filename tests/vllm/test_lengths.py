@@ -248,7 +248,7 @@ def test_with_more_lengths_some_batches_find_no_graph_of_theirs() -> None:
     assert graphs is not None
     holes = {size: [rows for rows in range(1, 49) if not graphs.replays(rows, rows * size, size)] for size in SIZES}
     assert {size: len(rows) for size, rows in holes.items()} == HOLES
-    plan = DraftLengths("uniform", SIZES)
+    plan = DraftLengths("uniform", SIZES, widest=WIDTH)
     plan.begin(WIDTH, graphs)
     rows = next(rows for rows in holes[4] if rows not in holes[WIDTH])
     survival = np.cumprod(np.full((rows, WIDTH), 0.7), axis=1).astype(np.float32)

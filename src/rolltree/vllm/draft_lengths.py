@@ -41,6 +41,8 @@ class Verified:
 
     places: Mapping[str, int]
     drafts: Mapping[str, int]
+    fills: bool = True
+    """Whether there can be more places than drafts."""
 
     def measured(self, ids: Sequence[str], places: Sequence[int]) -> Verified:
         """Return the same where the engine itself has cut the places of these requests."""
@@ -69,17 +71,28 @@ class DraftLengths:
     Args:
         way: the option `lengths`.
         sizes: draft lengths that the engine may have full graphs for.
+        widest: draft tokens of a request at most.
 
     """
 
-    def __init__(self, way: str, sizes: Collection[int]) -> None:
-        self._way, self._sizes = way, sorted({0, *sizes})
+    def __init__(self, way: str, sizes: Collection[int], *, widest: int) -> None:
+        self._way, self._sizes, self._widest = way, sorted({0, *sizes}), widest
         self._graphs: Graphs | None = None
-        self._width = 0
+        self._width = widest
         self.length = RAGGED
         """Of all rows of the next step, as `cut` has chosen it."""
         self.verified = Verified({}, {})
         """By the step that runs."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether `cut` knows more than the budget does by itself."""
+        return self._way == "uniform" or self._may_leave or self._width < self._widest
+
+    @property
+    def _may_leave(self) -> bool:
+        """Whether ragged steps leave full graphs that there are."""
+        return self._graphs is not None and not self._graphs.any_lengths
 
     def begin(self, width: int, graphs: Graphs | None) -> None:
         """Begin to draft for the next step, which has `width` places for each row."""
@@ -92,13 +105,11 @@ class DraftLengths:
         if self._way == "uniform":
             self.length = self._best(drafted)[0]
             return np.minimum(drafted.lengths, self.length)
-        ragged, cost = drafted.lengths, drafted.cost
-        leaves = self._way == "auto" and self._graphs is not None and not self._graphs.any_lengths
-        if cost is None:
-            return ragged
-        cost = cost.outside_graphs if leaves else cost
+        if drafted.cost is None:
+            return drafted.lengths
+        cost = drafted.cost.outside_graphs if self._may_leave else drafted.cost
         ragged = allocate(drafted.survival, drafted.lengths, cost)
-        if leaves:
+        if self._may_leave and self._way == "auto":
             length, rate = self._best(drafted)
             if rate >= rate_of(drafted.survival, ragged, cost, rows=drafted.rows):
                 self.length = length
@@ -135,12 +146,12 @@ class DraftLengths:
             length = max(size for size in self._sizes if size <= min(length, common))
             places = dict.fromkeys(schedule.num_scheduled_tokens, length)
         short = shortened(schedule, places)
-        return self.whole(short, drafts)
+        return self.whole(short, drafts, fills=common is not None or short.has_structured_output_requests)
 
-    def whole(self, schedule: Any, drafts: Mapping[str, int]) -> Any:
+    def whole(self, schedule: Any, drafts: Mapping[str, int], *, fills: bool = True) -> Any:
         """Note what the schedule verifies as it is, and return it."""
         places = schedule.scheduled_spec_decode_tokens
-        self.verified = Verified({id: len(places.get(id, ())) for id in schedule.num_scheduled_tokens}, drafts)
+        self.verified = Verified({id: len(places.get(id, ())) for id in schedule.num_scheduled_tokens}, drafts, fills)
         return schedule
 
 

@@ -72,13 +72,13 @@ class Speculator(DraftingWorker):
         self._lengths = np.zeros(engine.max_requests, np.int64)  # of each slot, prompt and output
         self._places: dict[str, int] = {}  # draft tokens of each request for its next step
         self._length = RAGGED  # of all rows of that step
-        self._plan = DraftLengths(self.core.options.lengths, compat_graphs.draft_sizes(vllm_config))
+        sizes = compat_graphs.draft_sizes(vllm_config)
+        self._plan = DraftLengths(self.core.options.lengths, sizes, widest=engine.max_draft)
         self._graphs: Graphs | None = None
         self.enable_adaptive_verification = is_adaptive(vllm_config)
         shape = (engine.max_requests, engine.max_draft)
         self.draft_token_confidence_probs = torch.zeros(shape, dtype=torch.float32, device=device)
         self._confidences = Confidences() if self.enable_adaptive_verification else None
-        self.core.lengths = self._confidences or self._plan
         self._names = compat_v2.propose_parameters()
         self._share = compat_v2.share_of_first()
 
@@ -152,6 +152,7 @@ class Speculator(DraftingWorker):
         if self._is_drafting_rank():
             places = given.get("num_speculative_tokens")
             self._plan.begin(width if places is None else places, self._graphs)
+            self.core.lengths = self._confidences or (self._plan if self._plan.decides else None)
             made = self._drafted(batch, given, rows)
             drafts.length = self._plan.length
             for row, tokens in enumerate(made):
@@ -190,9 +191,10 @@ class Speculator(DraftingWorker):
         if self._confidences is not None:
             verified = verified.measured(ids, (counts + rejected - 1).tolist())
         self.core.verified(verified.fewer())
-        filled, accepted = verified.fillers(dict(zip(ids, counts.tolist(), strict=True)))
-        self.core.counts.fillers += filled
-        self.core.counts.fillers_accepted += accepted
+        if verified.fills:
+            filled, accepted = verified.fillers(dict(zip(ids, counts.tolist(), strict=True)))
+            self.core.counts.fillers += filled
+            self.core.counts.fillers_accepted += accepted
 
     def _placed(self, drafts: StepDrafts, last: Any) -> Any:
         import torch
