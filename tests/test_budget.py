@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rolltree import CostModel
-from rolltree.budget import allocate
+from rolltree.budget import allocate, one_length, rate_of
 from rolltree.errors import InvalidInputError
 
 
@@ -21,6 +21,7 @@ def rows(*chains: list[float]) -> tuple[np.ndarray, np.ndarray]:
     return survival, np.array([len(c) for c in chains], np.int32)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(0.01, 0.99), max_size=3), min_size=1, max_size=4),
     st.floats(0, 10),
@@ -82,7 +83,7 @@ def test_fit_recovers_a_model_and_stays_non_negative() -> None:
 
 
 def test_a_frozen_model_comes_back(tmp_path: Path) -> None:
-    cost = CostModel(base=1e-3, row=0.1, token=3e-5, ragged=2e-4)
+    cost = CostModel(base=1e-3, row=0.1, token=3e-5, ragged=2e-4, ungraphed=1e-3)
     cost.save(tmp_path / "cost.json")
     assert CostModel.load(tmp_path / "cost.json") == cost
     (tmp_path / "bad.json").write_text('{"speed": 1}')
@@ -90,7 +91,7 @@ def test_a_frozen_model_comes_back(tmp_path: Path) -> None:
         CostModel.load(tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("name", ["base", "row", "token", "cell", "ragged", "floor"])
+@pytest.mark.parametrize("name", ["base", "row", "token", "cell", "ragged", "ungraphed", "floor"])
 @pytest.mark.parametrize("value", [-1, -1e-300, float("nan"), float("inf"), 1e13, 10**400, "1", None, True])
 def test_bad_models(name: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=f"cost\\.{name}"):
@@ -134,6 +135,7 @@ def test_break_even_is_zero_below_the_knee() -> None:
     assert half.break_even(1000) == pytest.approx(0.5)
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 6),
     st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
@@ -149,3 +151,59 @@ def test_what_is_below_break_even_is_never_taken(
     taken = allocate(survival, lengths, cost)
     least = min((float(survival[b, n - 1]) for b, n in enumerate(taken) if n), default=1.0)
     assert least >= cost.break_even(rows_) * (1 - 1e-5)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.floats(0.01, 0.99), max_size=4), min_size=1, max_size=4),
+    st.dictionaries(st.integers(0, 6), st.booleans(), max_size=4),
+    st.integers(0, 3),
+    st.tuples(*[st.floats(0, 3)] * 6),
+)
+@example([[0.9, 0.9, 0.9]], {3: True, 0: False}, 0, (1.0, 0.0, 0.2, 0.0, 0.0, 1.0))  # only the graph pays for 3
+def test_no_other_one_length_has_more_goodput(
+    factors: list[list[float]], sizes: dict[int, bool], more: int, parts: tuple[float, ...]
+) -> None:
+    """Token by token: a row brings the survival of what it drafted within the length, and costs all of the length."""
+    chains = [np.cumprod(f).tolist() for f in factors]
+    survival, lengths = rows(*chains)
+    names = ("base", "row", "token", "cell", "floor", "ungraphed")
+    cost = CostModel(**dict(zip(names, parts, strict=True)) | {"token": parts[2] + 1e-3})
+    count = len(chains) + more
+
+    def rate(size: int) -> float:
+        tokens = count + sum(sum(map(float, survival[b, : min(size, n)])) for b, n in enumerate(lengths))
+        seconds = cost.base + cost.row * count + cost.token * count * (1 + size) + cost.cell * count * (1 + size)
+        return tokens / max(cost.floor, seconds + (0 if sizes.get(size, size == 0) else cost.ungraphed))
+
+    length, found = one_length(survival, lengths, sizes, cost, rows=count)
+    assert length in {0, *sizes}
+    assert found == pytest.approx(rate(length), rel=1e-5)
+    assert found >= max(map(rate, {0, *sizes})) * (1 - 1e-5)
+
+
+def test_a_graph_may_be_worth_fillers_and_a_long_draft_may_not() -> None:
+    survival, lengths = rows([0.9, 0.8, 0.7, 0.6], [], [], [])
+    cheap, expensive = (CostModel(base=1, token=token, ungraphed=0.5) for token in (1e-3, 0.2))
+    graphs = {0: False, 4: True}
+    assert one_length(survival, lengths, graphs, cheap)[0] == 4
+    assert one_length(survival, lengths, graphs, expensive)[0] == 0  # twelve fillers cost more than the graph saves
+    assert one_length(survival, lengths, {0: True, 4: True}, expensive)[0] == 0
+
+
+def test_equally_good_lengths_give_the_smaller_one() -> None:
+    survival, lengths = rows([0.5], [0.5])
+    assert one_length(survival, lengths, {1: True, 3: True}, CostModel(base=0, token=1e-9, floor=1.0))[0] == 1
+    assert one_length(survival[:0], lengths[:0], {4: True}, CostModel(base=0, token=1e-9, floor=1.0), rows=2)[0] == 0
+
+
+def test_the_rate_of_given_lengths() -> None:
+    survival, lengths = rows([0.5, 0.25], [0.5])
+    cost = CostModel(base=1, row=0.5, token=0.25)
+    assert rate_of(survival, lengths, cost, rows=3) == pytest.approx((3 + 1.25) / cost.seconds(3, 3, 2))
+
+
+def test_steps_outside_the_graphs_cost_more() -> None:
+    cost = CostModel(base=1.0, token=0.5, ungraphed=0.25)
+    assert cost.seconds(2, 2, 1, ungraphed=1.0) == cost.seconds(2, 2, 1) + 0.25 == cost.outside_graphs.seconds(2, 2, 1)
+    assert cost.outside_graphs.outside_graphs is cost.outside_graphs

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,27 @@ def test_the_fit_prices_a_step_as_the_model_does(rows: int, drafted: int, longes
     for cost in (CPU, GPU, ROOFLINE, PRIOR):
         line = float(np.array(terms(rows, drafted, longest)) @ np.array(cost.coefficients))
         assert max(line, cost.floor) == pytest.approx(cost.seconds(rows, drafted, longest))
+
+
+def test_what_leaving_the_graphs_costs_is_learned() -> None:
+    """From the steps that do, drafting or not; the others are as fast as before."""
+    true = CostModel(base=6e-3, row=1e-5, token=3e-5, ungraphed=2.5e-3)
+    observer = StepCostObserver()
+    for step in range(600):
+        n = shrinking(step)
+        drafted, longest, leaves = (4 * n, 4, False) if step % 3 else (n // 2, 1, True)
+        observer.observe(
+            n, drafted, longest, true.seconds(n, drafted, longest, ungraphed=float(leaves)), ungraphed=leaves
+        )
+    fitted = observer.freeze()
+    assert fitted.ungraphed == pytest.approx(true.ungraphed, rel=0.15)
+    assert fitted.seconds(16, 64, 4) == pytest.approx(true.seconds(16, 64, 4), rel=0.05)
+
+
+def test_an_engine_without_graphs_learns_the_same_as_ever() -> None:
+    """The term is a prior that no step touches: nothing else moves."""
+    with_it, without = StepCostObserver(), StepCostObserver(replace(PRIOR, ungraphed=0.0))
+    for observer in (with_it, without):
+        drive(observer, CPU, 300, rows=shrinking)
+    for shape in ((8, 0, 0), (8, 16, 4), (64, 200, 8)):
+        assert with_it.freeze().seconds(*shape) == pytest.approx(without.freeze().seconds(*shape), rel=1e-9)

@@ -6,6 +6,8 @@ acceptance estimates to the native core. Not thread-safe: one drafter an engine 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -15,7 +17,10 @@ from rolltree.cache import RolloutCache
 from rolltree.config import DraftConfig
 from rolltree.metrics import SOURCES, DraftStats
 from rolltree.tokens import as_integers
-from rolltree.types import DraftBatch, Int32Array, Int64Array, TokenIds
+from rolltree.types import DraftBatch, Float32Array, Int32Array, Int64Array, TokenIds
+
+Budget = Callable[[Float32Array, Int32Array], Int32Array]
+"""Takes survival [B, K] and the lengths drafted, int32 [B]; returns those to verify, int32 [B], at most as long."""
 
 _DOUBT = 0.5
 """Nodes of half the survival that pays are drafted still, if not verified: too low an estimate must be found out."""
@@ -68,12 +73,13 @@ class TreeDrafter:
         """Start a request; see `RolloutCache.open`."""
         return self.cache.open(prompt, key=key, seed=seed, coupled=coupled, run_ahead=run_ahead)
 
-    def draft(self, handles: ArrayLike, limits: ArrayLike) -> DraftBatch:
+    def draft(self, handles: ArrayLike, limits: ArrayLike, *, budget: Budget | None = None) -> DraftBatch:
         """Draft for each request, at most `limits[b]` nodes, fewer where the budget says so.
 
         Args:
             handles: int64 [B], live sessions; any whole numbers will do, here and below.
             limits: int32 [B].
+            budget: cuts the drafts; None: `allocate` does, by the cost model.
 
         Returns:
             Views that stay valid until the next call of `draft`.
@@ -85,11 +91,11 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        floor = self._floor(rows)
+        floor = config.min_survival if budget is not None else self._floor(rows)
         self.cache.draft(handles, limits, out.native, min_survival=floor, min_match=config.min_match, tree=tree)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
-        self._verified = lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
+        self._verified = (budget or self._budget)(survival, lengths)
         return DraftBatch(
             tokens=out.tokens[:rows],
             parents=out.parents[:rows],
@@ -97,6 +103,22 @@ class TreeDrafter:
             survival=survival,
             is_chain=not tree,
         )
+
+    def verified(self, handles: ArrayLike, lengths: ArrayLike) -> None:
+        """Say how many tokens of the last draft were verified, where the engine took fewer than `draft` returned.
+
+        Args:
+            handles: int64 [B]; those that were not in the last draft are ignored.
+            lengths: int32 [B].
+
+        """
+        handles, lengths = as_integers(handles, np.int64, "handles"), as_integers(lengths, np.int32, "lengths")
+        rows = _find(handles, self._drafted)
+        known = rows >= 0
+        self._verified[rows[known]] = np.minimum(self._verified[rows[known]], lengths[known])
+
+    def _budget(self, survival: Float32Array, lengths: Int32Array) -> Int32Array:
+        return lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
 
     def _floor(self, rows: int) -> float:
         """Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing."""

@@ -68,7 +68,29 @@ def v2() -> dict[str, Any]:
         seen["right"] = greedy(plain)
     with two_ranks("rolltree", "mp", runner="V2") as llm:
         seen["texts"] = [greedy(llm), greedy(llm)]
-        return seen | {"stats": stats(llm), "ranks_that_draft": llm.collective_rpc(drafts_here)}
+        seen |= {"stats": stats(llm), "ranks_that_draft": llm.collective_rpc(drafts_here)}
+    with two_ranks("rolltree", "mp", runner="V2", lengths="uniform", cost="off") as llm:
+        llm.collective_rpc(watch_lengths)
+        seen["uniform_texts"] = [greedy(llm), greedy(llm)]
+        return seen | {"uniform_lengths": llm.collective_rpc(lengths_seen), "uniform_stats": stats(llm)}
+
+
+def watch_lengths(worker: Any) -> None:
+    """Note the query lengths of each decode step that the rank's runner is given."""
+    runner = worker.model_runner
+    taken, runner.lengths_seen = runner.gather_batch_req_state, []
+
+    def gather_batch_req_state(schedule: Any, *args: Any) -> Any:
+        places, counts = schedule.scheduled_spec_decode_tokens, schedule.num_scheduled_tokens
+        if all(n == 1 + len(places.get(id, ())) for id, n in counts.items()):
+            runner.lengths_seen.append(sorted(set(counts.values())))
+        return taken(schedule, *args)
+
+    runner.gather_batch_req_state = gather_batch_req_state
+
+
+def lengths_seen(worker: Any) -> list[list[int]]:
+    return list(worker.model_runner.lengths_seen)
 
 
 def drafts_here(worker: Any) -> bool:
@@ -170,7 +192,7 @@ def parted(llm: Any, rank: int) -> dict[str, Any]:
     return {"texts": texts, "paused": proposer.paused} | stats(llm)
 
 
-def two_ranks(method: str, executor: str, *, runner: str = "V1", coupled: bool = False) -> Any:
+def two_ranks(method: str, executor: str, *, runner: str = "V1", **options: Any) -> Any:
     """An engine of two ranks."""
     from tests.vllm.engines import engine
 
@@ -180,7 +202,7 @@ def two_ranks(method: str, executor: str, *, runner: str = "V1", coupled: bool =
         tensor_parallel_size=2,
         distributed_executor_backend=executor,
         max_num_seqs=COUNT,
-        additional_config={"rolltree": {"metrics": False, "coupled": coupled}},
+        additional_config={"rolltree": {"metrics": False} | options},
     )
 
 

@@ -42,16 +42,21 @@ def fixture_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "runner", "coupled"),
-    [(1.0, "V1", False), (0.7, "V1", True), (1.0, "V2 async", True)],
-)
-def test_sampled_text_has_the_models_distribution(temperature: float, runner: str, coupled: bool, small: Path) -> None:
+    ("temperature", "runner", "coupled", "lengths"),
+    [
+        (1.0, "V1", False, "auto"), (0.7, "V1", True, "auto"), (1.0, "V2 async", True, "auto"),
+        (0.7, "V2", False, "uniform"),
+    ],
+)  # fmt: skip
+def test_sampled_text_has_the_models_distribution(
+    temperature: float, runner: str, coupled: bool, lengths: str, small: Path
+) -> None:
     """Log-probabilities and top-1 hits of 490,000 sampled tokens against the exact conditional distributions.
 
     The same figures, recomputed with one token in a hundred replaced by the most likely one, must raise the alarm.
     """
     inputs = [[1, *[(7 * i + 3 * j) % 60 + 3 for j in range(6)]] for i in range(8)]
-    options = {"rolltree": OPTIONS | {"coupled": coupled}}
+    options = {"rolltree": OPTIONS | {"coupled": coupled, "lengths": lengths}}
     shape = {"skip_tokenizer_init": True, "max_model_len": 64, "max_num_seqs": 256, "additional_config": options}
     with engine(model=small, runner=runner, **shape) as llm:
         texts = [

@@ -146,6 +146,12 @@ def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path
     assert seen["stats"]["accepted"] > 200
     assert seen["stats"]["errors"] == 0
     assert seen["ranks_that_draft"] == [True, False]
+    assert seen["uniform_texts"] == [seen["right"]] * 2
+    assert seen["uniform_stats"]["accepted"] > 200
+    first, second = seen["uniform_lengths"]
+    assert first == second  # both ranks cut alike, in every step, and all rows of it
+    assert {1, 9} == {length for step in first for length in step}
+    assert all(len(step) == 1 for step in first)
 
 
 @pytest.mark.parametrize(

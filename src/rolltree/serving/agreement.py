@@ -124,7 +124,7 @@ def _digest(rows: Sequence[Sequence[int]]) -> int:
 
 def _pack(cost: CostModel | None) -> Int64Array:
     """The coefficients' bits; all zero for None, which no cost model has."""
-    return np.array(astuple(cost) if cost else (0.0,) * 6, np.float64).view(np.int64)
+    return np.array(astuple(cost) if cost else (0.0,) * len(CostModel.__dataclass_fields__), np.float64).view(np.int64)
 
 
 def _unpack(bits: Int64Array) -> CostModel | None:

@@ -23,6 +23,7 @@ import numpy as np
 from rolltree.errors import InvalidInputError
 from rolltree.serving import figures
 from rolltree.serving.batch import Batch, Wanted
+from rolltree.serving.lengths import Drafted, LengthRule
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
 from rolltree.serving.memory import EngineMemory
 from rolltree.serving.options import EngineOptions
@@ -32,7 +33,7 @@ from rolltree.serving.saved import SavedTime
 from rolltree.serving.timing import Scheduled, StepTimer
 from rolltree.serving.watch import Watch, pays
 from rolltree.step_cost import StepCostObserver
-from rolltree.types import DraftBatch
+from rolltree.types import DraftBatch, Float32Array, Int32Array
 
 if TYPE_CHECKING:  # only where ranks schedule for themselves
     from rolltree.serving.agreement import Agreement, Verdict
@@ -77,6 +78,8 @@ class ServingCore(EngineMemory):
         self._sampled: list[Sequence[int]] = []
         self._rows = self._tokens = 0  # taken in since the last draft
         self.cost = self._observed
+        self.lengths: LengthRule | None = None
+        """Cuts drafts where the host has a say in it; None: the budget does."""
         self.make()
 
     def close(self) -> None:
@@ -133,6 +136,17 @@ class ServingCore(EngineMemory):
         if len(work.rows):
             self._rows, self._tokens = self._rows + len(work.rows), self._tokens + len(work.tokens)
             self.drafter.advance(work.handles, work.tokens, work.offsets)
+
+    def verified(self, lengths: Mapping[str, int]) -> None:
+        """Say where the engine verified fewer tokens than `draft` gave; call it inside `guarded`, before `take_in`.
+
+        Args:
+            lengths: tokens verified of each; requests that are missing had all of theirs verified.
+
+        """
+        if lengths:
+            counts = np.fromiter(lengths.values(), np.int32, len(lengths))
+            self.drafter.verified(self.book.handles(list(lengths)), counts)
 
     def draft(self, ids: Sequence[str], *, running: int, unread: int = 0) -> Drafts:
         """Draft what comes next for these requests; the next `take_in` judges it.
@@ -200,13 +214,26 @@ class ServingCore(EngineMemory):
     def _draft(self, drafts: Drafts, wanted: Wanted, running: int, unread: int) -> None:
         room = 0 if self.paused else self._room(running, unread)
         if room and len(wanted.rows):
-            self._place(drafts, self.drafter.draft(wanted.handles, wanted.limits), wanted, room)
+            self._place(drafts, self._drafted(wanted, len(drafts), room), wanted, room)
         if self._rows:
             self._saved.add(self._rows, self._tokens)
             if wanted.limits.any() and self._watch.add(self._rows, self._tokens, sum(map(len, drafts))):
                 pay = pays(self.drafter.cost, self._watch.mean_rows, self.engine.max_draft)
                 if line := self._watch.judge(self.counts, paused=self.paused, pays=pay):
                     self.log.log(line.level, "rolltree: %s", line.text)
+
+    def _drafted(self, wanted: Wanted, rows: int, room: int) -> DraftBatch:
+        rule = self.lengths
+        if rule is None:
+            return self.drafter.draft(wanted.handles, wanted.limits)
+
+        def budget(survival: Float32Array, lengths: Int32Array) -> Int32Array:
+            cost = self.drafter.cost
+            return rule.cut(
+                Drafted(survival=survival, lengths=lengths, asked=wanted.rows, rows=rows, room=room, cost=cost)
+            )
+
+        return self.drafter.draft(wanted.handles, wanted.limits, budget=budget)
 
     def _room(self, running: int, unread: int) -> int:
         """Return how many draft tokens the next step can take; the limits are known once the engine has its memory."""

@@ -15,6 +15,8 @@ class ServingCounts(SharingCounts):
 
     tokens_by_kind: dict[str, int] = count_by(KINDS, "Generated tokens, by what their requests are marked as")
     row_steps_by_kind: dict[str, int] = count_by(KINDS, "Pairs of a request and a step in which it got tokens, by mark")
+    fillers: int = count("Places behind drafts that were verified, too: all requests of a step had one length")
+    fillers_accepted: int = count("Fillers that were accepted: their tokens are text, but no drafts of ours")
     compute_bound_row_steps: int = count("Pairs of a request and a step in batches where good drafts would not pay")
     errors: int = count("Steps that went without drafts because drafting failed")
     invalid_options: int = count("Requests that were not drafted for because of an invalid option")

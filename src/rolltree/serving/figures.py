@@ -18,8 +18,9 @@ def banner(engine: EngineShape, options: EngineOptions) -> str:
     return (
         f"rolltree {metadata.version('rolltree')} is ON: up to {engine.max_draft} draft tokens a request and "
         f"step, from earlier and running rollouts (window {options.window}, all prompts {options.shared_window}, "
-        f"{options.capacity_bytes / 2**30:.3g} GiB), budget: {options.cost}, keyed by the whole prompt unless a "
-        f"request names its key. A step's drafts are bounded by {engine.step_tokens} tokens a step and {size} "
+        f"{options.capacity_bytes / 2**30:.3g} GiB), budget: {options.cost}, lengths: {options.lengths}, "
+        "keyed by the whole prompt unless a request names its key. "
+        f"A step's drafts are bounded by {engine.step_tokens} tokens a step and {size} "
         f"for logits, a request by {engine.max_length} tokens."
     )
 

@@ -17,6 +17,7 @@ from rolltree.budget import CostModel
 from rolltree.config import CacheConfig, DraftConfig
 from rolltree.errors import InvalidInputError, StoreError
 from rolltree.recent import MANY
+from rolltree.serving.lengths import WAYS
 from rolltree.serving.request_options import refuse_unknown, unknown
 from rolltree.serving.switch import NAMES, PREFIX, meant
 
@@ -56,6 +57,9 @@ class EngineOptions:
     cost: str = "observed"
     """Step-cost model behind the budget: `observed` learns it from this engine's steps, `off` verifies every draft, a
     path is a file written by `CostModel.save` (frozen: drafts do not depend on time)."""
+    lengths: str = "auto"
+    """Draft lengths of a step: `ragged`, each request its own; `uniform`, one for all, of those that the engine has
+    full CUDA graphs for, so that shorter drafts are filled up; `auto`, whichever brings more tokens a second."""
     sessions: int = MANY
     """Conversations whose first prompt is remembered, so that later turns find its tree."""
     logits_bytes: int = 0
@@ -91,6 +95,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         _config(CacheConfig, self)
         _config(DraftConfig, self)
+        _check("lengths", self.lengths, self.lengths in WAYS, f"one of {', '.join(WAYS)}")
         _check("logits_bytes", self.logits_bytes, 0 <= self.logits_bytes < 2**63, "a number of bytes, 0 or more")
         _check("share", self.share, SHARE.fullmatch(self.share) is not None, "ray, ray:NAME, or empty")
         _check("share_seconds", self.share_seconds, 0.001 <= self.share_seconds <= 3600, "a number from 0.001 to 3600")

@@ -104,6 +104,11 @@ class RequestBook:
         room = np.minimum(end - known - 1, self._table.draft[entries])
         return Wanted(rows, handles, np.maximum(room, 0).astype(np.int32))
 
+    def handles(self, ids: Sequence[str]) -> Int64Array:
+        """Return the session of each request, -1 where it has none."""
+        entries = self._entries(ids)
+        return np.where(entries >= 0, self._table.handle[entries], NO_HANDLE)
+
     def _entries(self, ids: Sequence[str]) -> Int64Array:
         return np.fromiter((self._entry_of.get(id, NO_ENTRY) for id in ids), np.int64, len(ids))
 

@@ -36,4 +36,4 @@ class SavedTime:
             return
         made = min(tokens + max(step.rows - rows, 0), step.rows + step.drafted)  # what is more was only caught up
         shape = {"row_steps": step.rows, "tokens": made, "drafted": step.drafted, "longest": step.longest}
-        add_estimate(self._counts, self._observer.known, steps=1, **shape)
+        add_estimate(self._counts, self._observer.known, steps=1, ungraphed=float(step.ungraphed), **shape)

@@ -25,6 +25,8 @@ class Scheduled:
     """No request reads its prompt."""
     continues: bool
     """Requests of the step before go on, so that the engine was not idle in between."""
+    ungraphed: bool = False
+    """The engine has full CUDA graphs, and none of them fits this step."""
 
 
 class StepTimer:
@@ -38,6 +40,6 @@ class StepTimer:
         """Note that a step begins at `now`, seconds; return the model to draft by."""
         if self._running is not None and step.continues:
             began, last = self._running
-            self._observer.observe(last.rows, last.drafted, last.longest, now - began)
+            self._observer.observe(last.rows, last.drafted, last.longest, now - began, ungraphed=last.ungraphed)
         self._running = (now, step) if step.decodes and step.rows else None
         return self._observer.model

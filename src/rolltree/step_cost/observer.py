@@ -19,9 +19,10 @@ from rolltree.budget import CostModel, Floats, terms
 from rolltree.step_cost.fit import Fitter
 from rolltree.step_cost.probe import CostProbe
 
-PRIOR = CostModel(base=1.0, row=0.01, token=0.01, cell=0.001, ragged=0.03)
+PRIOR = CostModel(base=1.0, row=0.01, token=0.01, cell=0.001, ragged=0.03, ungraphed=0.3)
 """Shape of the cost before any step: a token costs a hundredth of the base. Between a 2-core CPU (1/40 to 1/90,
-measured on 1M to 135M parameters) and an H100 (1/295, bandwidth over compute): wrong for both, ruinous for none."""
+measured on 1M to 135M parameters) and an H100 (1/295, bandwidth over compute): wrong for both, ruinous for none. A step
+outside the graphs: between nothing, where kernels outlast their launches, and the half of a step that others report."""
 
 BUCKETS = 256
 """Shapes remembered; the one not seen for longest leaves. A run meets some fifty."""
@@ -81,7 +82,7 @@ class StepCostObserver:
         self.observations = 0
         """Steps that counted."""
         self._shares = np.array(self.prior.coefficients)
-        self._buckets: OrderedDict[tuple[int, int, int], _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[int, int, int, bool], _Bucket] = OrderedDict()
         self._fitted, self._fitted_at = self.prior, 0
         self._probe = CostProbe()
 
@@ -101,7 +102,7 @@ class StepCostObserver:
         """The fit once it rests on enough steps, to estimate by; None before."""
         return self.freeze() if self.observations >= KNOWN_AFTER else None
 
-    def observe(self, rows: int, drafted: int, longest: int, seconds: float) -> None:
+    def observe(self, rows: int, drafted: int, longest: int, seconds: float, *, ungraphed: bool = False) -> None:
         """Take one engine step into account. Leave out the time of a prefill in it if it is known.
 
         Args:
@@ -109,17 +110,18 @@ class StepCostObserver:
             drafted: draft tokens verified, over all rows.
             longest: most of them in one row.
             seconds: duration of the step; what is no plausible duration (a clock that jumped) is ignored.
+            ungraphed: the engine has full graphs, and the step left them.
 
         """
         if rows < 1 or not SHORTEST < seconds < LONGEST:
             return
         expected = self.freeze().seconds(rows, 0)
         self.observations += 1
-        key = (_grade(rows), _grade(drafted), _grade(longest))
-        features = np.array(terms(rows, drafted, longest))
+        key = (_grade(rows), _grade(drafted), _grade(longest), ungraphed)
+        features = np.array(terms(rows, drafted, longest, ungraphed=float(ungraphed)))
         bucket = self._buckets.setdefault(key, _Bucket(features))
         self._buckets.move_to_end(key)
-        usual = self.prior.seconds(rows, drafted, longest)
+        usual = self.prior.seconds(rows, drafted, longest, ungraphed=float(ungraphed))
         bucket.add(features, seconds / usual, self.observations)
         if len(self._buckets) > BUCKETS:
             self._buckets.popitem(last=False)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request_options import REQUEST_KEY
-from rolltree.vllm import compat, compat_ranks, compat_v1, compat_v2, hooks, plugin
+from rolltree.vllm import adaptive, compat, compat_ranks, compat_v1, compat_v2, hooks, plugin
 from rolltree.vllm.width import check_width
 
 OPTIONS = f"additional_config.{REQUEST_KEY}"
@@ -27,7 +28,7 @@ def check_engine(vllm_config: Any) -> EngineOptions:
     """
     options = read_options(vllm_config)
     check_fit(vllm_config, options)
-    return options
+    return replace(options, cost="off") if adaptive.is_adaptive(vllm_config) else options  # vLLM has the budget then
 
 
 def read_options(vllm_config: Any) -> EngineOptions:
@@ -56,6 +57,11 @@ def check_fit(vllm_config: Any, options: EngineOptions) -> None:
     _check_vllm()
     if options.coupled:
         _check_coupling(vllm_config, is_v2=is_v2)
+    if options.lengths == "uniform" and not is_v2:
+        fix = "Set VLLM_USE_V2_MODEL_RUNNER=1, or leave it out."
+        raise InvalidInputError(f"{OPTIONS}.lengths", options.lengths, "auto or ragged with the V1 model runner", fix)
+    if adaptive.is_adaptive(vllm_config):
+        adaptive.check(vllm_config, options, is_v2=is_v2, where=OPTIONS)
 
 
 def _check_coupling(vllm_config: Any, *, is_v2: bool) -> None:

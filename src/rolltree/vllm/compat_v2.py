@@ -144,7 +144,7 @@ def _show_schedules(runner: Any) -> None:
         def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             begin = getattr(getattr(self, "speculator", None), "rolltree_begin_step", None)
             if begin is not None and not (kwargs.get("dummy_run") or (len(args) > 1 and args[1])):
-                scheduler_output = begin(scheduler_output)
+                scheduler_output = begin(scheduler_output, self)
             return original(self, scheduler_output, *args, **kwargs)
 
         return execute_model

@@ -33,17 +33,22 @@ class DeviceRows:
         self.text: Int32Array = _host_view(states.all_token_ids)
         """Shape [slots, max_model_len]: prompt and output of each slot; complete after `read`."""
         self._event: Any = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._counts = torch.zeros(2, rows, dtype=torch.int32, pin_memory=self._event is not None)
+        self._counts = torch.zeros(3, rows, dtype=torch.int32, pin_memory=self._event is not None)
 
-    def read(self, num_sampled: Any, idx_mapping: Any, rows: int) -> tuple[Int64Array, Int64Array]:
-        """Return how many tokens each row got in this step, and how long it is: int64 [rows] each. Waits for them."""
+    def read(
+        self, num_sampled: Any, idx_mapping: Any, rows: int, num_rejected: Any = None
+    ) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """Return how many tokens each row got in this step, how long it is, and, where they are given, how many of its
+        places were rejected: int64 [rows] each. Waits for them."""
         self._counts[0, :rows].copy_(num_sampled[:rows], non_blocking=True)
         self._counts[1, :rows].copy_(self._states.total_len.gpu[idx_mapping[:rows]], non_blocking=True)
+        if num_rejected is not None:
+            self._counts[2, :rows].copy_(num_rejected[:rows], non_blocking=True)
         if self._event is not None:
             self._event.record()
             self._event.synchronize()
-        sampled, lengths = self._counts[:, :rows].numpy().astype("int64")
-        return sampled, lengths
+        sampled, lengths, rejected = self._counts[:, :rows].numpy().astype("int64")
+        return sampled, lengths, rejected
 
 
 def _host_view(tokens: Any) -> Int32Array:

@@ -5,7 +5,7 @@ them. `propose` comes when the tokens of this step are in the runner's arrays, w
 the scheduler one step late, not the worker.
 
 Rule for ranks: all ranks of a forward pass verify the same drafts. The first of a tensor-parallel group drafts; what it
-has, drafts and their lengths, goes to the others in each step.
+has, drafts and their lengths, goes to the others in each step (`step_drafts`).
 
 Invariants: those of `ServingCore`; places that hold no draft carry the row's last sampled token (-1 would reach the
 embedding); a row that got no token gets no draft; the scheduler's own schedule is never changed.
@@ -14,19 +14,21 @@ embedding); a row that got no token gets no draft; the scheduler's own schedule 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rolltree.serving import commands
 from rolltree.serving.batch import Batch
-from rolltree.types import Int32Array
-from rolltree.vllm import compat_ranks, compat_v2
+from rolltree.types import Int64Array
+from rolltree.vllm import compat_graphs, compat_ranks, compat_v2
+from rolltree.vllm.adaptive import Confidences, is_adaptive
 from rolltree.vllm.device_rows import DeviceRows
-from rolltree.vllm.ragged import shortened
+from rolltree.vllm.draft_lengths import RAGGED, DraftLengths, Graphs
 from rolltree.vllm.schedule import scheduled
 from rolltree.vllm.seeds import seeded
+from rolltree.vllm.step_drafts import StepDrafts
 from rolltree.vllm.worker import DraftingWorker, asked_rows
 
 
@@ -69,6 +71,14 @@ class Speculator(DraftingWorker):
         self._host = torch.zeros(engine.max_requests, engine.max_draft, dtype=torch.int64, pin_memory=pinned)
         self._lengths = np.zeros(engine.max_requests, np.int64)  # of each slot, prompt and output
         self._places: dict[str, int] = {}  # draft tokens of each request for its next step
+        self._length = RAGGED  # of all rows of that step
+        sizes = compat_graphs.draft_sizes(vllm_config)
+        self._plan = DraftLengths(self.core.options.lengths, sizes, widest=engine.max_draft)
+        self._graphs: Graphs | None = None
+        self.enable_adaptive_verification = is_adaptive(vllm_config)
+        shape = (engine.max_requests, engine.max_draft)
+        self.draft_token_confidence_probs = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._confidences = Confidences() if self.enable_adaptive_verification else None
         self._names = compat_v2.propose_parameters()
         self._share = compat_v2.share_of_first()
 
@@ -85,12 +95,14 @@ class Speculator(DraftingWorker):
     def capture(self) -> None:
         """Nothing to capture."""
 
-    def rolltree_begin_step(self, schedule: Any) -> Any:
-        """Called before the runner takes in a schedule; return the one it shall take, with places for drafts alone."""
-        places, self._places = self._places, {}
-        short = shortened(schedule, places)
+    def rolltree_begin_step(self, schedule: Any, runner: Any = None) -> Any:
+        """Called before the runner takes in a schedule; return the one it shall take, with what it verifies alone."""
+        places, length, self._places, self._length = self._places, self._length, {}, RAGGED
+        whole = self._confidences is not None
+        short = self._plan.whole(schedule, places) if whole else self._plan.shortened(schedule, places, length)
         with self.core.guarded():
             if self._is_drafting_rank():
+                self._graphs = compat_graphs.graphs_of(runner)
                 self._begin(short)
         if not self.rolltree_coupled:
             return short
@@ -99,6 +111,8 @@ class Speculator(DraftingWorker):
 
     def _begin(self, schedule: Any) -> None:
         step = scheduled(schedule)
+        if self._graphs is not None and step.rows:
+            step = replace(step, ungraphed=not self._graphs.replays(step.rows, step.drafted, step.longest))
         self._reading.begin_step(schedule, decodes=step.decodes)
         ended = schedule.finished_req_ids
         known, changed = self._requests, []
@@ -125,46 +139,73 @@ class Speculator(DraftingWorker):
         rows = int(batch.num_reqs)
         if given.get("dummy_run"):
             return self._tokens[:rows]
-        width = given.get("num_speculative_tokens")
-        packed = self._packed(batch, given["num_sampled"], rows, self.core.engine.max_draft if width is None else width)
+        drafts = self._shared(batch, given, rows)
         ids = list(batch.req_ids)
-        self._places = {id: n for id, n in zip(ids, packed[:, 0].tolist(), strict=False) if n}
-        return self._placed(packed, given["last_sampled"].view(-1)[batch.idx_mapping[:rows]])
+        self._places = {id: n for id, n in zip(ids, drafts.counts.tolist(), strict=False) if n}
+        self._length = drafts.length
+        return self._placed(drafts, given["last_sampled"].view(-1)[batch.idx_mapping[:rows]])
 
-    def _packed(self, batch: Any, num_sampled: Any, rows: int, width: int) -> Int32Array:
-        """Return each row's number of drafts and the drafts, int32 [rows, 1 + K], the same on all ranks."""
-        packed = np.zeros((rows, 1 + self.core.engine.max_draft), np.int32)
+    def _shared(self, batch: Any, given: dict[str, Any], rows: int) -> StepDrafts:
+        """Return the drafts of each row, the same on all ranks."""
+        width = self.core.engine.max_draft
+        drafts = StepDrafts(rows, width, confidences=self._confidences is not None)
         if self._is_drafting_rank():
-            for row, tokens in enumerate(self._drafted(batch, num_sampled, rows)):
-                packed[row, 0] = min(len(tokens), width)
-                packed[row, 1 : 1 + len(tokens)] = tokens
-        return packed if self._share is None else self._share(packed)
+            places = given.get("num_speculative_tokens")
+            self._plan.begin(width if places is None else places, self._graphs)
+            self.core.lengths = self._confidences or (self._plan if self._plan.decides else None)
+            made = self._drafted(batch, given, rows)
+            drafts.length = self._plan.length
+            for row, tokens in enumerate(made):
+                drafts.counts[row] = len(tokens)
+                drafts.tokens[row, : len(tokens)] = tokens
+            if self._confidences is not None:
+                self._confidences.write(drafts)
+        if self._share is not None:
+            drafts.array = self._share(drafts.array)
+        return drafts
 
-    def _drafted(self, batch: Any, num_sampled: Any, rows: int) -> list[list[int]]:
+    def _drafted(self, batch: Any, given: dict[str, Any], rows: int) -> list[list[int]]:
         sampled: list[range] = [range(0)] * rows
         asked, unread = list[str](), 0
         with self.core.guarded():
             ids, slots = list(batch.req_ids), batch.idx_mapping_np[:rows].astype(np.int64)
-            counts, lengths = self._rows.read(num_sampled, batch.idx_mapping, rows)
+            rejected = given["num_rejected"] if self._confidences is not None else None
+            counts, lengths, rejected = self._rows.read(given["num_sampled"], batch.idx_mapping, rows, rejected)
             self._lengths[slots] = lengths
             sampled = [
                 range(n) if id in self._requests else range(0) for id, n in zip(ids, counts.tolist(), strict=True)
             ]
             asked = asked_rows(ids, sampled)
+            self._judge(ids, counts, rejected)
             self.core.take_in(Batch(ids, sampled, lengths, self._rows.text, slots))
             unread = self._reading.unread(ids, sampled, lengths)
+            if self._confidences is not None:
+                self._confidences.begin([row for row, new in enumerate(sampled) if new])
         drafts = iter(self.core.draft(asked, running=len(self._states.req_id_to_index), unread=unread))
         self._board.write(self.core.cheap_stats())
         return [next(drafts, []) if new else [] for new in sampled]
 
-    def _placed(self, packed: Int32Array, last: Any) -> Any:
+    def _judge(self, ids: list[str], counts: Int64Array, rejected: Int64Array) -> None:
+        """Count fillers, and tell the core which drafts were verified in part only."""
+        verified = self._plan.verified
+        if self._confidences is not None:
+            verified = verified.measured(ids, (counts + rejected - 1).tolist())
+        self.core.verified(verified.fewer())
+        if verified.fills:
+            filled, accepted = verified.fillers(dict(zip(ids, counts.tolist(), strict=True)))
+            self.core.counts.fillers += filled
+            self.core.counts.fillers_accepted += accepted
+
+    def _placed(self, drafts: StepDrafts, last: Any) -> Any:
         import torch
 
-        rows, width = packed.shape[0], self.core.engine.max_draft
-        self._host[:rows].copy_(torch.from_numpy(packed[:, 1:]))
+        rows, width = len(drafts.counts), self.core.engine.max_draft
+        self._host[:rows].copy_(torch.from_numpy(drafts.tokens))
         out = self._tokens[:rows]
         out.copy_(self._host[:rows])  # waits: the next step writes there again
-        counts = torch.from_numpy(packed[:, 0].copy()).to(out.device)
+        counts = torch.from_numpy(drafts.counts.copy()).to(out.device)
+        if self._confidences is not None:
+            self.draft_token_confidence_probs[:rows].copy_(torch.from_numpy(drafts.confidences))
         empty = torch.arange(width, device=out.device)[None, :] >= counts[:, None]
         return torch.where(empty, last[:, None].to(out.dtype), out)
 

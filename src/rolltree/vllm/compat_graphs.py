@@ -1,0 +1,48 @@
+"""Which decode steps vLLM's V2 runner has full CUDA graphs for: read from its configuration and its graph manager.
+
+| What | Why | Without it |
+|---|---|---|
+| `num_speculative_tokens_per_batch_size`, `build_dynamic_sd_schedule_lookup` | captured lengths beside K | K alone |
+| `GPUModelRunner.cudagraph_manager`: `graphs`, `dispatch` | whether a step replays a full graph | ragged drafts |
+
+Read in vLLM 0.32 (`v1/worker/gpu/cudagraph_utils.py`): a mode with a decode routine of its own (FULL_AND_PIECEWISE,
+FULL_DECODE_ONLY) captures uniform steps of K + 1 tokens a request, or of each K of the schedule by batch size, + 1; a
+step without drafts is among them only where that schedule names 0. FULL captures steps of any lengths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rolltree.vllm.draft_lengths import Graphs
+
+
+def draft_sizes(vllm_config: Any) -> tuple[int, ...]:
+    """Return the draft lengths that full graphs of decode steps are captured for, where any are, in rising order."""
+    speculative = vllm_config.speculative_config
+    width, schedule = int(speculative.num_speculative_tokens), None
+    schedule = getattr(speculative, "num_speculative_tokens_per_batch_size", None)
+    if not schedule:
+        return (width,)
+    from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
+
+    rows = vllm_config.scheduler_config.max_num_seqs
+    dense = build_dynamic_sd_schedule_lookup(schedule, vllm_max_batch_size=rows, vllm_num_speculative_tokens=width)
+    return tuple(sorted(set(dense[1:])))
+
+
+def graphs_of(runner: Any) -> Graphs | None:
+    """Return what full graphs a runner has captured; None where it has none (a CPU, eager, PIECEWISE)."""
+    manager = getattr(runner, "cudagraph_manager", None)
+    captured = getattr(manager, "graphs", None)
+    if not captured or not hasattr(manager, "dispatch"):
+        return None
+    from vllm.config.compilation import CUDAGraphMode
+
+    def replays(rows: int, drafted: int, longest: int) -> bool:
+        query = 1 + longest
+        uniform = query if drafted == rows * longest else None
+        found = manager.dispatch(rows, rows + drafted, uniform, 0, query)  # type: ignore[union-attr]
+        return bool(found.cg_mode == CUDAGraphMode.FULL)
+
+    return Graphs(replays, any_lengths=next(iter(captured)).uniform_token_count is None)
