@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.options import EngineOptions
-from rolltree.serving.places import Places
 from rolltree.vllm.seeds import VERL_REPLICA, Origin, RequestSeeds, origin_of, seeded
 from tests.fake_vllm import FakeEngine, fake_proposer
 
@@ -232,6 +232,11 @@ def test_the_schedulers_own_requests_are_left_alone() -> None:
     assert seeded(done, seeds) is done
 
 
+def test_the_line_of_the_start_says_what_seeds_are_of() -> None:
+    assert str(RequestSeeds(Origin(7, 1))) == "engine seed 7, data-parallel rank 1, name, prompt, version, place"
+    assert str(RequestSeeds(Origin(7), alone=True)) == "engine seed 7, data-parallel rank 0, prompt, place"
+
+
 def config(**parallel: Any) -> Any:
     return SimpleNamespace(model_config=SimpleNamespace(seed=7), parallel_config=SimpleNamespace(**parallel))
 
@@ -256,36 +261,15 @@ def test_the_replicas_number_is_an_option() -> None:
             EngineOptions(replica=bad)
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 8, 100])
-def test_no_place_is_given_twice(capacity: int) -> None:
-    """Whatever is forgotten, also of versions that come late; with room for all, places count from 0."""
-    rng = random.Random(capacity)
-    places, seen = Places(capacity), set[tuple[int, bytes, int]]()
-    version = 0
-    for _ in range(3000):
-        version += rng.random() < 0.02
-        of, name = max(0, version - rng.choice([0, 0, 0, 1, 2])), bytes([rng.randrange(10)])
-        place = of, name, places.take(of, name)
-        assert place not in seen
-        seen.add(place)
-    assert len(places._next) <= capacity
-    if capacity == 100:
-        ends = Counter((of, name) for of, name, _ in seen)
-        newest = [key for key in ends if key[0] == version]
-        assert all((version, name, n) in seen for _, name in newest for n in range(ends[version, name]))
-
-
-def test_places_of_a_version_do_not_depend_on_what_earlier_ones_had() -> None:
-    """Forgetting moves the places of later requests of a version only where it has more names than are remembered."""
-    places = Places(4)
-    assert [places.take(1, bytes([n % 6])) for n in range(12)][:6] == [0] * 5 + [1]
-    assert [places.take(2, bytes([n % 4])) for n in range(8)] == [0] * 4 + [1] * 4
-
-
-def test_the_v1_proposer_derives_as_requests_are_scheduled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_v1_proposer_derives_as_requests_are_scheduled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """In the order of the schedule, before anything is drawn; drafts follow the same noise; commands reach it."""
     monkeypatch.setattr("rolltree.vllm.compat_v1.couple", lambda: None)
-    proposer = fake_proposer(monkeypatch, coupled=True, replica=0)
+    with caplog.at_level(logging.INFO, "vllm.rolltree"):
+        proposer = fake_proposer(monkeypatch, coupled=True, replica=0)
+    origin = "engine seed 0, data-parallel rank 0, replica 0, prompt, version, place"
+    assert f"Sampling is coupled; a request without a seed gets one of {origin}." in caplog.text
     engine, alike = FakeEngine(proposer), RequestSeeds(Origin(0, replica=0))
     found: dict[str, int] = {}
     monkeypatch.setattr(proposer.seeds, "forget", lambda ids: None)

@@ -91,6 +91,13 @@ class RequestSeeds:
         self._places = Places()
         self._derived: dict[str, int] = {}
 
+    def __str__(self) -> str:
+        """Return what derived seeds are of, for the line of the start."""
+        origin = self._origin
+        parts = [f"engine seed {origin.seed}", f"data-parallel rank {origin.rank}"]
+        parts += [f"replica {origin.replica}"] * (origin.replica is not None)
+        return ", ".join([*parts, *["name"] * self._by_name, "prompt", *["version"] * (not self._alone), "place"])
+
     def begin_step(self, schedule: Any) -> None:
         """Take in a schedule: forget what ended, and derive the seeds of those that come, in its order."""
         self.forget(schedule.finished_req_ids)

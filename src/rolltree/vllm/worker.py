@@ -64,8 +64,9 @@ class DraftingWorker:
         missing, switch = hooks.shortcomings(), compat_args.origin(vllm_config)
         way = "async" if getattr(vllm_config.scheduler_config, "async_scheduling", False) else "sync"
         self.core.log.info(
-            "%s%s Model runner %s, %s scheduling.%s",
+            "%s%s Model runner %s, %s scheduling.%s%s",
             self.core.banner(), f" The environment turned it on: {switch}." if switch else "", runner, way,
+            f" Sampling is coupled; a request without a seed gets one of {self.seeds}." if options.coupled else "",
             f" Less works than should: {missing}." if missing else "",
         )  # fmt: skip
 
