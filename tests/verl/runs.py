@@ -79,6 +79,8 @@ COUPLED = RunSettings(
     extra=(f"{ROLLOUT}.agent.num_workers=2", f"+{ENGINE}.cost=off"),
 )  # fmt: skip
 """GRPO at temperature 1 by the requests' noise, with drafts and without; two agent loop workers split each group."""
+SPLIT = RunSettings(algorithm="grpo", replicas=2, epochs=1, extra=(f"+{ROLLOUT}.engine_kwargs.vllm.seed=5",))
+"""Two replicas of one seed, which verl itself would never give them; each gets a part of every group."""
 DEAF = RunSettings(algorithm="grpo", epochs=1)
 """Every call to the vLLM server is given up."""
 
@@ -104,6 +106,7 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "multi-turn plain": (MULTI_TURN, PLAIN),
     "coupled": (COUPLED, rolltree(coupled=True)),
     "coupled plain": (COUPLED, rolltree(coupled=True, speculate=False)),
+    "split": (SPLIT, rolltree(coupled=True, route=False)),
     "ahead resumed": (AHEAD, rolltree()),
     "wide": (WIDE, rolltree()),
     "wide plain": (WIDE, PLAIN),

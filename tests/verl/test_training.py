@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from rolltree.store import verify
-from tests.verl.runs import AHEAD, ASYNC, COUPLED, CUT, KEPT, RUNS, SAVED, SETTINGS, Runs
+from tests.verl.runs import AHEAD, ASYNC, COUPLED, CUT, KEPT, RUNS, SAVED, SETTINGS, SPLIT, Runs
 from tests.verl.test_lines import configured
 from tests.verl_on_cpu.demo import document, passed
 from tests.verl_on_cpu.run import Rollout, RunRecord
@@ -91,6 +91,16 @@ def test_coupling_reaches_verls_engines_by_the_adapters_option(runs: Runs) -> No
     for name in ("coupled", "coupled plain"):
         assert "rolltree.coupled=True (it was not set)" in runs[name].output
         assert runs[name].values("rolltree/derived_seeds") == [COUPLED.batch * COUPLED.samples] * COUPLED.steps
+
+
+@pytest.mark.slow
+@pytest.mark.trainings("split")
+def test_replicas_of_one_seed_do_not_sample_a_group_twice(runs: Runs) -> None:
+    """They count a prompt's requests each from 0 on; their number differs. Short samples may be equal by chance."""
+    record, rows = runs["split"], SPLIT.batch * SPLIT.samples
+    assert record.values("rolltree/replicas") == [2] * SPLIT.steps
+    for step in range(1, SPLIT.steps + 1):
+        assert len(texts(record.rollouts, step)) >= rows - 2
 
 
 @pytest.mark.trainings("turns", "turns plain")
