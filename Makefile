@@ -12,7 +12,8 @@ FRAMEWORKS_VENV ?= .venv-frameworks
 NATIVE_BUILD ?= build/native-tests
 PEER ?= arctic-inference==0.3.0
 VLLM_VERSIONS ?= 0.24 0.26 0.29
-MATRIX_TESTS := tests/vllm/test_exact.py tests/vllm/test_requests.py tests/vllm/test_hooks.py tests/vllm/test_switch.py
+MATRIX_TESTS := tests/vllm/test_exact.py tests/vllm/test_requests.py tests/vllm/test_hooks.py tests/vllm/test_switch.py \
+  tests/vllm/test_coupled.py
 FUZZ_OPERATIONS ?= 1000000
 FUZZ_EXAMPLES ?= 2000
 KILLS ?= 500
@@ -115,7 +116,7 @@ vllm-bench: vllm-setup  ## rollout speed in real vLLM, into benchmarks/vllm.json
 verl-setup:  ## make .venv-verl with verl and vLLM's CPU build (1 to 4 minutes, 3 GB)
 	@python=$$(sh scripts/find_python.sh 11) && "$$python" scripts/bootstrap.py $(VERL_VENV) --lock verl --cpu
 
-verl-test: verl-setup  ## four trainings by real verl on this CPU (about 7 minutes, 12 GB of memory for two at a time)
+verl-test: verl-setup  ## six trainings by real verl on this CPU (about 9 minutes, 12 GB of memory for two at a time)
 	$(VERL_VENV)/bin/python -m pytest tests/verl -m "not slow" $(ARGS)
 
 verl-test-all: verl-setup  ## each algorithm by real verl, with rolltree and without: before a release (about 20 minutes)

@@ -156,7 +156,9 @@ class FakeEngine:
             if id in self.requests:
                 before[id] = 0
             else:
-                new.append(SimpleNamespace(req_id=id, num_computed_tokens=0))
+                told = ("prompt_token_ids", "prompt_embeds", "mm_features", "sampling_params")
+                shown = {name: getattr(state, name) for name in told}
+                new.append(SimpleNamespace(req_id=id, num_computed_tokens=0, **shown))
         finished, self._finished = self._finished, set()
         return SimpleNamespace(
             scheduled_new_reqs=new,

@@ -75,6 +75,15 @@ def test_training_has_no_kind_and_what_the_user_set_stays() -> None:
     )
 
 
+def test_without_drafts_every_request_says_so() -> None:
+    """`speculate=false` beside `coupled`; a loop's own word stays."""
+    client = pickle.loads(pickle.dumps(MarkingClient(StubClient(), draft=False)))
+    asyncio.run(client.generate("a", prompt_ids=PROMPT, sampling_params={}))
+    own = {"extra_args": {"rolltree": {"draft": True}}}
+    asyncio.run(client.generate("b", prompt_ids=PROMPT, sampling_params=own))
+    assert [options_of(asked)["draft"] for asked in client.asked] == [False, True]
+
+
 def test_client_marks_by_the_context_of_the_agent_loop() -> None:
     """Two agent loops side by side, one of them a validation, each with two turns."""
     stub = StubClient()

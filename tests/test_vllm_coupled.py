@@ -1,11 +1,9 @@
-"""The parts of coupled sampling in vLLM that need no vLLM: verification, and seeds where the user gave none."""
+"""The part of coupled sampling in vLLM's V1 runner that needs no vLLM: what is drawn, and verification."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ import torch
 from rolltree._native import murmur3_exponential
 from rolltree.errors import RolltreeError
 from rolltree.vllm.coupled_v1 import Draws, pick
-from rolltree.vllm.seeds import RequestSeeds, seeded
 
 VOCAB = 7
 
@@ -67,54 +64,3 @@ def test_what_a_coupled_draw_would_not_heed_is_refused() -> None:
     draws = Draws(np.zeros(1, np.int64), np.zeros(1, np.int64))
     with pytest.raises(RolltreeError, match="certain drafts"):
         draws.verify(None, [1], 1, None, torch.ones(1, VOCAB), None, None, None)
-
-
-@dataclass
-class Sampling:
-    seed: int | None = None
-    temperature: float = 1.0
-
-    def clone(self) -> Any:
-        return Sampling(self.seed, self.temperature)
-
-
-@dataclass
-class Request:
-    req_id: str
-    sampling_params: Sampling
-
-
-@dataclass
-class Schedule:
-    scheduled_new_reqs: list[Request] = field(default_factory=list)
-
-
-def test_a_request_keeps_its_seed_as_long_as_it_runs() -> None:
-    """Preempted it comes back with the same; under the same id later it is another; engines and requests differ."""
-    seeds = RequestSeeds(0, by_id=True)
-    first, second = seeds.of("0-abc", None), seeds.of("1-abc", None)
-    assert [seeds.of("0-abc", None), seeds.of("0-abc", 5)] == [first, 5]
-    seeds.forget(["0-abc"])
-    again, other = seeds.of("0-abc", None), RequestSeeds(1, by_id=True).of("0-abc", None)
-    assert len({first, second, again, other}) == 4
-    assert all(-(2**63) <= seed < 2**63 for seed in (first, second, again, other))
-
-
-def test_seeds_repeat_with_the_order_of_requests() -> None:
-    """What vLLM puts behind an id is random and does not count; by order alone where ids differ between ranks."""
-    assert RequestSeeds(3, by_id=True).of("7-1a2b", None) == RequestSeeds(3, by_id=True).of("7-ffff", None)
-    assert RequestSeeds(3, by_id=True).of("7-1a2b", None) != RequestSeeds(3, by_id=True).of("8-1a2b", None)
-    assert RequestSeeds(3, by_id=False).of("7-1a2b", None) == RequestSeeds(3, by_id=False).of("8-ffff", None)
-
-
-def test_the_schedulers_own_requests_are_left_alone() -> None:
-    """A copy gets the seed; greedy requests and those with a seed stay as they are."""
-    seeds = RequestSeeds(0, by_id=True)
-    schedule = Schedule(
-        [Request("a", Sampling()), Request("b", Sampling(seed=4)), Request("c", Sampling(temperature=0))]
-    )
-    ours = seeded(schedule, seeds)
-    assert [request.sampling_params.seed for request in schedule.scheduled_new_reqs] == [None, 4, None]
-    assert [request.sampling_params.seed for request in ours.scheduled_new_reqs] == [seeds.of("a", None), 4, None]
-    done = Schedule(ours.scheduled_new_reqs)
-    assert seeded(done, seeds) is done

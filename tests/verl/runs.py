@@ -74,6 +74,13 @@ WIDE = RunSettings(
 """Two devices, one vLLM server on both."""
 SHARED = RunSettings(algorithm="grpo", replicas=2, samples=4)
 """verl's own router: samples of a prompt are on both replicas."""
+COUPLED = RunSettings(
+    algorithm="grpo", repeatable=True, learning_rate=0.1,
+    extra=(f"{ROLLOUT}.agent.num_workers=2", f"+{ENGINE}.cost=off"),
+)  # fmt: skip
+"""GRPO at temperature 1 by the requests' noise, with drafts and without; two agent loop workers split each group."""
+SPLIT = RunSettings(algorithm="grpo", replicas=2, epochs=1, extra=(f"+{ROLLOUT}.engine_kwargs.vllm.seed=5",))
+"""Two replicas of one seed, which verl itself would never give them; each gets a part of every group."""
 DEAF = RunSettings(algorithm="grpo", epochs=1)
 """Every call to the vLLM server is given up."""
 
@@ -97,6 +104,9 @@ RUNS: dict[str, tuple[RunSettings, tuple[str, ...]]] = {
     "ppo plain": (PPO, PLAIN),
     "multi-turn": (MULTI_TURN, rolltree()),
     "multi-turn plain": (MULTI_TURN, PLAIN),
+    "coupled": (COUPLED, rolltree(coupled=True)),
+    "coupled plain": (COUPLED, rolltree(coupled=True, speculate=False)),
+    "split": (SPLIT, rolltree(coupled=True, route=False)),
     "ahead resumed": (AHEAD, rolltree()),
     "wide": (WIDE, rolltree()),
     "wide plain": (WIDE, PLAIN),

@@ -77,6 +77,10 @@ def test_coupling_reaches_the_engine() -> None:
     fill_in(plain, VerlOptions(share=False))
     fill_in(own, options)
     assert OmegaConf.select(plain, name) is None
+    undrafted = configured("trainer.n_gpus_per_node=1")
+    fill_in(undrafted, VerlOptions(coupled=True, speculate=False))  # the same noise, to compare with
+    assert drafts_with_rolltree(undrafted)
+    assert OmegaConf.select(undrafted, name) == {"rolltree": {"coupled": True}}
     assert OmegaConf.select(own, f"{name}.rolltree.coupled") is False
     text = configured()
     with open_dict(text):
@@ -248,9 +252,16 @@ def test_only_the_policys_requests_are_marked() -> None:
     client, teacher, rewards = object(), object(), [object()]
     manager = AgentLoopManager(configured("actor_rollout_ref.rollout.name=vllm"), client, teacher, rewards)
     assert isinstance(manager.llm_client, MarkingClient)
+    assert manager.llm_client._draft
     assert manager.llm_client._client is client
     assert manager.teacher_client is teacher
     assert manager.reward_loop_worker_handles is rewards
+
+
+def test_without_drafts_the_manager_says_so_in_each_request() -> None:
+    lines = config_lines(options=VerlOptions(coupled=True, speculate=False))
+    manager = AgentLoopManager(configured("actor_rollout_ref.rollout.name=vllm", *lines), object())
+    assert not manager.llm_client._draft
 
 
 def test_other_engines_are_refused_by_name() -> None:

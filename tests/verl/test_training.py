@@ -1,6 +1,6 @@
 """Real trainings by verl on this CPU, with rolltree and without: same samples, and rolltree at work.
 
-Four trainings by default; `slow` has each algorithm alone, with and without (`make verl-test-all`). No verdict depends
+Six trainings by default; `slow` has each algorithm alone, with and without (`make verl-test-all`). No verdict depends
 on the speed of the machine. Greedy comparisons ask for equality: prompts, first weights and data order are fixed, and
 of the 3,208 tokens of `turns`, each with the weights of its step, the closest call between the two likeliest is 0.0011
 in logits: a hundred times what another batch shape was seen to change in float32.
@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from rolltree.store import verify
-from tests.verl.runs import AHEAD, ASYNC, CUT, KEPT, RUNS, SAVED, SETTINGS, Runs
+from tests.verl.runs import AHEAD, ASYNC, COUPLED, CUT, KEPT, RUNS, SAVED, SETTINGS, SPLIT, Runs
 from tests.verl.test_lines import configured
 from tests.verl_on_cpu.demo import document, passed
 from tests.verl_on_cpu.run import Rollout, RunRecord
@@ -37,8 +37,9 @@ def trainings(*names: str, slow: tuple[str, ...] = (), plain: bool = False) -> A
     return pytest.mark.parametrize("name", made)
 
 
-def texts(rollouts: list[Rollout], step: int) -> Counter[tuple[str, str]]:
-    return Counter((rollout.prompt, rollout.text) for rollout in rollouts if rollout.step == step)
+def texts(rollouts: list[Rollout], step: int) -> Counter[tuple[str, str, float]]:
+    """Prompts, texts and rewards of a step."""
+    return Counter((rollout.prompt, rollout.text, rollout.score) for rollout in rollouts if rollout.step == step)
 
 
 def epoch_means(record: RunRecord, metric: str, steps: int) -> list[float]:
@@ -60,6 +61,47 @@ def test_greedy_rollouts_and_losses_are_the_same(runs: Runs, name: str) -> None:
     for metric in losses:
         assert mine.values(metric) == pytest.approx(plain.values(metric), rel=1e-3, abs=1e-5), metric
     assert len(set(plain.values("actor/grad_norm"))) == settings.steps, "the weights did not move"
+
+
+@pytest.mark.trainings("coupled", "coupled plain")
+def test_coupled_rollouts_at_temperature_1_are_the_same(runs: Runs) -> None:
+    """With drafts and without, whichever of a group's samples two agent loop workers send first; weights move.
+
+    A token is that whose logit and noise are most together. Another batch shape rounds logits by some 1e-6, so with
+    probability 1e-6 (1 - sum of squared probabilities) another one is drawn: once in 1,000 trainings of 13,000 tokens
+    like these, were their seeds not always the same. So no difference is allowed.
+    """
+    mine, plain = runs["coupled"], runs["coupled plain"]
+    rows = COUPLED.batch * COUPLED.samples
+    for step in range(1, COUPLED.steps + 1):
+        expected = texts(plain.rollouts, step)
+        assert sum(expected.values()) == rows
+        assert len(expected) > rows // 2, "samples of a prompt are alike: the comparison says little"
+        assert texts(mine.rollouts, step) == expected, f"step {step}"
+    for metric in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean", "response_length/mean"):
+        assert mine.values(metric) == pytest.approx(plain.values(metric), rel=1e-3, abs=1e-5), metric
+    assert len(set(plain.values("actor/grad_norm"))) == COUPLED.steps, "the weights did not move"
+    assert min(mine.values("rolltree/accepted")) > 500
+    assert max(plain.values("rolltree/drafted")) == 0
+
+
+@pytest.mark.trainings("coupled", "coupled plain")
+def test_coupling_reaches_verls_engines_by_the_adapters_option(runs: Runs) -> None:
+    """Every request of the training got a derived seed, with drafts and without."""
+    for name in ("coupled", "coupled plain"):
+        assert "rolltree.coupled=True (it was not set)" in runs[name].output
+        assert runs[name].values("rolltree/derived_seeds") == [COUPLED.batch * COUPLED.samples] * COUPLED.steps
+        assert runs[name].values("rolltree/errors") == [0] * COUPLED.steps
+
+
+@pytest.mark.slow
+@pytest.mark.trainings("split")
+def test_replicas_of_one_seed_do_not_sample_a_group_twice(runs: Runs) -> None:
+    """They count a prompt's requests each from 0 on; their number differs. Short samples may be equal by chance."""
+    record, rows = runs["split"], SPLIT.batch * SPLIT.samples
+    assert record.values("rolltree/replicas") == [2] * SPLIT.steps
+    for step in range(1, SPLIT.steps + 1):
+        assert len(texts(record.rollouts, step)) >= rows - 2
 
 
 @pytest.mark.trainings("turns", "turns plain")

@@ -49,8 +49,10 @@ class RunSettings:
     max_tokens: int = 176
     """Completion tokens at most."""
     greedy: bool = False
-    """Training rollouts take the likeliest token (top-k of 1), and the training is as repeatable as verl's order of
-    rows allows. The trainer keeps its temperature of 1: at 0 it would divide by zero and magnify rounding."""
+    """Training rollouts take the likeliest token (top-k of 1), and the training is `repeatable`. The trainer keeps its
+    temperature of 1: at 0 it would divide by zero and magnify rounding."""
+    repeatable: bool = False
+    """Of the same rollouts the training makes the same weights, as far as verl's order of rows allows."""
     learning_rate: float = 1e-4
     """Of the actor."""
     entropy: float = 0.0
@@ -196,7 +198,7 @@ def _algorithm(settings: RunSettings) -> list[str]:
         ],
         "multi-turn": list(TOOL_LINES),
     }
-    return common + own[settings.algorithm] + (_repeatable(settings) if settings.greedy else [])
+    return common + own[settings.algorithm] + (_repeatable(settings) if settings.greedy or settings.repeatable else [])
 
 
 def _repeatable(settings: RunSettings) -> list[str]:

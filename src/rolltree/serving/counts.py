@@ -22,5 +22,6 @@ class ServingCounts(SharingCounts):
     invalid_options: int = count("Requests that were not drafted for because of an invalid option")
     inferred_versions: int = count("Policy versions that nobody named: weight updates seen, or salts of requests")
     inferred_sessions: int = count("Requests whose conversation was taken from the host's own id of it")
+    derived_seeds: int = count("Requests without a seed that got one, where sampling is coupled")
     store_refused: int = count("Starts without the store that was asked for, because it could not be used")
     draft_seconds: float = count("Seconds of the engine's own thread that rolltree took")

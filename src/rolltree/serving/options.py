@@ -68,6 +68,8 @@ class EngineOptions:
     coupled: bool = False
     """Draw every token by the noise of its request's seed and position, and accept a draft iff it is that token: the
     same seed gives the same rollout with drafts, without, and with any cache. For engines whose sampler can do that."""
+    replica: int = -1
+    """Number of this engine among those of one seed, which goes into the seeds of `coupled`; -1: not known."""
     infer: bool = True
     """Take versions from weight updates and salts, and conversations from the engine's own ids, where none is named."""
     metrics: bool = True
@@ -97,6 +99,7 @@ class EngineOptions:
         _config(DraftConfig, self)
         _check("lengths", self.lengths, self.lengths in WAYS, f"one of {', '.join(WAYS)}")
         _check("logits_bytes", self.logits_bytes, 0 <= self.logits_bytes < 2**63, "a number of bytes, 0 or more")
+        _check("replica", self.replica, -1 <= self.replica < 2**31, "a whole number from 0 to 2147483647, or -1")
         _check("share", self.share, SHARE.fullmatch(self.share) is not None, "ray, ray:NAME, or empty")
         _check("share_seconds", self.share_seconds, 0.001 <= self.share_seconds <= 3600, "a number from 0.001 to 3600")
         _check("share_bytes", self.share_bytes, 1 <= self.share_bytes < 2**63, "a number of bytes, 1 or more")

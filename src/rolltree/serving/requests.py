@@ -207,7 +207,7 @@ class RequestBook:
 
     def _open(self, id: str, request: ServedRequest) -> int:
         """Open a session."""
-        options, version = request.options, self._version(request)
+        options, version = request.options, self.versions.of(request)
         root, key, prompt = self._place(id, request)
         read_only = not options.remembered
         ahead = options.kind == "run-ahead"
@@ -219,11 +219,6 @@ class RequestBook:
         if len(root) < len(prompt):
             self.cache.extend(handle, prompt[len(root) :], context=True)
         return handle
-
-    def _version(self, request: ServedRequest) -> int | None:
-        if request.options.version is not None:
-            return self.versions.take(request.options.version, Source.SAID)
-        return None if request.salt is None else self.versions.take(request.salt, Source.SALTS)
 
     def _session(self, request: ServedRequest) -> str | None:
         named = request.options.session

@@ -10,9 +10,10 @@ Invariant: a function of the calls alone, so ranks that get the same calls have 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Protocol
 
-from rolltree.cache import RolloutCache
 from rolltree.serving.counts import ServingCounts
+from rolltree.serving.request import ServedRequest
 
 LARGEST = 2**31 - 1
 
@@ -23,6 +24,17 @@ class Source(IntEnum):
     UPDATES = 0
     SALTS = 1
     SAID = 2
+
+
+class Versioned(Protocol):
+    """What has a version that only grows: a cache."""
+
+    @property
+    def version(self) -> int:
+        """The version as it is."""
+
+    def set_version(self, version: int) -> None:
+        """Make it a higher one."""
 
 
 class Versions:
@@ -37,7 +49,7 @@ class Versions:
     """
 
     def __init__(
-        self, cache: RolloutCache, counts: ServingCounts, *, infer: bool, source: Source = Source.UPDATES
+        self, cache: Versioned, counts: ServingCounts, *, infer: bool, source: Source = Source.UPDATES
     ) -> None:
         self.infer, self.source = infer, source
         self._cache, self._counts = cache, counts
@@ -69,6 +81,12 @@ class Versions:
         if version > self._cache.version:
             self._set(version)
         return version
+
+    def of(self, request: ServedRequest) -> int | None:
+        """Return the version that a request says, or its salt; None where it says none that counts."""
+        if request.options.version is not None:
+            return self.take(request.options.version, Source.SAID)
+        return None if request.salt is None else self.take(request.salt, Source.SALTS)
 
     def _set(self, version: int) -> None:
         self._cache.set_version(version)

@@ -18,10 +18,16 @@ UNMARKED = Guard("a request's mark: it drafts from a tree of its own prompt")
 
 
 class MarkingClient:
-    """Stands in for `LLMServerClient` and its subclasses."""
+    """Stands in for `LLMServerClient` and its subclasses.
 
-    def __init__(self, client: Any) -> None:
+    Args:
+        client: verl's.
+        draft: False: no request is drafted for.
+    """
+
+    def __init__(self, client: Any, *, draft: bool = True) -> None:
         self.__dict__["_client"] = client
+        self.__dict__["_draft"] = draft
         self.__dict__["_conversations"] = Conversations()
 
     async def generate(
@@ -36,7 +42,7 @@ class MarkingClient:
         with UNMARKED:
             params = marked(
                 sampling_params, CURRENT.get(), session=str(request_id), prompt=prompt_ids,
-                conversations=self._conversations,
+                conversations=self._conversations, draft=self._draft,
             )  # fmt: skip
         if probe := PROBE.get():
             mark = params["extra_args"][REQUEST_KEY]
@@ -44,7 +50,7 @@ class MarkingClient:
         return await self._client.generate(request_id, prompt_ids=prompt_ids, sampling_params=params, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_client", "_conversations"):  # not there yet while Ray unpickles
+        if name in ("_client", "_conversations", "_draft"):  # not there yet while Ray unpickles
             raise AttributeError(name)
         return getattr(self._client, name)
 

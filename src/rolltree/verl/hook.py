@@ -44,6 +44,8 @@ def sampler(**kwargs: Any) -> Sampler:
         log.warning("rolltree sets %s (it was not set)", line)
     if options.speculate and not drafts_with_rolltree(trainer.config):
         log.warning("rolltree drafts nothing: %s names another method, or MTP is on for rollouts", SPECULATIVE)
+    if options.coupled and not drafts_with_rolltree(trainer.config):
+        log.warning("coupled is off: vLLM does not draft with rolltree")
     if options.store and not drafts_with_rolltree(trainer.config):
         log.warning("the store is off: vLLM does not draft with rolltree")
     if options.run_ahead and not runs_ahead(trainer.config):

@@ -60,7 +60,7 @@ def speculative_config(max_draft: int) -> dict[str, Any]:
 def fill_in(config: Any, options: VerlOptions) -> list[str]:
     """Set what is not set, and return what was: `name=value` lines. What is set by hand stays."""
     filled: list[str] = []
-    if options.speculate and _get(config, SPECULATIVE) is None and not _has_mtp(config):
+    if (options.speculate or options.coupled) and _get(config, SPECULATIVE) is None and not _has_mtp(config):
         _set(config, SPECULATIVE, speculative_config(options.max_draft), filled)
     if drafts_with_rolltree(config):
         _fill_in_engine(config, options.engine_options, filled)

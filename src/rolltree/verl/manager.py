@@ -10,6 +10,7 @@ from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from rolltree.errors import InvalidInputError
 from rolltree.verl.client import MarkingClient
 from rolltree.verl.first_turns import FirstTurn
+from rolltree.verl.options import VerlOptions
 from rolltree.verl.worker import MarkingWorker
 
 
@@ -24,7 +25,8 @@ class AgentLoopManager(AgentLoopManagerTQ):  # type: ignore[misc, unused-ignore]
         if engine != "vllm":
             fix = "Or leave out agent_loop_manager_class and custom_sampler."
             raise InvalidInputError("actor_rollout_ref.rollout.name", engine, "'vllm' with rolltree", fix)
-        super().__init__(config, MarkingClient(llm_client), *args, **kwargs)
+        client = MarkingClient(llm_client, draft=VerlOptions.of(config).speculate)
+        super().__init__(config, client, *args, **kwargs)
         self.agent_loop_workers_class = ray.remote(MarkingWorker)
 
     def first_turns(self, prompts: Any, *, timeout: float) -> list[FirstTurn]:

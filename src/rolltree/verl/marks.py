@@ -61,8 +61,9 @@ def named_key(value: object) -> str | None:
 
 
 def marked(
-    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int], conversations: Conversations
-) -> dict[str, Any]:
+    sampling_params: Mapping[str, Any], mark: Mark, *, session: str, prompt: Sequence[int],
+    conversations: Conversations, draft: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Return a copy of `sampling_params` with the request's options in its `extra_args`; what is set there stays."""
     extra = dict(sampling_params.get("extra_args") or {})
     options: dict[str, Any] = {"key": mark.key or conversations.remember(session, prompt), "session": session}
@@ -70,6 +71,8 @@ def marked(
         options["version"] = mark.version
     if mark.validation:
         options["kind"] = "validation"
+    if not draft:
+        options["draft"] = False
     options = {name: value for name, value in options.items() if f"{REQUEST_KEY}_{name}" not in extra}  # flat names
     extra[REQUEST_KEY] = {**options, **(extra.get(REQUEST_KEY) or {})}
     return {**sampling_params, "extra_args": extra}

@@ -28,7 +28,8 @@ class VerlOptions:
     max_draft: int = 16
     """Draft tokens of a request and step at most, where `speculative_config` is not set by hand."""
     speculate: bool = True
-    """False leaves vLLM without drafts, to measure against: keys and metrics stay."""
+    """False leaves vLLM without drafts, to measure against: keys and metrics stay. With `coupled` vLLM draws its tokens
+    as it does with drafts, so the rollouts are the same."""
     coupled: bool = False
     """vLLM draws each token by noise of its request's seed and position (the engine option `coupled`)."""
     route: bool | None = None

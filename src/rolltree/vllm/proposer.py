@@ -46,7 +46,7 @@ class Proposer(DraftingWorker):
         """Called by the model runner before it takes in a schedule (see `compat`); it forgets what ended after this."""
         self._runner, self._counts = runner, schedule.num_scheduled_tokens
         if self.core.options.coupled:
-            self.seeds.forget(schedule.finished_req_ids)
+            self.seeds.begin_step(schedule)
         with self.core.guarded():
             if self._is_drafting_rank():
                 step = scheduled(schedule)
@@ -67,7 +67,7 @@ class Proposer(DraftingWorker):
         from rolltree.vllm.coupled_v1 import Draws
 
         ids, requests = self._ids(), self._runner.requests
-        seeds = np.array([self.seeds.of(id, requests[id].sampling_params.seed) for id in ids], np.int64)
+        seeds = np.array([self.seeds.of(id, requests[id].sampling_params) for id in ids], np.int64)
         counts = np.array([self._counts[id] for id in ids], np.int64)
         return Draws(seeds, self._runner.input_batch.num_computed_tokens_cpu[: len(ids)] + counts - 1)
 

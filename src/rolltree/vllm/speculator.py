@@ -106,7 +106,7 @@ class Speculator(DraftingWorker):
                 self._begin(short)
         if not self.rolltree_coupled:
             return short
-        self.seeds.forget(schedule.finished_req_ids)
+        self.seeds.begin_step(schedule)
         return seeded(short, self.seeds)
 
     def _begin(self, schedule: Any) -> None:

@@ -23,7 +23,7 @@ from rolltree.vllm import checks, compat, compat_args, compat_ranks, hooks
 from rolltree.vllm.board import FOLDER, Board
 from rolltree.vllm.request_state import request_of, true_output
 from rolltree.vllm.schedule import Reading, engine_shape
-from rolltree.vllm.seeds import RequestSeeds
+from rolltree.vllm.seeds import RequestSeeds, origin_of
 
 if TYPE_CHECKING:
     from rolltree.serving.stops import StopStrings
@@ -51,7 +51,10 @@ class DraftingWorker:
             clock=time.perf_counter,
         )
         self._schedules_alone = compat_ranks.schedules_alone(vllm_config)
-        self.seeds = RequestSeeds(_engine_seed(vllm_config), by_id=not self._schedules_alone)
+        self.seeds = RequestSeeds(
+            origin_of(vllm_config, options.replica), alone=self._schedules_alone, infer=options.infer,
+            counts=self.core.counts,
+        )  # fmt: skip
         self._board = Board(os.environ.get(FOLDER) if options.metrics else None)
         self._reading = Reading()
         self._stop_strings: StopStrings | None = None
@@ -61,13 +64,15 @@ class DraftingWorker:
         missing, switch = hooks.shortcomings(), compat_args.origin(vllm_config)
         way = "async" if getattr(vllm_config.scheduler_config, "async_scheduling", False) else "sync"
         self.core.log.info(
-            "%s%s Model runner %s, %s scheduling.%s",
+            "%s%s Model runner %s, %s scheduling.%s%s",
             self.core.banner(), f" The environment turned it on: {switch}." if switch else "", runner, way,
+            f" Sampling is coupled; a request without a seed gets one of {self.seeds}." if options.coupled else "",
             f" Less works than should: {missing}." if missing else "",
         )  # fmt: skip
 
     def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
         """Called by the worker for `collective_rpc` (see `control`); None where this rank does not draft."""
+        self.seeds.told(command, *arguments)
         return {"answer": commands.run(self.core, command, *arguments)} if self._is_drafting_rank() else None
 
     def _state(self, id: str) -> Any:
@@ -102,7 +107,7 @@ class DraftingWorker:
         request = request_of(state, self.core.request_options(given, where="extra_args"))
         if not (self.core.options.coupled and sampling.temperature):
             return request
-        return replace(request, noise_seed=self.seeds.of(id, sampling.seed))
+        return replace(request, noise_seed=self.seeds.of(id, sampling))
 
     def _stops(self) -> StopStrings:
         if self._stop_strings is None:
@@ -115,12 +120,6 @@ class DraftingWorker:
         """With several processes for one model the number is the same in each of them: none is measured there."""
         is_alone = self._config.parallel_config.world_size == 1
         return compat.free_bytes(share=None if is_alone else float(self._config.cache_config.gpu_memory_utilization))
-
-
-def _engine_seed(config: Any) -> int:
-    """Return the seed of an engine; its replicas that share experts have one of their own each."""
-    seed, rank = getattr(config.model_config, "seed", None), getattr(config.parallel_config, "data_parallel_rank", 0)
-    return int(seed or 0) + (int(rank or 0) << 32)
 
 
 def asked_rows(ids: Sequence[str], sampled: Sequence[Sequence[int]]) -> list[str]:
