@@ -58,6 +58,9 @@ inline Match follow(const Automaton& text, Match m, Token token) {
 
 using Place = std::array<Match, 2>;  // where both lanes stand
 
+struct Candidate;
+struct CandidateList;
+
 /// Text from the eyes of one session: which trees it reads, and whose text is whose.
 struct View {
   std::array<const Automaton*, 2> lanes;  // own, shared (may be null)
@@ -76,6 +79,8 @@ struct View {
       if (lanes[lane]) place[lane] = follow(*lanes[lane], place[lane], token);
     return place;
   }
+  /// The same for a candidate of `list`, ranked at `place`: what the ranker found there need not be looked up again.
+  Place advance(Place place, const CandidateList& list, const Candidate& next) const;
 };
 
 struct Candidate {
@@ -96,11 +101,65 @@ struct CandidateList {
   std::size_t match = 0;         // bucket of the matched length in the own tree
   std::uint32_t sightings = 0;   // weighted continuations of the longest suffix that has any, own tree before shared
   std::array<std::uint32_t, 2> total, length;  // of each lane's longest suffix that has a continuation: sightings, tokens
+  std::array<bool, 2> direct;    // and whether that is the whole context
   std::array<Candidate, kMost> items;
   const Candidate* begin() const { return items.data(); }
   const Candidate* end() const { return items.data() + size; }
   Candidate* begin() { return items.data(); }
   Candidate* end() { return items.data() + size; }
+};
+
+inline Place View::advance(Place place, const CandidateList& list, const Candidate& next) const {
+  for (std::size_t lane = 0; lane < 2; ++lane) {
+    if (!lanes[lane]) continue;
+    if (next.count[lane] > 0 && list.direct[lane])
+      place[lane] = {next.target[lane], std::min(place[lane].length, lanes[lane]->depth() - 1) + 1};
+    else
+      place[lane] = follow(*lanes[lane], place[lane], next.token);
+  }
+  return place;
+}
+
+/// Asks for what a rank reads of one lane, a stage a call: a state's line, its edges, its children and the next suffix. Between
+/// two calls memory has time to answer. Reads, and changes nothing.
+class Reader {
+ public:
+  static constexpr int kStages = 5;
+
+  Reader() = default;
+  Reader(const Automaton& text, StateId at) : text_(&text), next_(at) { text.expect(at); }
+  void go_on() {
+    if (now_ != kRoot) text_->expect_children(now_);
+    now_ = next_;
+    if (now_ == kRoot) return;
+    text_->expect_edges(now_);
+    next_ = text_->state(now_).link;
+    text_->expect(next_);
+  }
+
+ private:
+  const Automaton* text_ = nullptr;
+  StateId now_ = kRoot, next_ = kRoot;
+};
+
+/// Readers of several rows side by side.
+class ReadAhead {
+ public:
+  static constexpr std::size_t kMost = 8;  // rows
+
+  void add(const View& view, const Place& place) {
+    for (std::size_t lane = 0; lane < 2; ++lane)
+      if (view.lanes[lane]) readers_[size_++] = Reader(*view.lanes[lane], place[lane].state);
+  }
+  void run() {
+    for (int stage = 0; stage < Reader::kStages; ++stage)
+      for (std::size_t i = 0; i < size_; ++i) readers_[i].go_on();
+    size_ = 0;
+  }
+
+ private:
+  std::array<Reader, 2 * kMost> readers_;
+  std::size_t size_ = 0;
 };
 
 class Ranker {
@@ -111,15 +170,22 @@ class Ranker {
 
   /// Fills `out` with the candidates after `place`; `last` is the token before them. O(suffixes x degree), both bounded.
   void rank(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) const {
+    collect(view, place, last, min_match, out);
+    appraise(out);
+  }
+
+  /// The candidates without their probabilities: what nothing that is learned changes.
+  static void collect(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) {
     out.size = out.sightings = 0;
     out.total = out.length = {0, 0};
+    out.direct = {false, false};
     for (std::size_t lane = 0; lane < 2; ++lane)
       if (view.lanes[lane]) gather(*view.lanes[lane], lane, place[lane], min_match, out);
     out.match = match_bucket(place[0].length);
-    for (Candidate& c : out) {
-      describe(view, out.match, last, c);
-      c.probability = squash(score(c));
-    }
+    for (Candidate& c : out) describe(view, out.match, last, c);
+  }
+  void appraise(CandidateList& list) const {
+    for (Candidate& c : list) c.probability = squash(score(c));
   }
 
   /// Learns that `actual` came after the context that `candidates` were ranked for.
@@ -172,14 +238,15 @@ class Ranker {
   static void gather(const Automaton& text, std::size_t lane, const Match& m, std::uint32_t min_match, CandidateList& out) {
     float weight = 1.0f;
     int level = 0;
-    StateId s = text.context(m.state);
-    for (; s != kRoot && level < kLevels && weight > kEnough; s = text.state(s).link) {
+    const StateId whole = text.context(m.state);
+    for (StateId s = whole; s != kRoot && level < kLevels && weight > kEnough; s = text.state(s).link) {
       if (level == 0 && std::min(m.length, text.context_length(s)) < min_match) return;
       const std::uint32_t total =
           text.is_hub(s) ? confirm(text, lane, s, weight, level == 0, out) : scan(text, lane, s, weight, level == 0, out);
       if (total == 0) continue;
       if (level == 0) {
         out.total[lane] = total;
+        out.direct[lane] = s == whole;
         out.length[lane] = std::min(m.length, text.context_length(s));
       }
       if (out.sightings == 0) out.sightings = total;
