@@ -182,10 +182,14 @@ class Ranker {
     for (std::size_t lane = 0; lane < 2; ++lane)
       if (view.lanes[lane]) gather(*view.lanes[lane], lane, place[lane], min_match, out);
     out.match = match_bucket(place[0].length);
+    weigh(out);
     for (Candidate& c : out) describe(view, out.match, last, c);
   }
   void appraise(CandidateList& list) const {
-    for (Candidate& c : list) c.probability = squash(score(c));
+    std::array<float, CandidateList::kMost> z{};
+    for (std::uint32_t i = 0; i < list.size; ++i) z[i] = score(list.items[i]);
+    squash_all(z.data(), filled_up(list.size));
+    for (std::uint32_t i = 0; i < list.size; ++i) list.items[i].probability = z[i];
   }
 
   /// Learns that `actual` came after the context that `candidates` were ranked for.
@@ -311,6 +315,19 @@ class Ranker {
     c.count[lane] += count;
   }
 
+  /// Log odds of what each lane says; 0 where it says nothing.
+  static void weigh(CandidateList& list) {
+    std::array<float, 2 * CandidateList::kMost> odds{};
+    for (std::uint32_t i = 0; i < list.size; ++i) {
+      odds[2 * i] = list.items[i].share[0];
+      odds[2 * i + 1] = list.items[i].share[1];
+    }
+    log_odds_all(odds.data(), filled_up(2 * list.size));
+    for (std::uint32_t i = 0; i < list.size; ++i) {
+      Candidate& c = list.items[i];
+      for (std::size_t lane = 0; lane < 2; ++lane) c.odds[lane] = c.target[lane] != kNone ? odds[2 * i + lane] : 0.0f;
+    }
+  }
   static void describe(const View& view, std::size_t match, Token last, Candidate& c) {
     const bool own = c.target[0] != kNone, shared = c.target[1] != kNone;
     std::size_t kind = 0;  // unseen in the own tree
@@ -319,7 +336,6 @@ class Ranker {
       kind = source == kRunAhead ? 5 : 1 + static_cast<std::size_t>(source);
     }
     c.set = static_cast<std::uint16_t>((shared * kClasses + kind) * kMatches + match);
-    c.odds = {own ? log_odds(c.share[0]) : 0.0f, shared ? log_odds(c.share[1]) : 0.0f};
     c.traits = {trait(0, last), trait(1, c.token), trait(2, last * 31 + c.token)};
   }
   float score(const Candidate& c) const {
