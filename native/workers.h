@@ -1,8 +1,8 @@
-// A few threads that share out the rows of a batch; each has its own scratch memory.
+// A few threads that share out the rows of a batch, or its parts; each has its own scratch memory.
 //
-// Rows must be independent of each other: the result does not depend on the number of threads. Small batches run on the
-// caller's thread, because waking others costs microseconds. Threads start with the first large batch and sleep between
-// batches. Threads do not survive a fork: a pool that came from another process is left behind, not joined. Where threads
+// Rows and parts must be independent of each other: the result does not depend on the number of threads. Small batches run
+// on the caller's thread, because waking others costs microseconds. Threads start with the first large batch, look out for
+// the next one for a moment, and sleep between steps. Threads do not survive a fork: a pool that came from another process is left behind, not joined. Where threads
 // cannot be started, those that could do the work. One batch at a time.
 #pragma once
 
