@@ -135,14 +135,39 @@ class Automaton {
       if (block[i].target != kRoot) visit(block[i].token, block[i].target);
   }
 
+  // Hints for the processor: what is going to be read, of states whose own line was asked for before. They change nothing.
+  void expect(StateId s) const { prefetch(&states_[s]); }
+  /// The edges of `s`, or its only child.
+  void expect_edges(StateId s) const {
+    const State& st = states_[s];
+    if (st.rank == 0) return;
+    if (st.rank == 1) return expect(st.b);
+    const Edge* block = edges_.data() + st.a;
+    prefetch(is_hub(s) ? block - kHeader : block);
+    if (st.b > kLine) prefetch(block + kLine);
+  }
+  /// The children of `s`; of a hub the most frequent.
+  void expect_children(StateId s) const {
+    const State& st = states_[s];
+    if (st.rank < 2) return;
+    if (is_hub(s)) return expect(hub_best(s).target);
+    for (const Edge *edge = edges_.data() + st.a, *end = edge + st.b; edge != end; ++edge) expect(edge->target);
+  }
+
   /// Walks every state and edge; an empty string means sound, else the first fault found. O(size).
   std::string check() const;
 
  private:
+  static constexpr std::uint32_t kLine = 8;     // edges in a cache line
   static constexpr std::uint32_t kHubRank = 6;  // 2^(6-1) = kHub
   static constexpr std::uint32_t kHeader = 2;   // slots before a hub's block: (sum, changes while the best is a guess; 0: it is known), best edge
   static constexpr std::uint32_t kRescan = 64;  // edges that each change of a hub pays towards finding a lost best again
 
+  static void prefetch([[maybe_unused]] const void* at) {
+#if defined(__GNUC__)
+    __builtin_prefetch(at);
+#endif
+  }
   static std::uint32_t hash(Token token) {
     std::uint32_t x = token * 0x9E3779B1u;
     return x ^ (x >> 15);

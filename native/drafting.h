@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -57,6 +58,29 @@ class DraftWriter {
               DraftScratch& scratch)
       : view_(view), ranker_(ranker), races_(races), options_(options), scratch_(scratch) {}
 
+  /// A chain that is being written.
+  struct Chain {
+    Place place;  // behind what is written
+    Token last;
+    DraftRow row;
+    float survival = 1.0f;
+    std::uint32_t n = 0;
+  };
+  /// Adds a node; returns whether there may be another. `list` is memory to use.
+  bool extend(Chain& chain, CandidateList& list) const {
+    if (chain.n == options_.limit) return false;
+    candidates(chain.place, chain.last, chain.n, list);
+    const Candidate* best = likeliest(list);
+    if (!best) return false;
+    chain.survival *= best->probability;
+    if (chain.survival < options_.min_survival) return false;
+    put(chain.row, chain.n, static_cast<std::int32_t>(chain.n) - 1, best->token, chain.survival, source_of(*best));
+    chain.last = best->token;
+    if (++chain.n == options_.limit) return false;
+    chain.place = view_.advance(chain.place, list, *best);
+    return true;
+  }
+
   /// Drafts after `place`, which `last` led to. Returns the number of nodes. O(nodes x candidates).
   std::uint32_t write(const Place& place, Token last, DraftRow row) const {
     return options_.tree ? write_tree(place, last, row) : write_chain(place, last, row);
@@ -73,6 +97,7 @@ class DraftWriter {
   void raw_candidates(const Place& place, CandidateList& out) const {
     const Automaton& text = *view_.lanes[0];
     out.size = 0;
+    out.direct = {false, false};
     for (StateId s = text.context(place[0].state); s != kRoot && out.size == 0; s = text.state(s).link) {
       if (std::min(place[0].length, text.context_length(s)) < options_.min_match) return;
       float total = 0;
@@ -92,21 +117,12 @@ class DraftWriter {
     if (c.probability > rarest->probability) *rarest = c;
   }
 
-  std::uint32_t write_chain(Place place, Token last, DraftRow row) const {
+  std::uint32_t write_chain(const Place& place, Token last, DraftRow row) const {
     CandidateList list;
-    float survival = 1.0f;
-    std::uint32_t n = 0;
-    for (; n < options_.limit; ++n) {
-      candidates(place, last, n, list);
-      const Candidate* best = likeliest(list);
-      if (!best) break;
-      survival *= best->probability;
-      if (survival < options_.min_survival) break;
-      last = best->token;
-      put(row, n, static_cast<std::int32_t>(n) - 1, last, survival, source_of(*best));
-      place = view_.advance(place, last);
+    Chain chain{place, last, row};
+    while (extend(chain, list)) {
     }
-    return n;
+    return chain.n;
   }
   /// Of equals the one that was seen last, then the smaller token; null when there is none.
   const Candidate* likeliest(const CandidateList& list) const {
@@ -168,6 +184,46 @@ class DraftWriter {
   const Ranker& ranker_;
   const RaceModel& races_;
   const DraftOptions& options_;
+  DraftScratch& scratch_;
+};
+
+/// One of several chains that are written side by side.
+struct ChainRow {
+  View view;
+  DraftOptions options;
+  DraftWriter::Chain chain;
+};
+
+/// Writes the chains of some rows a node at a time: while the ranker works on one, what it is going to read for the others is on
+/// its way from memory. The drafts are those of `DraftWriter::write`.
+class ChainWriter {
+ public:
+  static constexpr std::size_t kMost = ReadAhead::kMost;  // rows
+
+  ChainWriter(const Ranker& ranker, const RaceModel& races, DraftScratch& scratch) : ranker_(ranker), races_(races), scratch_(scratch) {}
+
+  /// At most kMost rows.
+  void write(ChainRow* rows, std::size_t count) const {
+    std::array<ChainRow*, kMost> open;
+    for (std::size_t i = 0; i < count; ++i) open[i] = rows + i;
+    CandidateList list;
+    ReadAhead ahead;
+    while (count > 0) {
+      for (std::size_t i = 0; i < count; ++i) ahead.add(open[i]->view, open[i]->chain.place);
+      ahead.run();
+      std::size_t left = 0;
+      for (std::size_t i = 0; i < count; ++i)
+        if (extend(*open[i], list)) open[left++] = open[i];
+      count = left;
+    }
+  }
+
+ private:
+  bool extend(ChainRow& row, CandidateList& list) const {
+    return DraftWriter(row.view, ranker_, races_, row.options, scratch_).extend(row.chain, list);
+  }
+  const Ranker& ranker_;
+  const RaceModel& races_;
   DraftScratch& scratch_;
 };
 

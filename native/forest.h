@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,7 @@
 #include "fork_guard.h"
 #include "handles.h"
 #include "history.h"
+#include "lessons.h"
 #include "upkeep.h"
 #include "workers.h"
 
@@ -67,6 +69,7 @@ class Forest {
     std::lock_guard lock(mutex_);
     auto made = std::make_unique<KeptTree>(options_, version, prompt, n, most_adopted());
     KeptTree& tree = *made;
+    tree.part = 2 + made_++ % KeptTree::kParts;
     const std::int64_t handle = trees_.add(std::move(made));
     upkeep_.touched(tree);
     upkeep_.run(tree.steps());
@@ -153,14 +156,15 @@ class Forest {
   void append(std::int64_t session, const std::int32_t* tokens, std::size_t n, bool context) {
     check_tokens("tokens", tokens, n);
     std::lock_guard lock(mutex_);
-    upkeep_.run(append_to(session_at(session), tokens, n, context));
+    appended_.assign(1, {&session_at(session), tokens, n});
+    append_all(context, false);
   }
   /// Row b appends tokens[offsets[b] .. offsets[b + 1]).
   void append_batch(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, std::size_t n,
                     const std::int32_t* offsets) {
     std::lock_guard lock(mutex_);
     check_rows(sessions, rows, tokens, n, offsets);
-    append_rows(sessions, rows, tokens, offsets);
+    append_rows(sessions, rows, tokens, offsets, false);
   }
   /// Does all work that waits in trees, however long it takes: for tests and measurements.
   void finish() {
@@ -187,7 +191,7 @@ class Forest {
   void draft_batch(const std::int64_t* sessions, const std::int32_t* limits, const DraftOptions& rule, const DraftArrays& out) {
     std::lock_guard lock(mutex_);
     for (std::size_t b = 0; b < out.rows; ++b) session_at(sessions[b]);
-    workers_.run(out.rows, [&](std::size_t b, DraftScratch& scratch) { draft_row(session_at(sessions[b]), limits[b], rule, out, b, scratch); });
+    workers_.run(out.rows, [&](std::size_t from, std::size_t to, DraftScratch& scratch) { draft_rows(sessions, limits, rule, out, from, to, scratch); });
   }
   /// Longest suffix of each session's text with a continuation in its own tree, tokens; `out` is [rows].
   void matches(const std::int64_t* sessions, std::size_t rows, std::int32_t* out) {
@@ -221,8 +225,8 @@ class Forest {
       const auto row = static_cast<std::size_t>(std::max(rows[b], 0));
       accepted[b] = rows[b] < 0 ? 0 : judge(drafts, row, verified[row], tokens + offsets[b], offsets[b + 1] - offsets[b]);
     }
-    learn(sessions, n_sessions, tokens, offsets);
-    append_rows(sessions, n_sessions, tokens, offsets);
+    collect_lessons(sessions, n_sessions, tokens, offsets);
+    append_rows(sessions, n_sessions, tokens, offsets, true);
   }
 
   /// An empty string means sound, else the first fault found. O(size).
@@ -326,25 +330,61 @@ class Forest {
     }
     check_tokens("tokens", tokens, n);
   }
-  void append_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, const std::int32_t* offsets) {
-    std::uint64_t visited = 0;
+  /// Trees are independent of each other, so the worker threads take them apart: the shared tree is one piece of work, own
+  /// trees are `KeptTree::kParts`, and teaching, which reads no tree, is another. Within a tree rows keep their order.
+  void append_rows(const std::int64_t* sessions, std::size_t rows, const std::int32_t* tokens, const std::int32_t* offsets, bool teach) {
+    appended_.clear();
     for (std::size_t b = 0; b < rows; ++b)
-      visited += append_to(session_at(sessions[b]), tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b]), false);
-    upkeep_.run(visited);
+      appended_.push_back({&session_at(sessions[b]), tokens + offsets[b], static_cast<std::size_t>(offsets[b + 1] - offsets[b])});
+    append_all(false, teach);
   }
-  /// Returns how many states were visited.
-  std::uint64_t append_to(const Session& s, const std::int32_t* tokens, std::size_t n, bool context) {
-    const std::uint64_t before = s.tree->steps() + (s.shared ? shared_->steps() : 0);
+  struct Appended {
+    const Session* session;
+    const std::int32_t* tokens;
+    std::size_t count;
+  };
+  /// What a row did to a tree.
+  struct Visit {
+    std::int64_t states = 0;
+    bool waits = false;  // work came up
+  };
+  void append_all(bool context, bool teach) {
+    const std::size_t rows = appended_.size();
+    own_visits_.assign(rows, {});
+    shared_visits_.assign(rows, {});
     try {
-      s.tree->append(*s.sequence, tokens, n, context);
-      if (s.shared) shared_->append(*s.shared, tokens, n, context);
+      workers_.share(KeptTree::kParts + 2, rows < workers_.kSmall, [&](std::size_t part) {
+        if (part == 1 && teach) lessons_.teach(ranker_, races_);
+        for (std::size_t b = 0; part != 1 && b < rows; ++b) append_part(b, part, context);
+      });
     } catch (...) {
-      touched(s);
+      for (const Appended& row : appended_) touched(*row.session);
       throw;
     }
-    touched(s);
-    const std::uint64_t after = s.tree->steps() + (s.shared ? shared_->steps() : 0);
-    return after > before ? after - before : 0;  // less where an automaton was replaced to make room
+    upkeep_.run(account());
+  }
+  /// Part 0 is the shared tree's.
+  void append_part(std::size_t b, std::size_t part, bool context) {
+    const Session& s = *appended_[b].session;
+    if (part == s.tree->part) own_visits_[b] = append_to(*s.tree, *s.sequence, appended_[b], context);
+    if (part == 0 && s.shared) shared_visits_[b] = append_to(*shared_, *s.shared, appended_[b], context);
+  }
+  Visit append_to(KeptTree& tree, Sequence& sequence, const Appended& row, bool context) const {
+    const std::uint64_t before = tree.steps();
+    tree.append(sequence, row.tokens, row.count, context);
+    return {static_cast<std::int64_t>(tree.steps() - before), upkeep_.waits(tree)};
+  }
+  /// Notes what all rows appended, in their order; returns how many states were visited.
+  std::uint64_t account() {
+    std::uint64_t visited = 0;
+    for (std::size_t b = 0; b < appended_.size(); ++b) {
+      const Session& s = *appended_[b].session;
+      upkeep_.touched(*s.tree, own_visits_[b].waits);
+      if (s.shared) upkeep_.touched(*shared_, shared_visits_[b].waits);
+      const std::int64_t states = own_visits_[b].states + shared_visits_[b].states;
+      visited += static_cast<std::uint64_t>(std::max<std::int64_t>(0, states));  // less where an automaton was replaced to make room
+    }
+    return visited;
   }
   void touched(const Session& s) {
     upkeep_.touched(*s.tree);
@@ -403,39 +443,41 @@ class Forest {
   Place place(const Session& s) const {
     return {s.tree->place(*s.sequence), s.shared ? shared_->place(*s.shared) : Match{}};
   }
-  void draft_row(const Session& s, std::int64_t limit, DraftOptions options, const DraftArrays& out, std::size_t b,
-                 DraftScratch& scratch) const {
+  void draft_rows(const std::int64_t* sessions, const std::int32_t* limits, const DraftOptions& rule, const DraftArrays& out,
+                  std::size_t from, std::size_t to, DraftScratch& scratch) {
+    std::array<ChainRow, ChainWriter::kMost> rows;
+    for (std::size_t b = from; b < to; ++b) rows[b - from] = row_to_draft(session_at(sessions[b]), limits[b], rule, out, b);
+    if (!rule.tree) ChainWriter(ranker_, races_, scratch).write(rows.data(), to - from);
+    for (std::size_t b = from; b < to; ++b) {
+      const auto& [seen, options, chain] = rows[b - from];
+      const bool whole = !rule.tree || options.limit == 0;
+      out.lengths[b] = static_cast<std::int32_t>(whole ? chain.n : DraftWriter(seen, ranker_, races_, options, scratch).write(chain.place, chain.last, chain.row));
+    }
+  }
+  ChainRow row_to_draft(const Session& s, std::int64_t limit, DraftOptions options, const DraftArrays& out, std::size_t b) const {
     options.limit = static_cast<std::uint32_t>(std::clamp<std::int64_t>(limit, 0, static_cast<std::int64_t>(out.width)));
     options.min_match = std::max(1u, options.min_match);
     options.noise = s.noise;
     options.generated = s.sequence->generated;
     const std::size_t at = b * out.width;
     const DraftRow row{out.tokens + at, out.parents + at, out.survival + at, out.source + at};
-    const View seen = view(s);
-    const DraftWriter writer(seen, ranker_, races_, options, scratch);
-    out.lengths[b] = options.limit == 0 ? 0 : static_cast<std::int32_t>(writer.write(place(s), s.tree->last(*s.sequence), row));
+    return {view(s), options, {place(s), s.tree->last(*s.sequence), row}};
   }
 
-  /// Teaches the ranker the emitted tokens, before they are appended. After a warm-up of `kSamplesPerStep` requests a call
-  /// only: the cost of learning must not grow with the batch.
-  void learn(const std::int64_t* sessions, std::size_t n, const std::int32_t* tokens, const std::int32_t* offsets) {
+  /// Collects what the emitted tokens teach the ranker, before they are appended; the last block is still to be taught. After a
+  /// warm-up of `kSamplesPerStep` requests a call only: the cost of learning must not grow with the batch.
+  void collect_lessons(const std::int64_t* sessions, std::size_t n, const std::int32_t* tokens, const std::int32_t* offsets) {
     const std::size_t stride = ranker_.seen() < kWarmUp ? 1 : std::max<std::size_t>(1, n / kSamplesPerStep);
+    lessons_.clear();
     for (std::size_t b = samples_++ % stride; b < n; b += stride) {
       const Session& s = session_at(sessions[b]);
-      const View seen = view(s);
-      Place at = place(s);
-      Token last = s.tree->last(*s.sequence);
-      for (std::int32_t i = offsets[b]; i < offsets[b + 1]; ++i) {
-        const auto token = static_cast<Token>(tokens[i]);
-        ranker_.rank(seen, at, last, 1, candidates_);
-        if (s.noise) {
-          const std::uint64_t generated = s.sequence->generated + static_cast<std::uint64_t>(i - offsets[b]);
-          races_.learn(candidates_, Race(candidates_, PlaceNoise(s.noise, generated)), token);
-        }
-        ranker_.learn(candidates_, token);
-        at = seen.advance(at, token);
-        last = token;
-      }
+      const auto count = static_cast<std::size_t>(offsets[b + 1] - offsets[b]);
+      lessons_.add({view(s), place(s), s.tree->last(*s.sequence), s.noise, s.sequence->generated, tokens + offsets[b], count});
+    }
+    for (std::size_t pieces; (pieces = lessons_.plan()) > 0;) {
+      workers_.run(pieces, [&](std::size_t from, std::size_t to, DraftScratch&) { lessons_.collect(from, to); });
+      if (!lessons_.more()) break;
+      lessons_.teach(ranker_, races_);
     }
   }
 
@@ -471,9 +513,12 @@ class Forest {
   Ranker ranker_;
   RaceModel races_;
   SourceSums sums_[kSources];
-  CandidateList candidates_;
-  std::size_t samples_ = 0;
+  Lessons lessons_;
+  std::vector<Appended> appended_;  // by the call that is running
+  std::vector<Visit> own_visits_, shared_visits_;
+  std::size_t samples_ = 0, made_ = 0;
   Workers<DraftScratch> workers_;
+  static_assert(Workers<DraftScratch>::kChunk <= ChainWriter::kMost);
 };
 
 }  // namespace rolltree

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "noise.h"
@@ -27,6 +28,21 @@ inline float squash(float z) { return 1.0f / (1.0f + fast_exp(-z)); }
 inline float log_odds(float probability) {
   const float p = std::clamp(probability, 1e-3f, 1.0f - 1e-3f);
   return fast_log(p / (1.0f - p));
+}
+
+// The same for many numbers, in place and `kAtOnce` at a time: `count` is a multiple of it.
+constexpr std::size_t kAtOnce = 8;
+constexpr std::size_t filled_up(std::size_t count) { return (count + kAtOnce - 1) / kAtOnce * kAtOnce; }
+
+ROLLTREE_VECTORISED
+inline void squash_all(float* z, std::size_t count) {
+  for (std::size_t i = 0; i < count; i += kAtOnce)
+    for (std::size_t k = i; k < i + kAtOnce; ++k) z[k] = squash(z[k]);
+}
+ROLLTREE_VECTORISED
+inline void log_odds_all(float* probability, std::size_t count) {
+  for (std::size_t i = 0; i < count; i += kAtOnce)
+    for (std::size_t k = i; k < i + kAtOnce; ++k) probability[k] = log_odds(probability[k]);
 }
 
 struct Weight {

@@ -107,8 +107,9 @@ class PlaceNoise {
   std::uint64_t key_;
 };
 
-// One function for several instruction sets; without contraction to fused operations all give the same bits.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
+// One function for several instruction sets; without contraction to fused operations all give the same bits. (Not under
+// ThreadSanitizer: the choice is made before its runtime is up.)
+#if !defined(__SANITIZE_THREAD__) && defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
 #define ROLLTREE_VECTORISED [[gnu::target_clones("avx512f", "avx2", "default")]]
 #else
 #define ROLLTREE_VECTORISED

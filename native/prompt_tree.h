@@ -246,9 +246,11 @@ class PromptTree {
 
   /// An automaton, and what it counts.
   struct Index {
-    Index(std::uint32_t depth, std::int64_t reference_) : automaton(depth), reference(reference_) {}
+    Index(std::uint32_t depth, std::int64_t reference_) : automaton(depth), reference(reference_), weighed(reference_) {}
     Automaton automaton;
     std::int64_t reference;             // version whose text weighs one unit
+    mutable std::int64_t weighed;       // version that was asked for last, and its weight: appending asks again and again
+    mutable std::uint32_t weight = kUnit;
     std::uint32_t shift = 0;            // counts are of weights divided by 2^shift
     StateId prompt_tip = kRoot;
     std::size_t prompt_fed = 0;         // tokens of the prompt counted so far
@@ -257,9 +259,11 @@ class PromptTree {
   };
 
   std::uint32_t weight_of(std::int64_t version, const Index& index) const {
+    if (version == index.weighed) return index.weight;
     const double age = static_cast<double>(index.reference - version);
     const double weight = kUnit * std::pow(options_.decay, age);
-    return static_cast<std::uint32_t>(std::clamp(std::round(weight), 1.0, 4.0 * kHeaviest));
+    index.weighed = version;
+    return index.weight = static_cast<std::uint32_t>(std::clamp(std::round(weight), 1.0, 4.0 * kHeaviest));
   }
   static std::uint32_t scaled(std::uint32_t weight, const Index& index) { return std::max(1u, weight >> index.shift); }
   std::uint32_t weight_in(const Index& index, const Progress& p, std::uint32_t flagged) const {

@@ -58,6 +58,9 @@ inline Match follow(const Automaton& text, Match m, Token token) {
 
 using Place = std::array<Match, 2>;  // where both lanes stand
 
+struct Candidate;
+struct CandidateList;
+
 /// Text from the eyes of one session: which trees it reads, and whose text is whose.
 struct View {
   std::array<const Automaton*, 2> lanes;  // own, shared (may be null)
@@ -76,6 +79,8 @@ struct View {
       if (lanes[lane]) place[lane] = follow(*lanes[lane], place[lane], token);
     return place;
   }
+  /// The same for a candidate of `list`, ranked at `place`: what the ranker found there need not be looked up again.
+  Place advance(Place place, const CandidateList& list, const Candidate& next) const;
 };
 
 struct Candidate {
@@ -96,11 +101,65 @@ struct CandidateList {
   std::size_t match = 0;         // bucket of the matched length in the own tree
   std::uint32_t sightings = 0;   // weighted continuations of the longest suffix that has any, own tree before shared
   std::array<std::uint32_t, 2> total, length;  // of each lane's longest suffix that has a continuation: sightings, tokens
+  std::array<bool, 2> direct;    // and whether that is the whole context
   std::array<Candidate, kMost> items;
   const Candidate* begin() const { return items.data(); }
   const Candidate* end() const { return items.data() + size; }
   Candidate* begin() { return items.data(); }
   Candidate* end() { return items.data() + size; }
+};
+
+inline Place View::advance(Place place, const CandidateList& list, const Candidate& next) const {
+  for (std::size_t lane = 0; lane < 2; ++lane) {
+    if (!lanes[lane]) continue;
+    if (next.count[lane] > 0 && list.direct[lane])
+      place[lane] = {next.target[lane], std::min(place[lane].length, lanes[lane]->depth() - 1) + 1};
+    else
+      place[lane] = follow(*lanes[lane], place[lane], next.token);
+  }
+  return place;
+}
+
+/// Asks for what a rank reads of one lane, a stage a call: a state's line, its edges, its children and the next suffix. Between
+/// two calls memory has time to answer. Reads, and changes nothing.
+class Reader {
+ public:
+  static constexpr int kStages = 5;
+
+  Reader() = default;
+  Reader(const Automaton& text, StateId at) : text_(&text), next_(at) { text.expect(at); }
+  void go_on() {
+    if (now_ != kRoot) text_->expect_children(now_);
+    now_ = next_;
+    if (now_ == kRoot) return;
+    text_->expect_edges(now_);
+    next_ = text_->state(now_).link;
+    text_->expect(next_);
+  }
+
+ private:
+  const Automaton* text_ = nullptr;
+  StateId now_ = kRoot, next_ = kRoot;
+};
+
+/// Readers of several rows side by side.
+class ReadAhead {
+ public:
+  static constexpr std::size_t kMost = 8;  // rows
+
+  void add(const View& view, const Place& place) {
+    for (std::size_t lane = 0; lane < 2; ++lane)
+      if (view.lanes[lane]) readers_[size_++] = Reader(*view.lanes[lane], place[lane].state);
+  }
+  void run() {
+    for (int stage = 0; stage < Reader::kStages; ++stage)
+      for (std::size_t i = 0; i < size_; ++i) readers_[i].go_on();
+    size_ = 0;
+  }
+
+ private:
+  std::array<Reader, 2 * kMost> readers_;
+  std::size_t size_ = 0;
 };
 
 class Ranker {
@@ -111,15 +170,26 @@ class Ranker {
 
   /// Fills `out` with the candidates after `place`; `last` is the token before them. O(suffixes x degree), both bounded.
   void rank(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) const {
+    collect(view, place, last, min_match, out);
+    appraise(out);
+  }
+
+  /// The candidates without their probabilities: what nothing that is learned changes.
+  static void collect(const View& view, const Place& place, Token last, std::uint32_t min_match, CandidateList& out) {
     out.size = out.sightings = 0;
     out.total = out.length = {0, 0};
+    out.direct = {false, false};
     for (std::size_t lane = 0; lane < 2; ++lane)
       if (view.lanes[lane]) gather(*view.lanes[lane], lane, place[lane], min_match, out);
     out.match = match_bucket(place[0].length);
-    for (Candidate& c : out) {
-      describe(view, out.match, last, c);
-      c.probability = squash(score(c));
-    }
+    weigh(out);
+    for (Candidate& c : out) describe(view, out.match, last, c);
+  }
+  void appraise(CandidateList& list) const {
+    std::array<float, CandidateList::kMost> z{};
+    for (std::uint32_t i = 0; i < list.size; ++i) z[i] = score(list.items[i]);
+    squash_all(z.data(), filled_up(list.size));
+    for (std::uint32_t i = 0; i < list.size; ++i) list.items[i].probability = z[i];
   }
 
   /// Learns that `actual` came after the context that `candidates` were ranked for.
@@ -172,14 +242,15 @@ class Ranker {
   static void gather(const Automaton& text, std::size_t lane, const Match& m, std::uint32_t min_match, CandidateList& out) {
     float weight = 1.0f;
     int level = 0;
-    StateId s = text.context(m.state);
-    for (; s != kRoot && level < kLevels && weight > kEnough; s = text.state(s).link) {
+    const StateId whole = text.context(m.state);
+    for (StateId s = whole; s != kRoot && level < kLevels && weight > kEnough; s = text.state(s).link) {
       if (level == 0 && std::min(m.length, text.context_length(s)) < min_match) return;
       const std::uint32_t total =
           text.is_hub(s) ? confirm(text, lane, s, weight, level == 0, out) : scan(text, lane, s, weight, level == 0, out);
       if (total == 0) continue;
       if (level == 0) {
         out.total[lane] = total;
+        out.direct[lane] = s == whole;
         out.length[lane] = std::min(m.length, text.context_length(s));
       }
       if (out.sightings == 0) out.sightings = total;
@@ -244,6 +315,19 @@ class Ranker {
     c.count[lane] += count;
   }
 
+  /// Log odds of what each lane says; 0 where it says nothing.
+  static void weigh(CandidateList& list) {
+    std::array<float, 2 * CandidateList::kMost> odds{};
+    for (std::uint32_t i = 0; i < list.size; ++i) {
+      odds[2 * i] = list.items[i].share[0];
+      odds[2 * i + 1] = list.items[i].share[1];
+    }
+    log_odds_all(odds.data(), filled_up(2 * list.size));
+    for (std::uint32_t i = 0; i < list.size; ++i) {
+      Candidate& c = list.items[i];
+      for (std::size_t lane = 0; lane < 2; ++lane) c.odds[lane] = c.target[lane] != kNone ? odds[2 * i + lane] : 0.0f;
+    }
+  }
   static void describe(const View& view, std::size_t match, Token last, Candidate& c) {
     const bool own = c.target[0] != kNone, shared = c.target[1] != kNone;
     std::size_t kind = 0;  // unseen in the own tree
@@ -252,7 +336,6 @@ class Ranker {
       kind = source == kRunAhead ? 5 : 1 + static_cast<std::size_t>(source);
     }
     c.set = static_cast<std::uint16_t>((shared * kClasses + kind) * kMatches + match);
-    c.odds = {own ? log_odds(c.share[0]) : 0.0f, shared ? log_odds(c.share[1]) : 0.0f};
     c.traits = {trait(0, last), trait(1, c.token), trait(2, last * 31 + c.token)};
   }
   float score(const Candidate& c) const {

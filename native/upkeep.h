@@ -23,6 +23,8 @@ namespace rolltree {
 /// A tree and what upkeep notes of it.
 struct KeptTree : PromptTree {
   using PromptTree::PromptTree;
+  static constexpr std::size_t kParts = 8;
+  std::size_t part = 0;           // in which rows that are appended at once are taken apart; 0: the shared tree's
   bool shared = false;            // among all prompts
   bool queued = false;            // work waits
   std::size_t noted = 0;          // bytes in the sum
@@ -53,16 +55,20 @@ class Upkeep {
   std::size_t releasing() const { return releasing_; }
 
   /// Call after every change of a tree.
-  void touched(KeptTree& t) {
+  void touched(KeptTree& t) { touched(t, waits(t)); }
+  /// The same; `waits` as it was right after a change.
+  void touched(KeptTree& t, bool waits) {
     (t.shared ? shared_ : own_) += t.bytes() - t.noted;
     t.noted = t.bytes();
     const std::size_t running = t.live() && !t.shared ? t.noted : 0;
     running_ += running - t.noted_running;
     t.noted_running = running;
-    if (t.queued || !(t.pending() || wants_build(t))) return;
+    if (t.queued || !waits) return;
     waiting_.push_back(&t);
     t.queued = true;
   }
+  /// Whether there is work to do in a tree. Reads that tree alone.
+  bool waits(const KeptTree& t) const { return t.pending() || wants_build(t); }
   /// Call before a tree is destroyed.
   void removed(KeptTree& t) {
     (t.shared ? shared_ : own_) -= t.noted;
