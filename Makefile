@@ -104,7 +104,7 @@ vllm-matrix: vllm-test-setup  ## tests of exactness, requests and hooks in vLLM 
 vllm-test-old: verl-setup  ## the same tests in the vLLM of verl's environment (some minutes)
 	$(VERL_VENV)/bin/python -m pytest $(MATRIX_TESTS) $(ARGS)
 
-v2-kernels: vllm-setup  ## the stand-ins of V2's kernels against triton's interpreter, launch by launch (1 GB; not in CI)
+v2-kernels: vllm-setup  ## the stand-ins of V2's kernels against triton's interpreter, launch by launch (1.1 GB, a minute; not in CI)
 	scripts/triton_venv.sh .venv-triton $(VLLM_VENV)
 	.venv-triton/bin/python -m tests.vllm.v2.interpreter
 

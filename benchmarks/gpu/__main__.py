@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.gpu.vllm_table import is_exact, table_rows
+from rolltree.bench.subjects import peer_installed
 from rolltree.cli.app import main
 from rolltree.cli.output import Json, check_folder, console, finish, table
 
@@ -16,10 +19,13 @@ FULL: dict[str, Any] = {
     "batch": [1, 8, 32, 128, 256, 512],
     "draft": [4, 8, 16],
     "epochs": 4,
+    "vllm_batch": [1, 8, 64, 256],
 }
-QUICK: dict[str, Any] = {"model": ["tiny", "demo"], "batch": [1, 4], "draft": [4], "epochs": 2}
+QUICK: dict[str, Any] = {
+    "model": ["tiny", "demo"], "batch": [1, 4], "draft": [4], "epochs": 2, "vllm_batch": [1, 4],
+}  # fmt: skip
 SMALL: dict[str, Any] = {
-    "samples": 4, "prompts": 4, "ahead_steps": 2, "ahead_repeats": 1, "ahead_tails": ["natural"],
+    "samples": 4, "prompts": 4, "ahead_steps": 2, "ahead_repeats": 1, "ahead_tails": ["natural"], "vllm_tokens": 48,
 }  # fmt: skip
 """Sizes of --quick."""
 
@@ -38,7 +44,10 @@ def run(
     drafter: Annotated[list[str] | None, typer.Option("--drafter", help="Repeat it. Default: all.")] = None,
     part: Annotated[
         list[str] | None,
-        typer.Option("--part", help="curves, forced, real, exact, profile, grpo, runahead. Default: all."),
+        typer.Option("--part", help="curves, forced, real, exact, profile, vllm, grpo, runahead. Default: all."),
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Of --part vllm, see docs/gpu.md; repeat it. Default: all.")
     ] = None,
     traces: Annotated[
         list[str] | None, typer.Option("--traces", help="NAME=EARLIER,LATER: trace files of the same prompts.")
@@ -53,7 +62,7 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: does everything work here?")] = False,
     json_output: Json = False,
 ) -> None:
-    """Step costs, rollout speed, exactness, host share, a profile, GRPO end to end and run-ahead on a device.
+    """Step costs, rollout speed, exactness, host share, a profile, vLLM, GRPO end to end and run-ahead on a device.
 
     Exit code 1 when a check of exactness fails. Minutes on a GPU; docs/gpu.md says how to run it without a network.
 
@@ -61,8 +70,10 @@ def run(
     """
     from benchmarks.gpu.forced import DRAFTERS
     from benchmarks.gpu.matrix import PARTS, Matrix, run_matrix
+    from benchmarks.gpu.needs import vllm_installed
+    from benchmarks.gpu.vllm_cases import CASES
+    from benchmarks.gpu.vllm_cases import QUICK as QUICK_CASES
     from rolltree.bench.device import check_device
-    from rolltree.bench.subjects import peer_installed
     from rolltree.bench.workload import load_data
 
     check_device(device)
@@ -75,7 +86,9 @@ def run(
         data=data if not traces else {name: groups for name, groups in data.items() if name != "markov"},
         epochs=epochs or chosen["epochs"], train_epochs=train_epochs,
         exact_samples=min(exact_samples, 2000) if quick else exact_samples,
-        parts=part or PARTS, compile=compile, **(SMALL if quick else {}),
+        parts=part or [p for p in PARTS if p != "vllm" or vllm_installed()], compile=compile,
+        vllm_cases=case or (QUICK_CASES if quick else _installed(CASES)),
+        vllm_batches=batch or chosen["vllm_batch"], **(SMALL if quick else {}),
     )  # fmt: skip
     screen = console(json_output)
     with screen.status("") as status:
@@ -84,6 +97,11 @@ def run(
     finish(document, json_output=json_output, out=None)
     if not exact(document, float32=dtype == "float32"):
         raise typer.Exit(1)
+
+
+def _installed(known: Iterable[str]) -> list[str]:
+    """All that are installed."""
+    return [name for name in known if name != "suffix" or peer_installed()]
 
 
 def exact(document: dict[str, Any], *, float32: bool) -> bool:
@@ -95,7 +113,7 @@ def exact(document: dict[str, Any], *, float32: bool) -> bool:
     pairs = [(c["rollouts"], c[shape]["identical"]) for found in checks.values() for c in found for shape in _SHAPES]
     trained = [run for found in document["grpo"].values() for run in found["runs"]]
     pairs += [(run["rollouts"], run["identical_rollouts"]) for run in trained]
-    same_weights = all(run["identical_weights"] for run in trained)
+    same_weights = all(run["identical_weights"] for run in trained) and is_exact(document["vllm"])
     return good and (not float32 or (same_weights and all(rollouts == same for rollouts, same in pairs)))
 
 
@@ -111,6 +129,7 @@ def _show(screen: Any, document: dict[str, Any]) -> None:
     if rows:
         labels = ["model", *keys[:3], "K", *keys[4:6], "tokens/s", "tokens/step", "speedup"]
         screen.print(table("Rollouts", labels, rows))
+    _show_vllm(screen, document)
     _show_training(screen, document)
     columns = ["model", "drafter", "max_draft", "batch", "host_share", "host_microseconds_per_step"]
     rows = [[case[key] for key in columns] for case in document["host_share"]]
@@ -124,6 +143,15 @@ def _show(screen: Any, document: dict[str, Any]) -> None:
         for c in found if name != "distribution" else []:
             text = ", ".join(f"{s} {c[s]['identical']}" for s in (*_SHAPES, "other_batch"))
             screen.print(f"{name}, T = {c['temperature']:g}: identical of {c['rollouts']}: {text}")
+
+
+def _show_vllm(screen: Any, document: dict[str, Any]) -> None:
+    columns, rows = table_rows(document["vllm"])
+    if rows:
+        screen.print(table("vLLM: decode steps and rollouts", columns, rows))
+    for row in document["vllm"]:
+        if row["error"]:
+            screen.print(f"{row['model']}, {row['case']} failed: {row['error']}", markup=False)
 
 
 def _show_training(screen: Any, document: dict[str, Any]) -> None:

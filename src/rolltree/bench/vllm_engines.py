@@ -17,6 +17,7 @@ from typing import Any
 from rolltree import machine
 from rolltree.bench.prompts import Prompts
 from rolltree.bench.verdict import BASELINE, judge
+from rolltree.bench.vllm_figures import figures, same_texts
 from rolltree.bench.vllm_process import EngineError, worker
 from rolltree.bench.vllm_worker import DRAFTERS, About, EngineSpec, Epoch, Order
 from rolltree.demo.interrupt import patient_interrupts
@@ -152,8 +153,9 @@ def _order(run: VllmRun, epoch: int, about: About, plain: _Plain) -> Order:
     sampling = {"temperature": run.temperature, "max_tokens": run.max_tokens}
     coupled = _coupled(run, about, plain)
     return Order(
-        prompts=prompts, sampling=sampling, version=epoch, seeded=coupled, with_texts=coupled or run.temperature == 0
-    )
+        prompts=prompts, sampling=sampling, version=epoch, seeded=coupled, first_seed=epoch * len(prompts),
+        with_texts=coupled or run.temperature == 0,
+    )  # fmt: skip
 
 
 def _coupled(run: VllmRun, about: About, plain: _Plain) -> bool:
@@ -163,17 +165,9 @@ def _coupled(run: VllmRun, about: About, plain: _Plain) -> bool:
 
 def _case(run: VllmRun, spec: EngineSpec, about: About, epoch: int, done: Epoch, plain: _Plain) -> dict[str, Any]:
     base = plain.epochs[epoch] if epoch < len(plain.epochs) else None
-    steps = max(done.tokens - done.accepted, 1)
     return _about_case(run, spec, about, about.runner) | {
         "epoch": epoch + 1,
-        "tokens": done.tokens,
-        "seconds": done.seconds,
-        "tokens_per_second": done.tokens / done.seconds,
-        "tokens_per_step": done.tokens / steps,
-        "drafted_per_step": done.drafted / steps,
-        "acceptance_rate": done.accepted / done.drafted if done.drafted else 0.0,
-        "draft_share": done.draft_seconds / done.seconds,
-        "speedup": (base.seconds / base.tokens) / (done.seconds / done.tokens) if base and done.tokens else None,
+        **figures(done, base),
         "identical_rollouts": _identical(spec, epoch, done, plain, is_sampled=run.temperature > 0),
         "rollouts": len(run.prompts.tokens) * run.samples,
         "error": None,
@@ -181,13 +175,16 @@ def _case(run: VllmRun, spec: EngineSpec, about: About, epoch: int, done: Epoch,
 
 
 def _identical(spec: EngineSpec, epoch: int, done: Epoch, plain: _Plain, *, is_sampled: bool) -> int | None:
-    """How many texts are the plain engine's; of its own, those of its first epoch, which tells how much that means."""
-    right = plain.epochs[0].texts if plain.epochs else []
-    if not done.texts or not right or (spec.drafter == BASELINE and epoch == 0):
+    """How many texts are the plain engine's; of its own greedy ones, those of its first epoch, which tells how much
+    that means.
+    """
+    known = plain.epochs[: epoch + 1]
+    is_plain = spec.drafter == BASELINE
+    if not known or not done.texts or (is_plain and (epoch == 0 or is_sampled)):
         return None
-    if is_sampled and spec.drafter not in (BASELINE, "rolltree"):
-        return None  # they verify by rejection
-    return sum(ours == theirs for ours, theirs in zip(done.texts, right, strict=True))
+    if is_sampled and (spec.drafter != "rolltree" or len(known) <= epoch):
+        return None  # the others verify by rejection
+    return same_texts(done.texts, known[epoch if is_sampled else 0].texts)
 
 
 def _failed(run: VllmRun, spec: EngineSpec, about: About | None, runner: str, why: str) -> dict[str, Any]:

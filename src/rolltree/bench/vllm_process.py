@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ class Worker:
         self._pipe, end = context.Pipe()
         self._process = context.Process(target=work, args=(end, spec, prepare))
         self._process.start()
+        self._late: float | None = None
         end.close()
 
     def start(self) -> None:
@@ -71,7 +73,14 @@ class Worker:
         assert isinstance(answer, kind)
         return answer
 
+    def give_up(self, seconds: float) -> None:
+        """End an engine that took longer than `seconds`; who waits for its answer gets an EngineError."""
+        self._late = seconds
+        self.end(signal.SIGKILL)
+
     def _ended(self) -> str:
+        if self._late is not None:
+            return f"it was not done within {self._late:g} s"
         code = self._process.exitcode
         how = f"it was ended by signal {-code}" if code is not None and code < 0 else f"it ended with exit code {code}"
         more = " (often: out of memory)" if code == -signal.SIGKILL else ""
@@ -97,17 +106,24 @@ class Worker:
 
 
 @contextmanager
-def worker(spec: EngineSpec, environment: Mapping[str, str], prepare: Prepare | None = None) -> Iterator[Worker]:
-    """An engine that runs for the duration of the block; errors as of `Worker.start`."""
+def worker(
+    spec: EngineSpec, environment: Mapping[str, str], prepare: Prepare | None = None, *, seconds: float | None = None
+) -> Iterator[Worker]:
+    """An engine that runs for the duration of the block, and not longer than `seconds`; errors as of `Worker.start`."""
     with variables({"VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"), **environment}):
         made = Worker(spec, prepare)
+    watch = threading.Timer(seconds or 0.0, made.give_up, [seconds])
+    watch.daemon = True
     try:
+        if seconds is not None:
+            watch.start()
         made.start()
         yield made
     except KeyboardInterrupt:
         made.end(signal.SIGTERM)
         raise
     finally:
+        watch.cancel()
         made.close()
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rolltree.bench.vllm_steps import StepClock, decode_seconds
 from rolltree.errors import InvalidInputError
 
 NGRAM = {"num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
@@ -42,6 +43,8 @@ class EngineSpec:
     """Requests in the batch at most; None: vLLM's own choice."""
     max_draft: int = 16
     """Draft tokens of a request and step at most; n-gram has its own number."""
+    speculative: Mapping[str, object] = field(default_factory=dict)
+    """More of vLLM's speculative_config."""
     arguments: tuple[str, ...] = ()
     """As for `vllm serve`."""
     threads: int | None = None
@@ -72,8 +75,11 @@ class Order:
     sampling: dict[str, Any]
     version: int
     seeded: bool = False
-    """Give each request its place as seed."""
+    """Give each request its place as seed, counted from `first_seed`."""
+    first_seed: int = 0
     with_texts: bool = False
+    warm_up: int = WARM_REQUESTS
+    """Requests of the warm-up before it; there is none where one of so many came before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,8 @@ class Epoch:
     accepted: int
     draft_seconds: float
     """Seconds in rolltree's proposer; 0 for the others."""
+    step_seconds: list[float] = field(default_factory=list)
+    """Of each decode step of a batch that had not thinned to less than half."""
     texts: list[list[int]] = field(default_factory=list)
 
 
@@ -155,14 +163,14 @@ def _refuse(message: str) -> None:
 
 def speculation(spec: EngineSpec) -> dict[str, object] | None:
     """Return vLLM's speculative_config."""
+    width = {"num_speculative_tokens": spec.max_draft}
     match spec.drafter:
         case "ngram":
-            return {"method": "ngram", **NGRAM}
+            return {"method": "ngram", **NGRAM, **spec.speculative}
         case "suffix":
-            return {"method": "suffix", "num_speculative_tokens": spec.max_draft}
+            return {"method": "suffix", **width, **spec.speculative}
         case "rolltree":
-            width = spec.max_draft
-            return {"method": "custom_class", "model": "rolltree.vllm.Proposer", "num_speculative_tokens": width}
+            return {"method": "custom_class", "model": "rolltree.vllm.Proposer", **width, **spec.speculative}
     return None
 
 
@@ -176,13 +184,14 @@ def _serve(pipe: Connection, spec: EngineSpec, prepare: Callable[[Any, str], Non
         torch.set_num_threads(spec.threads)
     if prepare is not None:
         prepare(llm, spec.drafter)
+    clock = StepClock(llm)
     pipe.send(_about(llm))
-    warm = True
+    warm = 0
     while (order := pipe.recv()) is not None:
-        if warm:
+        if order.warm_up > warm:
             _warm_up(llm, order)
-            warm = False
-        pipe.send(_generate(llm, spec, order, pipe.send))
+            warm = order.warm_up
+        pipe.send(_generate(llm, spec, order, clock, pipe.send))
     llm.llm_engine.engine_core.shutdown()
 
 
@@ -207,10 +216,10 @@ def _warm_up(llm: Any, order: Order) -> None:
     from vllm import SamplingParams
 
     sampling = SamplingParams(max_tokens=WARM_TOKENS, detokenize=False, extra_args={"rolltree": {"remember": False}})
-    llm.generate([{"prompt_token_ids": ids} for ids in order.prompts[:WARM_REQUESTS]], sampling, use_tqdm=False)
+    llm.generate([{"prompt_token_ids": ids} for ids in order.prompts[: order.warm_up]], sampling, use_tqdm=False)
 
 
-def _generate(llm: Any, spec: EngineSpec, order: Order, report: Callable[[int], None]) -> Epoch:
+def _generate(llm: Any, spec: EngineSpec, order: Order, clock: StepClock, report: Callable[[int], None]) -> Epoch:
     from vllm import SamplingParams
 
     llm.reset_prefix_cache()  # as trainers do after an update
@@ -221,8 +230,9 @@ def _generate(llm: Any, spec: EngineSpec, order: Order, report: Callable[[int], 
         Control(llm).set_version(order.version)
     before = _sums(llm, spec)
     inputs = [{"prompt_token_ids": prompt} for prompt in order.prompts]
-    seeds = range(len(inputs)) if order.seeded else [None] * len(inputs)
+    seeds = range(order.first_seed, order.first_seed + len(inputs)) if order.seeded else [None] * len(inputs)
     sampling = [SamplingParams(**order.sampling, seed=seed, detokenize=False) for seed in seeds]
+    clock.take()
     begin = time.perf_counter()
     outputs = llm.generate(inputs, sampling, use_tqdm=_bar(report))
     seconds = time.perf_counter() - begin
@@ -230,7 +240,8 @@ def _generate(llm: Any, spec: EngineSpec, order: Order, report: Callable[[int], 
     texts = [list(output.outputs[0].token_ids) for output in outputs]
     return Epoch(
         seconds=seconds, tokens=sum(map(len, texts)), drafted=int(drafted), accepted=int(accepted),
-        draft_seconds=draft_seconds, texts=texts if order.with_texts else [],
+        draft_seconds=draft_seconds, step_seconds=decode_seconds(clock.take()),
+        texts=texts if order.with_texts else [],
     )  # fmt: skip
 
 

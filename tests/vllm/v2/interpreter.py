@@ -30,7 +30,8 @@ from triton.runtime import interpreter
 from tests.vllm.conftest import FAST
 from tests.vllm.v2 import kernels
 
-CLOSE = {"rtol": 1e-6, "equal_nan": True}
+CLOSE = {"rtol": 1e-6, "atol": 4e-6, "equal_nan": True}
+"""Log-probabilities near 0 are differences of logits of some tens, whose last bit is 2e-6."""
 SEEN: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 """By name of a kernel: launches, and how many of them differed."""
 

@@ -337,9 +337,10 @@ def topk_log_softmax(output, logits, stride, ids, ids_stride, topk, vocab, **_):
     output.copy_(torch.log_softmax(logits[:, :vocab].float(), -1).gather(-1, ids[:, :topk]))
 
 
-def ranks(output, logits, stride, tokens, vocab, **_):
+def ranks(output, logits, stride, tokens, vocab, BLOCK_SIZE, **_):
+    """Of a token that cannot be, a rejected draft, the kernel counts the empty places of its last block, too."""
     chosen = logits.gather(-1, tokens[:, None].long())
-    output.copy_((logits[:, :vocab] >= chosen).sum(-1))
+    output.copy_((logits[:, :vocab] >= chosen).sum(-1) + chosen.isneginf()[:, 0] * (-vocab % BLOCK_SIZE))
 
 
 def prompt_token_ids(out, starts, rows, computed, text, stride, **_):

@@ -1,0 +1,178 @@
+"""The vLLM part of the GPU benchmark: step times, speed and exactness of real engines, by the ways of drafting.
+
+One engine after the other, each in a process of its own (`rolltree.bench.vllm_process`), each once for all batches and
+temperatures, since its start takes longest. The plain engine comes first. An engine that fails, or is not done in time,
+is a row that says why, and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks.gpu.vllm_cases import CASES
+from benchmarks.gpu.vllm_models import Subject
+from benchmarks.vllm.run import environment
+from rolltree.bench.verdict import BASELINE
+from rolltree.bench.vllm_figures import figures, same_texts
+from rolltree.bench.vllm_process import EngineError, Worker, worker
+from rolltree.bench.vllm_worker import About, Epoch, Order
+from rolltree.errors import InvalidInputError
+
+TEMPERATURES = (0.0, 1.0)
+GPU_MEMORY = 0.85
+"""Share of it that vLLM may take: this process has a context there, too."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is measured of each model."""
+
+    out: Path
+    """Folder for what the engines print."""
+    device: str
+    dtype: str
+    cases: Sequence[str] = tuple(CASES)
+    batches: Sequence[int] = (1, 8, 64, 256)
+    drafts: Sequence[int] = (8,)
+    """Draft lengths K."""
+    samples: int = 8
+    """Rollouts of a prompt in a batch."""
+    epochs: int = 2
+    """Of each batch: the first finds nothing that it has seen."""
+    seconds: float = 240.0
+    """An engine that is not done by then is ended."""
+
+    def prompts(self) -> int:
+        """How many different prompts a model is asked."""
+        return len(TEMPERATURES) * sum(self._groups(batch) for batch in self.batches)
+
+    def contenders(self) -> list[tuple[str, int]]:
+        """(case, K), the plain engine first; those without lengths once."""
+        names = dict.fromkeys((BASELINE, *self.cases))
+        return [(name, k) for name in names for k in (self.drafts if CASES[name].lengths else self.drafts[:1])]
+
+    def cells(self, prompts: Sequence[list[int]]) -> Iterator[Cell]:
+        """Every temperature and batch, with prompts of its own, so that its first epoch is cold."""
+        given = iter(prompts)
+        for temperature in TEMPERATURES:
+            for batch in self.batches:
+                mine = [next(given) for _ in range(self._groups(batch))]
+                rows = [prompt for prompt in mine for _ in range(self.samples)][:batch]
+                yield Cell(temperature=temperature, batch=batch, prompts=rows)
+
+    def _groups(self, batch: int) -> int:
+        return -(-batch // self.samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Requests that run at once."""
+
+    temperature: float
+    batch: int
+    prompts: list[list[int]]
+
+    def order(self, sampling: dict[str, Any], epoch: int) -> Order:
+        """Generate it for the `epoch`th time, from 0: with other seeds, so that sampled text is not the same again."""
+        return Order(
+            prompts=self.prompts, sampling={**sampling, "temperature": self.temperature}, version=epoch,
+            seeded=self.temperature > 0, first_seed=epoch * self.batch, with_texts=True, warm_up=self.batch,
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Plain:
+    """What the plain engine generated, by cell and epoch."""
+
+    runner: str = ""
+    epochs: dict[tuple[float, int, int], Epoch] = field(default_factory=dict)
+
+
+def measure(
+    subject: Subject, setting: Setting, add: Callable[[Row], None], progress: Callable[[str], None] = lambda what: None
+) -> None:
+    """Measure every case; `add` gets each row when it is there: see docs/gpu.md."""
+    plain = _Plain()
+    for name, k in setting.contenders():
+        label = f"{name}, K = {k}" if CASES[name].lengths else name
+        progress(f"{label}: starting")
+        _contend(subject, setting, name, k, plain, add, lambda what, label=label: progress(f"{label}: {what}"))
+
+
+def _contend(
+    subject: Subject, setting: Setting, name: str, k: int, plain: _Plain, add: Callable[[Row], None],
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    case = CASES[name]
+    log = setting.out / f"vllm-{Path(subject.name).name}-{name}-{k}.log"
+    spec = case.spec(
+        subject.folder, _arguments(subject, setting), slots=max(setting.batches), max_draft=k, log=str(log)
+    )
+    row: Row = {"model": subject.name, "case": name, "max_draft": k if case.lengths else None, "dtype": setting.dtype}
+    begin = perf_counter()
+    try:
+        with worker(spec, _environment(setting) | case.environment, seconds=setting.seconds) as engine:
+            row |= _described(engine.about) | {"start_seconds": perf_counter() - begin}
+            _run(engine, subject, setting, name, plain, lambda found: add(row | found), progress)
+    except (EngineError, InvalidInputError) as error:
+        add(row | {"error": str(error)})
+
+
+def _described(about: About) -> Row:
+    return {"runner": about.runner, "device": about.device}
+
+
+def _run(
+    engine: Worker, subject: Subject, setting: Setting, name: str, plain: _Plain, add: Callable[[Row], None],
+    progress: Callable[[str], None],
+) -> None:  # fmt: skip
+    if name == BASELINE:
+        plain.runner = engine.about.runner
+    for cell in setting.cells(subject.prompts):
+        for epoch in range(setting.epochs):
+            progress(f"T = {cell.temperature:g}, batch {cell.batch}, epoch {epoch + 1}")
+            done = engine.generate(cell.order(subject.sampling, epoch))
+            if name == BASELINE:
+                plain.epochs[cell.temperature, cell.batch, epoch] = done
+            add(_row(cell, epoch, name, done, plain))
+
+
+def _row(cell: Cell, epoch: int, name: str, done: Epoch, plain: _Plain) -> Row:
+    base = plain.epochs.get((cell.temperature, cell.batch, epoch))
+    return {
+        "temperature": cell.temperature, "batch": cell.batch, "epoch": epoch + 1, **figures(done, base),
+        "identical_rollouts": _identical(cell, epoch, name, done, plain), "rollouts": cell.batch, "error": None,
+    }  # fmt: skip
+
+
+def _identical(cell: Cell, epoch: int, name: str, done: Epoch, plain: _Plain) -> int | None:
+    """How many texts are the plain engine's; of its own greedy ones, those of its first epoch. None: cannot be judged.
+
+    Sampled texts are equal where drafts are coupled and the plain engine draws from V2's noise.
+    """
+    right = plain.epochs.get((cell.temperature, cell.batch, 0 if name == BASELINE else epoch))
+    if right is None or (name == BASELINE and (epoch == 0 or cell.temperature > 0)):
+        return None
+    if cell.temperature > 0 and not (CASES[name].coupled and plain.runner == "V2"):
+        return None
+    return same_texts(done.texts, right.texts)
+
+
+def _arguments(subject: Subject, setting: Setting) -> tuple[str, ...]:
+    length = max(map(len, subject.prompts)) + subject.sampling["max_tokens"] + max(setting.drafts) + 1
+    given = ("--dtype", setting.dtype, "--max-model-len", str(length), "--seed", "0", *subject.arguments)
+    if setting.device == "cpu":
+        return (*given, "--enforce-eager", "--distributed-executor-backend", "uni")
+    return (*given, "--gpu-memory-utilization", str(GPU_MEMORY))
+
+
+def _environment(setting: Setting) -> dict[str, str]:
+    if setting.device == "cpu":
+        return environment(threads=1)
+    number = setting.device.partition(":")[2]
+    return {"HF_HUB_OFFLINE": "1"} | ({"CUDA_VISIBLE_DEVICES": number} if number else {})
