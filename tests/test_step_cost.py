@@ -207,3 +207,19 @@ def test_an_engine_without_graphs_learns_the_same_as_ever() -> None:
         drive(observer, CPU, 300, rows=shrinking)
     for shape in ((8, 0, 0), (8, 16, 4), (64, 200, 8)):
         assert with_it.freeze().seconds(*shape) == pytest.approx(without.freeze().seconds(*shape), rel=1e-9)
+
+
+def test_the_cost_is_learned_where_nearly_every_step_reads_a_prompt() -> None:
+    """Requests come and go in each step of a server; what reading takes is told apart from what drafts take."""
+    rng, observer, knows = np.random.default_rng(0), StepCostObserver(), StepCostObserver()
+    for step in range(1500):
+        rows, drafted, longest = 8 + step % 57, int(rng.integers(0, 300)), 8
+        read = 0 if step % 40 == 0 else int(rng.integers(1, rows + drafted + 1))
+        exact = CPU.seconds(rows, drafted, longest)
+        seconds = (exact + (4e-4 + 4e-5 * read) * (read > 0)) * np.exp(0.1 * rng.normal())
+        observer.observe(rows, drafted, longest, seconds, read=read)
+        knows.observe(rows, drafted, longest, seconds)
+    fitted, misled = observer.freeze(), knows.freeze()
+    for n, drafted in ((8, 64), (32, 100), (64, 200)):
+        assert fitted.seconds(n, drafted, 8) == pytest.approx(CPU.seconds(n, drafted, 8), rel=0.1)
+        assert misled.seconds(n, drafted, 8) > 1.2 * CPU.seconds(n, drafted, 8)  # so that it can fail

@@ -111,7 +111,7 @@ class ToyHost:
         drafts = dict(zip(ids, self.core.draft(ids, running=len(ids)), strict=True))
         counts = list(map(len, drafts.values()))
         with self.core.guarded():
-            step = Scheduled(rows=len(ids), drafted=sum(counts), longest=max(counts), decodes=True, continues=True)
+            step = Scheduled(rows=len(ids), drafted=sum(counts), longest=max(counts), continues=True)
             self.core.begin_step(step, ended=self._ended)
         self._ended.clear()
         return drafts

@@ -1,6 +1,7 @@
-"""Feeds a step-cost observer with the time from one step's begin to the next, between decoding steps.
+"""Feeds a step-cost observer with the time from one step's begin to the next.
 
-The clock is passed in. Steps that read a prompt, or follow a pause of the engine, are left out.
+The clock is passed in. Steps that mostly read prompts, or that a pause of the engine follows, are left out. Those that
+read a little are not: where requests come and go all the time, hardly any other step exists.
 """
 
 from __future__ import annotations
@@ -21,12 +22,22 @@ class Scheduled:
     """Draft tokens that it verifies."""
     longest: int
     """Most of them in one row."""
-    decodes: bool
-    """No request reads its prompt."""
     continues: bool
     """Requests of the step before go on, so that the engine was not idle in between."""
+    read: int = 0
+    """Tokens of prompts that it reads besides."""
     ungraphed: bool = False
     """The engine has full CUDA graphs, and none of them fits this step."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether no request reads its prompt."""
+        return not self.read
+
+    @property
+    def mostly_decodes(self) -> bool:
+        """Whether at most half of its tokens are of prompts: what it takes tells what rows and drafts cost."""
+        return self.rows > 0 and self.read <= self.rows + self.drafted
 
 
 class StepTimer:
@@ -40,6 +51,8 @@ class StepTimer:
         """Note that a step begins at `now`, seconds; return the model to draft by."""
         if self._running is not None and step.continues:
             began, last = self._running
-            self._observer.observe(last.rows, last.drafted, last.longest, now - began, ungraphed=last.ungraphed)
-        self._running = (now, step) if step.decodes and step.rows else None
+            self._observer.observe(
+                last.rows, last.drafted, last.longest, now - began, ungraphed=last.ungraphed, read=last.read
+            )
+        self._running = (now, step) if step.mostly_decodes else None
         return self._observer.model

@@ -3,7 +3,8 @@
 Steps of like shape share a bucket, which keeps a low quantile of its latest times, because other work (garbage
 collection, first-call compilation, a prefill in the step) can only slow a step down. The model is fitted to the
 buckets, recent ones first, with a weak pull of every coefficient towards the prior's share (`fit`). So what the steps
-do not tell apart (rows from tokens, when nothing was drafted) keeps the prior's ratio, and only the scale follows. When
+do not tell apart (rows from tokens, when nothing was drafted) keeps the prior's ratio, and only the scale follows. What
+reading prompts adds to a step has terms of its own in the fit, which nobody is told: drafts do not depend on it. When
 all recent steps drafted alike, a `model` now and then is a probe (`probe`).
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rolltree.budget import CostModel, Floats, terms
+from rolltree.budget import TERMS, CostModel, Floats, terms
 from rolltree.step_cost.fit import Fitter
 from rolltree.step_cost.probe import CostProbe
 
@@ -81,9 +82,10 @@ class StepCostObserver:
         self.prior = prior or PRIOR
         self.observations = 0
         """Steps that counted."""
-        self._shares = np.array(self.prior.coefficients)
-        self._buckets: OrderedDict[tuple[int, int, int, bool], _Bucket] = OrderedDict()
+        self._shares = np.array((*self.prior.coefficients, 0.0, self.prior.token))  # and of reading: a step, a token
+        self._buckets: OrderedDict[tuple[int, ...], _Bucket] = OrderedDict()
         self._fitted, self._fitted_at = self.prior, 0
+        self._reading = np.zeros(2)  # what reading adds, fitted: to a step, for each token
         self._probe = CostProbe()
 
     @property
@@ -102,7 +104,9 @@ class StepCostObserver:
         """The fit once it rests on enough steps, to estimate by; None before."""
         return self.freeze() if self.observations >= KNOWN_AFTER else None
 
-    def observe(self, rows: int, drafted: int, longest: int, seconds: float, *, ungraphed: bool = False) -> None:
+    def observe(
+        self, rows: int, drafted: int, longest: int, seconds: float, *, ungraphed: bool = False, read: int = 0
+    ) -> None:
         """Take one engine step into account. Leave out the time of a prefill in it if it is known.
 
         Args:
@@ -111,17 +115,18 @@ class StepCostObserver:
             longest: most of them in one row.
             seconds: duration of the step; what is no plausible duration (a clock that jumped) is ignored.
             ungraphed: the engine has full graphs, and the step left them.
+            read: tokens of prompts that were read besides.
 
         """
         if rows < 1 or not SHORTEST < seconds < LONGEST:
             return
-        expected = self.freeze().seconds(rows, 0)
+        expected = self.freeze().seconds(rows, 0) + float(self._reading @ (read > 0, read))
         self.observations += 1
-        key = (_grade(rows), _grade(drafted), _grade(longest), ungraphed)
-        features = np.array(terms(rows, drafted, longest, ungraphed=float(ungraphed)))
+        key = (_grade(rows), _grade(drafted), _grade(longest), _grade(read), ungraphed)
+        features = np.array((*terms(rows, drafted, longest, ungraphed=float(ungraphed)), read > 0, read), np.float64)
         bucket = self._buckets.setdefault(key, _Bucket(features))
         self._buckets.move_to_end(key)
-        usual = self.prior.seconds(rows, drafted, longest, ungraphed=float(ungraphed))
+        usual = max(self.prior.floor, float(features @ self._shares))
         bucket.add(features, seconds / usual, self.observations)
         if len(self._buckets) > BUCKETS:
             self._buckets.popitem(last=False)
@@ -150,7 +155,8 @@ class StepCostObserver:
         seconds = np.maximum(ratio, scale / IMPLAUSIBLE) * np.maximum(features @ self._shares, self.prior.floor)
         found = Fitter(features, seconds, weight, self._shares * scale, self.prior.floor * scale).fit()
         least = 1e-6 * float(seconds.min())  # nothing is free: an unbounded budget would follow
-        return CostModel.of(found.coefficients.tolist(), least_token=least, floor=found.floor)
+        self._reading = found.coefficients[len(TERMS) :]
+        return CostModel.of(found.coefficients[: len(TERMS)].tolist(), least_token=least, floor=found.floor)
 
 
 def _grade(size: int) -> int:

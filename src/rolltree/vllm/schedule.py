@@ -33,8 +33,8 @@ def scheduled(schedule: Any) -> Scheduled:
         rows=rows,
         drafted=drafted,
         longest=max(map(len, drafts.values()), default=0),
-        decodes=schedule.total_num_scheduled_tokens == rows + drafted,
         continues=bool(schedule.scheduled_cached_reqs.req_ids),
+        read=max(0, schedule.total_num_scheduled_tokens - rows - drafted),
     )
 
 
