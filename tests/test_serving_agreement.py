@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -41,7 +41,7 @@ class Group:
 
     def compare(
         self, *, states: dict[int, State] | None = None, texts: dict[int, object] | None = None,
-        drafts: dict[int, object] | None = None, costs: list[CostModel] | None = None,
+        drafts: dict[int, object] | None = None, costs: Sequence[CostModel | None] | None = None,
     ) -> Verdict:  # fmt: skip
         """What all ranks were told, which must be the same; the arguments say which ranks differ from the usual."""
 
@@ -109,6 +109,7 @@ def test_the_worst_state_counts_for_all(group: Group, states: dict[int, State], 
 def test_the_cost_is_the_leaders_to_the_bit(group: Group) -> None:
     """Rounding would let budgets part; None stays None."""
     assert group.compare(costs=COSTS).cost == COSTS[0]
+    assert group.compare(costs=[COSTS[0], None, None]).cost == COSTS[0]
     assert group.compare().cost is None
 
 

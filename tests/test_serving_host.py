@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from rolltree.errors import InvalidInputError
 from rolltree.serving import commands
 from rolltree.serving.core import GIVE_UP_AFTER, ServingCore
-from tests.toy_host import VOCAB, ToyHost
+from rolltree.serving.lengths import Drafted
+from rolltree.types import Int32Array
+from tests.toy_host import VOCAB, WIDTH, ToyHost
 
 PROMPTS = [[1, 2, n] for n in range(8)]
 
@@ -193,3 +196,44 @@ def test_rollouts_of_other_engines_draft_here() -> None:
         with pytest.raises(InvalidInputError, match=r"rollouts\[1\]"):
             commands.run(core_of(here), "add", [rollouts[0], bad])
     assert core_of(here).stats()["cache_rollouts"] == 2 * len(PROMPTS)
+
+
+class Halves:
+    """A rule that verifies half of each draft, and notes what it was told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Drafted] = []
+
+    def cut(self, drafted: Drafted) -> Int32Array:
+        self.seen.append(replace(drafted, lengths=drafted.lengths.copy()))  # a view, as long as the call
+        return drafted.lengths // 2
+
+
+def test_a_rule_of_the_host_cuts_drafts() -> None:
+    """It gets every draft, whole; what it leaves is what is verified and counted."""
+    host, rule = ToyHost(step_tokens=40, logits_bytes=1 << 20), Halves()
+    core_of(host).lengths = rule
+    epoch(host, "first", draft=False)
+    drafted = core_of(host).stats()["drafted"]
+    texts = epoch(host, "second")
+    assert list(texts.values()) == [plain(prompt) for prompt in PROMPTS]
+    assert {(given.room, given.cost) for given in rule.seen if given.rows == 4} == {(36, None)}  # 40 tokens a step
+    assert all(given.lengths.max(initial=0) <= WIDTH for given in rule.seen)
+    stats = core_of(host).stats()
+    assert drafted == 0 < stats["drafted"] == host.drafted
+    assert stats["drafted"] <= sum(int(given.lengths.sum()) for given in rule.seen) // 2
+    assert stats["errors"] == 0
+
+
+def test_what_the_engine_did_not_verify_is_not_counted() -> None:
+    """By request; those without a session are ignored."""
+    host = ToyHost(slots=1, logits_bytes=1 << 20)
+    epoch(host, "first")
+    host.add("again", PROMPTS[0])
+    host.step()
+    core, before = core_of(host), core_of(host).stats()["drafted"]
+    (draft,) = core.draft(["again"], running=1)
+    assert len(draft) > 1
+    core.verified({"again": 1, "unknown": 0})
+    host._take_in(["again"], [host._generate("again", draft[:1])])
+    assert core.stats()["drafted"] == before + 1

@@ -39,6 +39,7 @@ def test_dictionary_overrides_environment_overrides_default() -> None:
         ({"window": -1}, {}, r"window = -1"),
         ({"logits_bytes": -1}, {}, r"logits_bytes = -1: must be a number of bytes"),
         ({"min_survival": 2.0}, {}, r"min_survival = 2"),
+        ({"lengths": "equal"}, {}, r"lengths = 'equal': must be one of auto, ragged, uniform"),
         ({"share": "redis"}, {}, r"share = 'redis': must be ray, ray:NAME, or empty"),
         ({"share": "ray:a b"}, {}, r"share = 'ray:a b'"),
         ({"share_seconds": 0.0}, {}, r"share_seconds = 0.0: must be a number from 0.001"),

@@ -93,6 +93,15 @@ def test_a_length_has_places_and_room(width: int, room: int, length: int) -> Non
     assert plan.length == length
 
 
+def test_a_length_without_a_graph_is_passed_over() -> None:
+    """As vLLM's table has it for this number of requests; 4 would do, but for the price of a step piece by piece."""
+    plan = DraftLengths("uniform", SIZES, widest=8)
+    for graphs, length in ((UNIFORM_ONLY, 4), (Graphs(lambda rows, drafts, longest: longest == 8, False), 8)):
+        plan.begin(8, graphs)
+        assert plan.cut(drafted(4, 4, 4)).tolist() == [4] * 3
+        assert plan.length == length
+
+
 @pytest.mark.parametrize(("longest", "length"), [(0, 0), (1, 2), (2, 2), (5, 8), (8, 8)])
 def test_without_a_cost_every_draft_is_verified(longest: int, length: int) -> None:
     plan = DraftLengths("uniform", SIZES, widest=8)
@@ -205,6 +214,19 @@ def test_the_drafter_counts_what_was_verified() -> None:
     made.verified([handle, -1, handle + 1], [1, 0, 0])
     made.advance([handle], [8, 9], [0, 2])
     assert (made.stats.drafted, made.stats.accepted) == (1, 1)
+
+
+def test_unlikely_tokens_are_drafted_where_places_are_filled_up_anyway() -> None:
+    """The budget by itself would not even make them in a batch that is bound by compute."""
+    made = TreeDrafter(cost=CostModel(base=1e-6, token=1.0))
+    for next_token in range(4):
+        made.cache.add([1, 2, 3], [7, next_token, 9])
+    handle = made.open([1, 2, 3])
+    made.advance([handle], [7], [0, 1])
+    seen: list[int] = []
+    assert made.draft([handle], [3]).lengths.tolist() == [0]
+    made.draft([handle], [3], budget=lambda survival, lengths: seen.extend(lengths.tolist()) or lengths.copy())  # type: ignore[func-returns-value]
+    assert seen[0] > 0
 
 
 def test_chances_are_those_of_one_place_behind_the_others() -> None:

@@ -150,8 +150,9 @@ def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path
     assert seen["uniform_stats"]["accepted"] > 200
     first, second = seen["uniform_lengths"]
     assert first == second  # both ranks cut alike, in every step, and all rows of it
-    assert {1, 9} == {length for step in first for length in step}
+    assert {length for step in first for length in step} <= {1, 9}
     assert all(len(step) == 1 for step in first)
+    assert [9] in first
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ WAYS = ("auto", "ragged", "uniform")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafted:
-    """The drafts of one step before they are cut, of the A requests that have any to hope for."""
+    """The drafts of one step before they are cut, of the A requests that have any to hope for.
+
+    The arrays are views that stay valid during the call.
+    """
 
     survival: Float32Array
-    """Shape [A, K], falling along each row; undefined past `lengths`. Valid during the call only."""
+    """Shape [A, K], falling along each row; undefined past `lengths`."""
     lengths: Int32Array
     """Shape [A]: tokens drafted."""
     asked: Int64Array
