@@ -16,6 +16,7 @@
 #include "automaton.h"
 #include "race.h"
 #include "ranker.h"
+#include "read_ahead.h"
 
 namespace rolltree {
 

@@ -18,7 +18,7 @@
 #include "fork_guard.h"
 #include "handles.h"
 #include "history.h"
-#include "lessons.h"
+#include "teaching.h"
 #include "upkeep.h"
 #include "workers.h"
 
@@ -225,7 +225,7 @@ class Forest {
       const auto row = static_cast<std::size_t>(std::max(rows[b], 0));
       accepted[b] = rows[b] < 0 ? 0 : judge(drafts, row, verified[row], tokens + offsets[b], offsets[b + 1] - offsets[b]);
     }
-    collect_lessons(sessions, n_sessions, tokens, offsets);
+    collect_samples(sessions, n_sessions, tokens, offsets);
     append_rows(sessions, n_sessions, tokens, offsets, true);
   }
 
@@ -354,7 +354,7 @@ class Forest {
     shared_visits_.assign(rows, {});
     try {
       workers_.share(KeptTree::kParts + 2, rows < workers_.kSmall, [&](std::size_t part) {
-        if (part == 1 && teach) lessons_.teach(ranker_, races_);
+        if (part == 1 && teach) teaching_.teach(ranker_, races_);
         for (std::size_t b = 0; part != 1 && b < rows; ++b) append_part(b, part, context);
       });
     } catch (...) {
@@ -466,18 +466,18 @@ class Forest {
 
   /// Collects what the emitted tokens teach the ranker, before they are appended; the last block is still to be taught. After a
   /// warm-up of `kSamplesPerStep` requests a call only: the cost of learning must not grow with the batch.
-  void collect_lessons(const std::int64_t* sessions, std::size_t n, const std::int32_t* tokens, const std::int32_t* offsets) {
+  void collect_samples(const std::int64_t* sessions, std::size_t n, const std::int32_t* tokens, const std::int32_t* offsets) {
     const std::size_t stride = ranker_.seen() < kWarmUp ? 1 : std::max<std::size_t>(1, n / kSamplesPerStep);
-    lessons_.clear();
+    teaching_.clear();
     for (std::size_t b = samples_++ % stride; b < n; b += stride) {
       const Session& s = session_at(sessions[b]);
       const auto count = static_cast<std::size_t>(offsets[b + 1] - offsets[b]);
-      lessons_.add({view(s), place(s), s.tree->last(*s.sequence), s.noise, s.sequence->generated, tokens + offsets[b], count});
+      teaching_.add({view(s), place(s), s.tree->last(*s.sequence), s.noise, s.sequence->generated, tokens + offsets[b], count});
     }
-    for (std::size_t pieces; (pieces = lessons_.plan()) > 0;) {
-      workers_.run(pieces, [&](std::size_t from, std::size_t to, DraftScratch&) { lessons_.collect(from, to); });
-      if (!lessons_.more()) break;
-      lessons_.teach(ranker_, races_);
+    for (std::size_t pieces; (pieces = teaching_.plan()) > 0;) {
+      workers_.run(pieces, [&](std::size_t from, std::size_t to, DraftScratch&) { teaching_.collect(from, to); });
+      if (!teaching_.more()) break;
+      teaching_.teach(ranker_, races_);
     }
   }
 
@@ -513,7 +513,7 @@ class Forest {
   Ranker ranker_;
   RaceModel races_;
   SourceSums sums_[kSources];
-  Lessons lessons_;
+  Teaching teaching_;
   std::vector<Appended> appended_;  // by the call that is running
   std::vector<Visit> own_visits_, shared_visits_;
   std::size_t samples_ = 0, made_ = 0;

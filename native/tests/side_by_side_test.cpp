@@ -55,7 +55,7 @@ Seen play(std::size_t threads, std::size_t trees, std::size_t rows) {
   Seen seen;
   for (std::size_t i = 0; i < 40; ++i) {
     for (std::size_t b = 0; b < rows; ++b) {
-      step.counts[b] = static_cast<std::int32_t>(i == 5 ? 150 : random() % 4);  // once more than a block of lessons holds
+      step.counts[b] = static_cast<std::int32_t>(i == 5 ? 150 : random() % 4);  // once more than a block of samples holds
       step.lengths[b] = std::min<std::int32_t>(step.lengths[b] + step.counts[b], kStride);
     }
     step.begin({rows, texts.data(), rows, kStride, INT32_MAX, rows * 3, 0.02f, 1, i % 2 == 0, {1, 0, 1e-3, 0, 0, 0}});
@@ -140,20 +140,20 @@ void a_candidate_leads_where_its_token_does() {
   CHECK(known > 1000 && looked_up > 1000);
 }
 
-/// Blocks of lessons leave the models as learning from each token as it is ranked does.
-void lessons_are_those_of_one_token_at_a_time() {
+/// Blocks of samples leave the models as learning from each token as it is ranked does.
+void models_learn_as_from_one_token_at_a_time() {
   std::mt19937_64 random(9);
   const Lanes lanes(random);
   std::vector<Tokens> texts;
   for (std::size_t n : {3, 0, 700, 1, 2500, 900, 40}) texts.push_back(text(random, n));
   Ranker plain, taught;
   RaceModel plain_races, taught_races;
-  Lessons lessons;
+  Teaching teaching;
   CandidateList list;
-  lessons.clear();
+  teaching.clear();
   for (std::size_t b = 0; b < texts.size(); ++b) {
     const SamplerNoise noise{static_cast<SamplerNoise::Hash>(b % 3), 77};
-    lessons.add({lanes.view(), lanes.place(), 0, noise, 10 * b, texts[b].data(), texts[b].size()});
+    teaching.add({lanes.view(), lanes.place(), 0, noise, 10 * b, texts[b].data(), texts[b].size()});
     Place at = lanes.place();
     Token last = 0;
     for (std::size_t i = 0; i < texts[b].size(); ++i) {
@@ -164,8 +164,8 @@ void lessons_are_those_of_one_token_at_a_time() {
       at = lanes.view().advance(at, last = token);
     }
   }
-  for (std::size_t pieces; (pieces = lessons.plan()) > 0; lessons.teach(taught, taught_races))
-    for (std::size_t from = 0; from < pieces; from += ReadAhead::kMost) lessons.collect(from, std::min(pieces, from + ReadAhead::kMost));
+  for (std::size_t pieces; (pieces = teaching.plan()) > 0; teaching.teach(taught, taught_races))
+    for (std::size_t from = 0; from < pieces; from += ReadAhead::kMost) teaching.collect(from, std::min(pieces, from + ReadAhead::kMost));
   CHECK(plain.seen() == taught.seen() && plain.seen() == 4144);
   CHECK(std::memcmp(&plain_races, &taught_races, sizeof plain_races) == 0);
   Place at = lanes.place();
@@ -184,7 +184,7 @@ void lessons_are_those_of_one_token_at_a_time() {
 int main() {
   any_number_of_threads_gives_the_same();
   a_candidate_leads_where_its_token_does();
-  lessons_are_those_of_one_token_at_a_time();
+  models_learn_as_from_one_token_at_a_time();
   std::printf("side_by_side_test: 3 passed, 0 failed\n");
   return 0;
 }

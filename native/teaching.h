@@ -11,6 +11,7 @@
 
 #include "race.h"
 #include "ranker.h"
+#include "read_ahead.h"
 
 namespace rolltree {
 
@@ -25,7 +26,7 @@ struct Pupil {
   std::size_t count;
 };
 
-class Lessons {
+class Teaching {
  public:
   static constexpr std::size_t kBlock = 1024;  // tokens, about 1 MB
 
