@@ -118,7 +118,7 @@ class Replica:
         drafts = self.core.draft(ids, running=len(ids))
         counts = list(map(len, drafts))
         with self.core.guarded():
-            shape = Scheduled(rows=len(ids), drafted=sum(counts), longest=max(counts), decodes=True, continues=True)
+            shape = Scheduled(rows=len(ids), drafted=sum(counts), longest=max(counts), continues=True)
             self.core.begin_step(shape, ended=self.ended)
         self.ended.clear()
         emitted = [self._verify(id, draft) for id, draft in zip(ids, drafts, strict=True)]

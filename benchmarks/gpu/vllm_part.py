@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -101,7 +102,11 @@ def measure(
     for name, k in setting.contenders():
         label = f"{name}, K = {k}" if CASES[name].lengths else name
         progress(f"{label}: starting")
-        _contend(subject, setting, name, k, plain, add, lambda what, label=label: progress(f"{label}: {what}"))
+        _contend(subject, setting, name, k, plain, add, partial(_say, progress, label))
+
+
+def _say(progress: Callable[[str], None], label: str, what: str) -> None:
+    progress(f"{label}: {what}")
 
 
 def _contend(
