@@ -43,7 +43,7 @@ def fixture_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("temperature", "runner", "coupled"),
-    [(1.0, "V1", False), (0.7, "V1", True), (1.0, "V2 async", True)],
+    [(1.0, "V1", False), (0.7, "V1", True), (1.0, "V2 async", True), (1.0, "V2", False), (1.0, "V2 async", False)],
 )
 def test_sampled_text_has_the_models_distribution(temperature: float, runner: str, coupled: bool, small: Path) -> None:
     """Log-probabilities and top-1 hits of 490,000 sampled tokens against the exact conditional distributions.
