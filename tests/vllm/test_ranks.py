@@ -139,15 +139,6 @@ def test_coupled_ranks_sample_alike(ordinary: dict[str, Any]) -> None:
     assert drafted == [undrafted] * 2
 
 
-def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path) -> None:
-    """Every rank has a speculator; one drafts, and what it has goes to the others, lengths included."""
-    (seen,) = run("v2", tmp_path, [])
-    assert seen["texts"] == [seen["right"]] * 2
-    assert seen["stats"]["accepted"] > 200
-    assert seen["stats"]["errors"] == 0
-    assert seen["ranks_that_draft"] == [True, False]
-
-
 @pytest.mark.parametrize(
     ("backend", "ranks", "alone"),
     [

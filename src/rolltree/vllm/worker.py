@@ -105,7 +105,7 @@ class DraftingWorker:
         return replace(request, noise_seed=self.seeds.of(id, sampling.seed))
 
     def _show(self) -> None:
-        """Show the counters. What fails in that is counted like the rest: raised, it would leave other ranks waiting."""
+        """Show the counters. What fails in that is counted like the rest: raised, it would leave other ranks behind."""
         with self.core.guarded():
             self._board.write(self.core.cheap_stats())
 
