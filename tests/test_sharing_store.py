@@ -116,6 +116,7 @@ def test_a_tree_that_was_evicted_and_came_back_knows_what_it_has(store: RolloutS
     here.take(0, TEXTS[0])
     here.cache.close(here.own)
     here.cache.clear()
+    assert not here.cache._prompts.rebuilds._told  # a tree without its history would be refused them otherwise
     here.begin()
     assert here.held() == 2
     for number, text in enumerate(TEXTS[:2]):
