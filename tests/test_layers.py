@@ -42,7 +42,7 @@ FRAMEWORKS = "torch transformers trl datasets accelerate"
 HEAVY = "sampling engine trl"
 ROWS = (
     row("errors types _native"),
-    row("tokens machine metrics recent writing findings"),
+    row("tokens machine metrics recent writing forking findings"),
     row("config budget traces runlog", lazy="zstandard"),
     row("store"),
     row("rebuilding"),

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rolltree import CacheConfig, RolloutCache, RolloutStore
-from rolltree.errors import InvalidInputError
+from rolltree.errors import InvalidInputError, StoreError
 from rolltree.serving.keeping import Keeping
 from rolltree.serving.options import EngineOptions
-from rolltree.store import info, schema, verify
+from rolltree.store import info, schema, verify, writer
 from rolltree.store.location import network_of
 
 PROMPT = [1, 2, 3]
@@ -44,6 +45,37 @@ def test_a_window_is_kept_by_the_thread_that_writes(path: Path) -> None:
         assert numbers(store, PROMPT) == [7, 8, 9]
         assert numbers(store, [7]) == list(range(9))
     assert verify(path) == []
+
+
+def test_what_waits_in_memory_is_bounded_by_bytes(path: Path, monkeypatch, caplog) -> None:
+    """Another process holds the file: of 40 rollouts of 20 kB the latest wait, and the log does not say each loss."""
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "MOST_BYTES", most := 200_000)
+    monkeypatch.setattr(writer, "BATCH_BYTES", 50_000)
+    with RolloutStore(path) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for i in range(40):
+            store.add(PROMPT, np.full(5000, i))
+            assert store._writer._pending.bytes <= most + 50_000
+        assert store.waiting >= 9  # as many as fit, the latest
+        assert store.waiting + store.dropped == 40
+        other.execute("ROLLBACK")
+        with pytest.raises(StoreError, match=f"{store.dropped} rollouts were dropped"):
+            store.flush()
+        assert numbers(store, PROMPT)[-9:] == list(range(31, 40))
+        assert len(numbers(store, PROMPT)) + store.dropped == 40
+    assert 1 <= caplog.text.count("rollouts lost to") <= 6
+
+
+def test_one_that_is_larger_than_a_batch_is_written_alone(path: Path, monkeypatch) -> None:
+    """And so is each of several: what is written is in memory twice meanwhile."""
+    monkeypatch.setattr(writer, "BATCH_BYTES", 1000)
+    with RolloutStore(path) as store:
+        for i in range(5):
+            store.add(PROMPT, np.full(5000, i))
+        store.flush()
+        assert numbers(store, PROMPT) == list(range(5))
+        assert store.commits == 5
 
 
 def test_a_file_stays_within_its_bytes_and_the_oldest_leave(path: Path) -> None:

@@ -125,7 +125,16 @@ def test_chunked_prompts_preemption_and_aborts(monkeypatch: pytest.MonkeyPatch) 
     assert proposer.core.stats()["cache_sessions"] == proposer.core.stats()["errors"] == 0
 
 
-CALLS = ["drafter.draft", "drafter.advance", "cache.open", "cache.extend", "cache.close", "cache.settle", "book.step"]
+CALLS = [
+    "drafter.draft",
+    "drafter.advance",
+    "cache.open",
+    "cache.extend",
+    "cache.close",
+    "cache.settle",
+    "book.step",
+    "core.cheap_stats",
+]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -136,7 +145,8 @@ def test_a_failure_anywhere_keeps_nothing_that_was_not_generated(
 ) -> None:
     """The n-th call of one function fails, before or after its work: text is right, and so is all that is kept."""
     where, _, name = call.partition(".")
-    owner = {"drafter": proposer.core.drafter, "cache": proposer.core.drafter.cache, "book": proposer.core.book}[where]
+    core = proposer.core
+    owner: Any = {"core": core, "drafter": core.drafter, "cache": core.drafter.cache, "book": core.book}[where]
     inner, calls = getattr(owner, name), [0]
 
     def failing(*args: Any, **kwargs: Any) -> Any:

@@ -167,8 +167,10 @@ class RolloutCache(Sessions):
             entry = self._prompts.known(tokens, key)
             return 0 if entry is None else self._forest.stats(entry.tree)["kept"]
 
-    def close(self, session: int, *, keep: bool = True) -> None:
+    def close(self, session: int, *, keep: bool = True, told: StoredRollout | None = None) -> None:
         """End a session; its rollout stays in the tree, and goes to the store, unless `keep` is False.
+
+        `told`: the whole of a foreign one, which does not stay where the tree came back from the store with it.
 
         Raises:
             SessionClosedError: the session is closed already or never existed.
@@ -180,7 +182,7 @@ class RolloutCache(Sessions):
             if session not in self._live:
                 raise SessionClosedError(f"session {session} is closed or never existed: open a new one")
             entry = self._live.pop(session)
-            keep = keep and session not in self._holes
+            keep = keep and session not in self._holes and (told is None or self._prompts.is_new(entry, told))
             self._holes.discard(session)
             self._forest.close(session, keep)
             entry.live -= 1

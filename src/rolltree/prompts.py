@@ -80,7 +80,7 @@ class PromptTable:
             return entry, start
         if since is None:
             return self._add(name, prompt, version), len(prompt)
-        root, history = self.rebuilds.now(prompt, key, since)
+        root, history = self.rebuilds.now(name, prompt, key, since)
         entry = self._add(name, root, version)
         if history is not None:
             self._adopt(entry, history)
@@ -120,6 +120,10 @@ class PromptTable:
     def _adopt(self, entry: PromptTree, history: History) -> None:
         self._forest.adopt(entry.tree, history)
         self.rebuilt += 1
+
+    def is_new(self, entry: PromptTree, rollout: StoredRollout) -> bool:
+        """Whether a tree has not got by its history what another engine tells of, so that it shall keep it."""
+        return self.rebuilds.is_new(entry.key, rollout)
 
     def replay(self, entry: PromptTree, start: int | None, rollout: StoredRollout, version: int) -> None:
         """Put a stored rollout into a tree that starts with `start` tokens of its prompt."""

@@ -8,7 +8,8 @@ drafts from does not depend on time.
 Thread-safe: all state is guarded by the cache's lock, which is held while a history is taken in (the native core does
 that in slices of about a millisecond), never while one is read or built. The thread lives while there is work.
 
-Invariants. A rollout is in its tree once: what a tree took in while its history was read is left out of that.
+Invariants. A rollout is in its tree once: what a tree took in while its history was read is left out of that, and what
+another engine tells of is not new where a history had it (`is_new`).
 Requests that run come before prompts that are expected. A failure costs the history of a prompt, nothing else.
 """
 
@@ -75,6 +76,7 @@ class Rebuilds:
         self._window = min(window, forest.most_adopted())
         self._lock, self._idle = lock, threading.Condition(lock)
         self._wanted: OrderedDict[str, Wanted] = OrderedDict()
+        self._told: dict[str, list[int]] = {}  # check values of what came by the history of each tree
         self._thread: threading.Thread | None = None
         self.failed = 0
         """Histories that could not be made, for another reason than the store's."""
@@ -83,7 +85,7 @@ class Rebuilds:
         return len(self._wanted)
 
     def now(
-        self, prompt: Int32Array, key: str | None, since: Sequence[StoredRollout]
+        self, name: str, prompt: Int32Array, key: str | None, since: Sequence[StoredRollout]
     ) -> tuple[Int32Array, History | None]:
         """Return the first prompt that the store knows (`prompt` if none), and the history without `since`.
 
@@ -92,6 +94,7 @@ class Rebuilds:
         found = self._read(prompt, key) if self.when == "blocking" else []
         known = _without(found, since)
         first = known[0].prompt_token_ids if known else prompt
+        self._note(name, known)
         return first, self._build(first, known, self._version())
 
     def want(self, name: str, prompt: Int32Array, key: str | None) -> None:
@@ -115,13 +118,24 @@ class Rebuilds:
         if wanted := self._wanted.get(name):
             wanted.since.append(rollout)
 
+    def is_new(self, name: str, rollout: StoredRollout) -> bool:
+        """Whether a tree has not got, by its history, what another engine tells of; then it takes it in."""
+        content, told = hash(_content(rollout)), self._told.get(name, [])
+        if content in told:
+            told.remove(content)  # the next one that is alike is another
+            return False
+        self.took_in(name, rollout)
+        return True
+
     def forget(self, name: str) -> None:
         """A tree is gone."""
         self._wanted.pop(name, None)
+        self._told.pop(name, None)
 
     def clear(self) -> None:
         """All trees are gone, and nothing is expected."""
         self._wanted.clear()
+        self._told.clear()
 
     def wait(self) -> None:
         """Return when nothing is wanted any more."""
@@ -156,6 +170,7 @@ class Rebuilds:
         with self._lock:
             if history is not None and self._wanted.get(wanted.name) is wanted:  # else its tree is gone
                 self._adopted(wanted, history)
+                self._note(wanted.name, known)
 
     def _found(self, wanted: Wanted) -> tuple[list[StoredRollout], int]:
         """What the store knows besides what the tree holds, and the version that generates now.
@@ -172,6 +187,10 @@ class Rebuilds:
                     break
         with self._lock:
             return _without(found, wanted.since), self._version()
+
+    def _note(self, name: str, known: Sequence[StoredRollout]) -> None:
+        if known:
+            self._told[name] = [hash(_content(rollout)) for rollout in known]
 
     def _next(self) -> Wanted | None:
         with self._lock:

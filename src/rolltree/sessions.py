@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from rolltree._native import Drafts, Forest
 from rolltree.errors import InvalidInputError, SessionClosedError
+from rolltree.forking import guard
 from rolltree.metrics import StoreStats
 from rolltree.prompts import PromptTree
 from rolltree.tokens import as_integer, as_integers, as_tokens
@@ -39,6 +40,7 @@ class Sessions:
     def __init__(self, forest: Forest, journal: Journal | None) -> None:
         self._forest, self._journal = forest, journal
         self._lock = threading.RLock()
+        guard(self)  # so that a forked child can take it
         self._live: dict[int, PromptTree] = {}
         self._holes: set[int] = set()  # live sessions that missed a token
 

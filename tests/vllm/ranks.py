@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 COUNT, LONGEST = 6, 60
-STAND_INS = "ROLLTREE_TESTS_V2"
-"""Set where workers need what stands in for a GPU's kernels."""
 FROZEN = {"base": 1e-2, "token": 1e-5}
 
 
@@ -26,7 +24,7 @@ def main(mode: str, folder: Path) -> None:
     """Run all that is to be seen in this mode."""
     rank = int(os.environ.get("RANK", "0"))
     (folder / "cost.json").write_text(json.dumps(FROZEN))
-    seen = external(rank, folder) if mode == "external" else v2() if mode == "v2" else ordinary(folder)
+    seen = external(rank, folder) if mode == "external" else ordinary(folder)
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 
@@ -51,50 +49,12 @@ def ordinary(folder: Path) -> dict[str, Any]:
     """Generate with speculation, and samples with coupling: without drafts, cold and warm."""
     from rolltree.vllm import Control
 
-    with two_ranks("rolltree", "mp", coupled=True) as llm:
+    with two_ranks("rolltree", "mp", options={"coupled": True}) as llm:
         seen = learned_and_frozen(llm, folder)
         Control(llm).pause()
         samples = [sampled(llm)]
         Control(llm).resume()
         return seen | {"sampled": [*samples, sampled(llm), sampled(llm)]}
-
-
-def v2() -> dict[str, Any]:
-    """The V2 runner: every rank runs a speculator; the second one's own drafts would be others."""
-    seen: dict[str, Any] = {}
-    os.environ[STAND_INS] = "1"
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    with two_ranks("none", "mp", runner="V2") as plain:
-        seen["right"] = greedy(plain)
-    with two_ranks("rolltree", "mp", runner="V2") as llm:
-        seen["texts"] = [greedy(llm), greedy(llm)]
-        seen |= {"stats": stats(llm), "ranks_that_draft": llm.collective_rpc(drafts_here)}
-    with two_ranks("rolltree", "mp", runner="V2", lengths="uniform", cost="off") as llm:
-        llm.collective_rpc(watch_lengths)
-        seen["uniform_texts"] = [greedy(llm), greedy(llm)]
-        return seen | {"uniform_lengths": llm.collective_rpc(lengths_seen), "uniform_stats": stats(llm)}
-
-
-def watch_lengths(worker: Any) -> None:
-    """Note the query lengths of each decode step that the rank's runner is given."""
-    runner = worker.model_runner
-    taken, runner.lengths_seen = runner.gather_batch_req_state, []
-
-    def gather_batch_req_state(schedule: Any, *args: Any) -> Any:
-        places, counts = schedule.scheduled_spec_decode_tokens, schedule.num_scheduled_tokens
-        if all(n == 1 + len(places.get(id, ())) for id, n in counts.items()):
-            runner.lengths_seen.append(sorted(set(counts.values())))
-        return taken(schedule, *args)
-
-    runner.gather_batch_req_state = gather_batch_req_state
-
-
-def lengths_seen(worker: Any) -> list[list[int]]:
-    return list(worker.model_runner.lengths_seen)
-
-
-def drafts_here(worker: Any) -> bool:
-    return bool(worker.model_runner.speculator.core.counts.tokens)
 
 
 def learned_and_frozen(llm: Any, folder: Path) -> dict[str, Any]:
@@ -192,8 +152,10 @@ def parted(llm: Any, rank: int) -> dict[str, Any]:
     return {"texts": texts, "paused": proposer.paused} | stats(llm)
 
 
-def two_ranks(method: str, executor: str, *, runner: str = "V1", **options: Any) -> Any:
-    """An engine of two ranks."""
+def two_ranks(
+    method: str, executor: str, *, runner: str = "V1", options: dict[str, Any] | None = None, **settings: Any
+) -> Any:
+    """An engine of two ranks; `options` are rolltree's."""
     from tests.vllm.engines import engine
 
     return engine(
@@ -201,8 +163,8 @@ def two_ranks(method: str, executor: str, *, runner: str = "V1", **options: Any)
         runner=runner,
         tensor_parallel_size=2,
         distributed_executor_backend=executor,
-        max_num_seqs=COUNT,
-        additional_config={"rolltree": {"metrics": False} | options},
+        additional_config={"rolltree": {"metrics": False} | (options or {})},
+        **({"max_num_seqs": COUNT} | settings),
     )
 
 
@@ -239,10 +201,5 @@ def listen() -> list[str]:
     return lines
 
 
-if __name__ == "__mp_main__" and STAND_INS in os.environ:  # a spawned worker has nothing of its parent's
-    from tests.vllm.v2.no_triton import v2_on_cpu
-
-    in_place = v2_on_cpu(async_scheduling=False)  # kept: it would end with its last reference
-    in_place.__enter__()
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))

@@ -139,22 +139,6 @@ def test_coupled_ranks_sample_alike(ordinary: dict[str, Any]) -> None:
     assert drafted == [undrafted] * 2
 
 
-def test_ranks_of_the_v2_runner_verify_what_the_first_one_drafted(tmp_path: Path) -> None:
-    """Every rank has a speculator; one drafts, and what it has goes to the others, lengths included."""
-    (seen,) = run("v2", tmp_path, [])
-    assert seen["texts"] == [seen["right"]] * 2
-    assert seen["stats"]["accepted"] > 200
-    assert seen["stats"]["errors"] == 0
-    assert seen["ranks_that_draft"] == [True, False]
-    assert seen["uniform_texts"] == [seen["right"]] * 2
-    assert seen["uniform_stats"]["accepted"] > 200
-    first, second = seen["uniform_lengths"]
-    assert first == second  # both ranks cut alike, in every step, and all rows of it
-    assert {length for step in first for length in step} <= {1, 9}
-    assert all(len(step) == 1 for step in first)
-    assert [9] in first
-
-
 @pytest.mark.parametrize(
     ("backend", "ranks", "alone"),
     [

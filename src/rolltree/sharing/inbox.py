@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from rolltree.cache import RolloutCache
 from rolltree.recent import Recent
 from rolltree.sharing.counts import SharingCounts
 from rolltree.sharing.message import Text, Want
-from rolltree.traces.rollout import segments
+from rolltree.traces.rollout import StoredRollout, segments
 from rolltree.types import Int32Array
 
 PORTION = 128
@@ -37,6 +39,9 @@ class _Followed:
     have: int = 0
     """Tokens that came, entered or not."""
     session: int = _CLOSED
+    first: Text | None = None
+    """The piece that began it."""
+    entered: list[Int32Array] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,8 @@ class Inbox:
             version = min(text.version, self.cache.version)  # a policy that this engine does not have yet
             followed.session = self.cache.open(text.prompt, key=text.key, version=version, foreign=True)
             self._sessions.add(followed.session)
+            followed.first = text
+        followed.entered.append(tokens)
         self.cache.extend(followed.session, tokens, context=event.is_context)
         self.counts.shared_received += len(tokens)
         return OPENING + len(tokens)
@@ -158,7 +165,7 @@ class Inbox:
         if followed.session != _CLOSED:
             session, followed.session = followed.session, _CLOSED
             self._sessions.discard(session)
-            self.cache.close(session, keep=keep)
+            self.cache.close(session, keep=keep, told=_whole(followed) if keep else None)
             self.counts.shared_rollouts += keep
         return OPENING
 
@@ -173,3 +180,12 @@ class Inbox:
         if session in self._sessions:
             self._sessions.discard(session)
             self.cache.close(session, keep=False)
+
+
+def _whole(followed: _Followed) -> StoredRollout | None:
+    """All of a rollout, as a store that its engine writes to has it."""
+    first = followed.first
+    if first is None or first.prompt is None:
+        return None
+    tokens = np.concatenate(followed.entered)
+    return StoredRollout(prompt_token_ids=first.prompt, token_ids=tokens, key=first.key, version=first.version)

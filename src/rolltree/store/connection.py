@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rolltree.errors import InvalidInputError, StoreError
+from rolltree.forking import STORES, at_fork
 from rolltree.store import schema
 from rolltree.store.faults import StoreLockedError, translated
 from rolltree.store.location import Identity, existing, identity, look_at, users
@@ -175,5 +176,4 @@ def _check_safe(path: Path) -> None:
         raise InvalidInputError("store.path", str(path), "a file that was not being written at the fork", fix)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(STORES, _before_fork, _after_fork_in_parent, _after_fork_in_child)

@@ -2,8 +2,8 @@
 
 A rollout is safe once its transaction is committed: at most `DELAY` after `put` while the disk keeps up, and always
 after `flush`. A failing disk never fails the caller: rollouts wait in memory, where they can be read; the oldest are
-dropped beyond `MOST_WAITING`, and `flush` says why. A rollout that cannot be written, whatever the state of the disk,
-is dropped alone. What is dropped is counted, logged by name, and raised by the next `flush`.
+dropped beyond `MOST_WAITING` or `MOST_BYTES`, and `flush` says why. A rollout that cannot be written, whatever the
+state of the disk, is dropped alone. What is dropped is counted, logged by name, and raised by the next `flush`.
 
 Invariant: rollouts get into the file in the order of `put`, whatever fails in between.
 """
@@ -30,7 +30,9 @@ from rolltree.traces.rollout import StoredRollout
 DELAY = 0.2  # seconds that a rollout waits for others to share a transaction with
 SLOWEST = 30.0  # seconds between two attempts at most, while they fail
 BATCH = 256  # rollouts that are committed without waiting for more
+BATCH_BYTES = 64 * 2**20  # that are written at once: while they are, they are in memory twice
 MOST_WAITING = 65536
+MOST_BYTES = 2**30
 EVERYTHING = Retention()
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Writer:
             self._pending.add(rollout, digest)
             if len(self._pending) == 1 or self._pending.at_rest == BATCH:
                 self._changed.notify_all()
-            if self._pending.at_rest > MOST_WAITING and (entry := self._pending.drop()) is not None:
+            while self._is_full() and (entry := self._pending.drop()) is not None:
                 self._overflow(entry)
 
     def use(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -168,7 +170,7 @@ class Writer:
                 pause = min(DELAY * 2.0 ** min(self._streak, 16), SLOWEST)
                 self._changed.wait_for(self._in_haste, pause)
             self._hurry = False  # who still waits in `flush` says so again
-            return self._pending.first(16 * BATCH)
+            return self._pending.first(16 * BATCH, BATCH_BYTES)
 
     def _in_haste(self) -> bool:
         return self._hurry or self._closed or (not self._streak and len(self._pending) >= BATCH)
@@ -223,11 +225,14 @@ class Writer:
                     self._lose(len(left), left[0], error)
             self._changed.notify_all()
 
+    def _is_full(self) -> bool:
+        return self._pending.at_rest > MOST_WAITING or self._pending.bytes_at_rest > MOST_BYTES
+
     def _overflow(self, entry: PendingRollout) -> None:
         """Count what left because too many wait; said at the first, the second, the fourth..."""
         self._overflown += 1
         said = self._overflown & (self._overflown - 1) == 0
-        self._lose(1, entry, self._error or f"more than {MOST_WAITING} wait", said)
+        self._lose(1, entry, self._error or f"more than {MOST_WAITING} rollouts or {MOST_BYTES} bytes wait", said)
 
     def _lose(self, count: int, first: PendingRollout, why: object, said: bool = True) -> None:
         self.dropped += count

@@ -101,7 +101,7 @@ class Proposer(DraftingWorker):
             self.core.take_in(Batch(ids, sampled_token_ids, num_tokens_no_spec, token_ids_cpu))
             unread = self._reading.unread(ids, sampled_token_ids, num_tokens_no_spec)
         drafts = self.core.draft(asked, running=running, unread=unread)
-        self._board.write(self.core.cheap_stats())
+        self._show()
         if len(drafts) == len(sampled_token_ids):
             return drafts
         made = iter(drafts)

@@ -120,12 +120,14 @@ class Speculator(DraftingWorker):
             before = known.get(new.req_id)
             if before is not None and before.new.prompt_token_ids != new.prompt_token_ids:
                 changed.append(new.req_id)
-        self.core.begin_step(step, ended=ended, changed=changed, coming=self._coming(schedule))
-        for id in ended:
-            known.pop(id, None)
-        for new in schedule.scheduled_new_reqs:
-            if new.req_id not in known or new.req_id in changed:
-                known[new.req_id] = _Running(new)
+        try:
+            self.core.begin_step(step, ended=ended, changed=changed, coming=self._coming(schedule))
+        finally:  # vLLM says it once
+            for id in ended:
+                known.pop(id, None)
+            for new in schedule.scheduled_new_reqs:
+                if new.req_id not in known or new.req_id in changed:
+                    known[new.req_id] = _Running(new)
 
     def propose(self, *args: Any, **kwargs: Any) -> Any:
         """Take in what this step sampled and draft what comes next; arguments as of vLLM's `BaseSpeculator.propose`.
@@ -182,7 +184,7 @@ class Speculator(DraftingWorker):
             if self._confidences is not None:
                 self._confidences.begin([row for row, new in enumerate(sampled) if new])
         drafts = iter(self.core.draft(asked, running=len(self._states.req_id_to_index), unread=unread))
-        self._board.write(self.core.cheap_stats())
+        self._show()
         return [next(drafts, []) if new else [] for new in sampled]
 
     def _judge(self, ids: list[str], counts: Int64Array, rejected: Int64Array) -> None:

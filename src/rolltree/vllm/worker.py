@@ -109,6 +109,11 @@ class DraftingWorker:
             return request
         return replace(request, noise_seed=self.seeds.of(id, sampling))
 
+    def _show(self) -> None:
+        """Show the counters. What fails in that is counted like the rest: raised, it would leave other ranks behind."""
+        with self.core.guarded():
+            self._board.write(self.core.cheap_stats())
+
     def _stops(self) -> StopStrings:
         if self._stop_strings is None:
             from rolltree.serving.stops import StopStrings

@@ -38,36 +38,36 @@ def apply_write(output, stride, indices, starts, contents, ends, groups, **_):
         else:
             group = int(groups[i])
             first = int(indices[i]) * int(stride[group]) + int(starts[i])
-            _at(int(output.numpy()[group]), first + len(text))[first:] = text
+            _at(int(output.numpy()[group]) + 4 * first, len(text))[:] = text
         begin = end
 
 
 def gather_block_tables(rows, source, target, strides, blocks, blocks_stride, requests, **_):
-    rows = rows.numpy()
-    for group, width in enumerate(strides.tolist()):
-        held = blocks.numpy()[group]
-        for i, row in enumerate(rows.tolist()):
-            count = int(held[row])
-            out = _at(int(target.numpy()[group]), (i + 1) * width)[i * width :]
-            out[:count] = _at(int(source.numpy()[group]), (row + 1) * width)[row * width :][:count]
+    at = rows.numpy()
+    for group, width in enumerate(strides.tolist() if len(at) else ()):
+        held = blocks.numpy()[group][at]
+        tables = _at(int(source.numpy()[group]), (int(at.max()) + 1) * width).reshape(-1, width)
+        out = _at(int(target.numpy()[group]), len(at) * width).reshape(-1, width)
+        for i, (row, count) in enumerate(zip(at.tolist(), held.tolist(), strict=True)):
+            out[i, :count] = tables[row, :count]
 
 
 def compute_slot_mappings(
     most, rows, starts, positions, tables, strides, sizes, enabled, sharded, out, stride, cp_rank, CP_SIZE, PAD_ID, **_
 ):
     assert CP_SIZE == 1, "context parallelism is not supported here"
-    starts, positions, out = starts.numpy(), positions.numpy(), out.numpy()
+    at, ends, out = rows.numpy(), starts.numpy()[: len(rows) + 1], out.numpy()
+    begin, end = int(ends[0]), int(ends[-1])
+    owner, place = np.repeat(at, np.diff(ends)), positions.numpy()[begin:end]
     for group, width in enumerate(strides.tolist()):
         size = int(sizes[group])
-        for i, row in enumerate(rows.tolist()):
-            begin, end = int(starts[i]), int(starts[i + 1])
-            if row < 0 or not enabled[group]:
-                out[group, begin:end] = PAD_ID
-                continue
-            at = positions[begin:end]
-            table = _at(int(tables.numpy()[group]), (row + 1) * width)[row * width :]
-            out[group, begin:end] = table[at // size].astype(np.int64) * size + at % size
-        out[group, int(starts[len(rows)]) : most] = PAD_ID
+        out[group, begin:end] = PAD_ID
+        mine = np.flatnonzero(owner >= 0) if enabled[group] else np.zeros(0, np.int64)
+        if len(mine):
+            table = _at(int(tables.numpy()[group]), (int(at.max()) + 1) * width).reshape(-1, width)
+            block = table[owner[mine], place[mine] // size].astype(np.int64)
+            out[group, begin + mine] = block * size + place[mine] % size
+        out[group, end:most] = PAD_ID
 
 
 # -- inputs and states
@@ -89,18 +89,20 @@ def prepare_prefill_inputs(
 
 
 def prepare_pos_seq_lens(positions, lengths, rows, starts, computed, most, **_):
-    positions, lengths = positions.numpy(), lengths.numpy()
-    for i, row in enumerate(rows.tolist()):
-        begin, end, done = int(starts[i]), int(starts[i + 1]), int(computed[row])
-        lengths[i] = done + end - begin
-        positions[begin:end] = np.arange(done, done + end - begin)
-    lengths[len(rows) : most] = 0
+    at, lengths = rows.numpy(), lengths.numpy()
+    counts = np.diff(starts.numpy()[: len(at) + 1])
+    done, begin = computed.numpy()[at], int(starts[0])
+    lengths[: len(at)] = done + counts
+    lengths[len(at) : most] = 0
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions.numpy()[begin : begin + len(place)] = np.repeat(done, counts) + place
 
 
 def combine_sampled_and_draft_tokens(
     input_ids, rows, last, starts, lengths, prefill, drafts, stride, cu_logits, out, NUM_NEW_SAMPLED_TOKENS=1, **_
 ):
-    input_ids, out = input_ids.numpy(), out.numpy()
+    input_ids, out, last, drafts = input_ids.numpy(), out.numpy(), last.view(-1).numpy(), drafts.numpy()
+    cu_logits, starts, lengths, prefill = cu_logits.numpy(), starts.numpy(), lengths.numpy(), prefill.numpy()
     for i, row in enumerate(rows.tolist()):
         first = int(cu_logits[i])
         count = int(cu_logits[i + 1]) - first
@@ -110,9 +112,9 @@ def combine_sampled_and_draft_tokens(
         if length <= prompt:
             continue
         if NUM_NEW_SAMPLED_TOKENS > 0 and length - count >= prompt:
-            input_ids[end - count] = int(last.view(-1)[row])
+            input_ids[end - count] = last[row]
         if drafted > 0:
-            input_ids[end - drafted : end] = drafts[row, :drafted].numpy()
+            input_ids[end - drafted : end] = drafts[row, :drafted]
 
 
 def get_num_sampled_and_rejected(sampled, rejected, lengths, cu_logits, rows, prefill, **_):
@@ -138,19 +140,19 @@ def post_update(
     total,
     **_,
 ):
-    for i, row in enumerate(rows.tolist()):
-        if row < 0:
-            continue
-        count = int(num_sampled[i])
-        if count > 0:
-            new, length = sampled[i, :count], int(total[row])
-            last.view(-1)[row] = new[-1]
-            text[row, length : length + count] = new
-            total[row] = length + count
-            if counts is not None:
-                np.add.at(counts[row].numpy(), new.numpy(), 1)
-        query = 0 if starts is None else int(starts[i + 1]) - int(starts[i])
-        computed[row] += query - int(num_rejected[i])
+    at = rows.numpy()
+    live = np.flatnonzero(at >= 0)
+    at, new, got = at[live], sampled.numpy()[live], num_sampled.numpy()[live]
+    queries = np.zeros_like(got) if starts is None else np.diff(starts.numpy())[live]
+    text, last, total = text.numpy(), last.view(-1).numpy(), total.numpy()
+    for i in np.flatnonzero(got).tolist():
+        row, tokens, length = at[i], new[i, : got[i]], total[at[i]]
+        last[row] = tokens[-1]
+        text[row, length : length + len(tokens)] = tokens
+        total[row] = length + len(tokens)
+        if counts is not None:
+            np.add.at(counts.numpy()[row], tokens, 1)
+    computed.numpy()[at] += queries - num_rejected.numpy()[live]
 
 
 def expand_idx_mapping(rows, expanded, local, cu_logits, **_):
@@ -243,18 +245,17 @@ def temperature(logits, stride, rows, temperatures, vocab, **_):
     logits /= scale[:, None]
 
 
-def philox_uniform(seed: int, position: int) -> np.float32:
-    """Return the first of the four numbers of Philox 4x32-10, as `tl.rand` gives it, but never zero."""
-    seed, position, low = seed & (2**64 - 1), position & (2**64 - 1), 0xFFFFFFFF
-    c0, c1, c2, c3 = position & low, position >> 32, 0, 0
-    k0, k1 = seed & low, seed >> 32
+def philox_uniform(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return the first of the four numbers of Philox 4x32-10, as `tl.rand` gives it, but never zero: float32 [n]."""
+    seeds, positions, low, high = _unsigned(seeds), _unsigned(positions), np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = positions & low, positions >> high, np.uint64(0), np.uint64(0)
+    k0, k1 = seeds & low, seeds >> high
     for _ in range(10):
-        b, a = 0xCD9E8D57 * c2, 0xD2511F53 * c0
-        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & low, (a >> 32) ^ c3 ^ k1, a & low
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    if c0 & 0x80000000:  # negative as int32: -x - 1
-        c0 ^= low
-    return max(np.float32(c0) * np.float32(4.6566127342e-10), np.float32(4.6566127342e-10))
+        b, a = np.uint64(0xCD9E8D57) * c2, np.uint64(0xD2511F53) * c0
+        c0, c1, c2, c3 = (b >> high) ^ c1 ^ k0, b & low, (a >> high) ^ c3 ^ k1, a & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    c0 = np.where(c0 & np.uint64(0x80000000), c0 ^ low, c0)  # negative as int32: -x - 1
+    return np.maximum(c0.astype(np.float32) * np.float32(4.6566127342e-10), np.float32(4.6566127342e-10))
 
 
 def rejection_sample(
@@ -268,34 +269,30 @@ def rejection_sample(
     assert not use_block_verification
     assert more.get("contexts") is None
     assert not more.get("fly_window_size"), "watermarks and fly are not here"
-    requests, tokens = len(cu_logits) - 1, np.arange(logits.shape[1])
-    sampled, count = np.zeros((requests, width + 1), np.int64), np.zeros(requests, np.int32)
-    for i in range(requests):
-        begin, end = int(cu_logits[i]), int(cu_logits[i + 1])
-        temperature, seed = float(temperatures[idx_mapping[i]]), int(seeds[idx_mapping[i]])
-        accepted, rejected = 0, -1
-        for row in range(begin, end):
-            values, draft = logits[row].float().numpy(), int(drafts[row + 1]) if row + 1 < end else -1
-            if not temperature:
-                pick = int(values.argmax())
-            elif draft >= 0:
-                top = values.max()
-                share = values[draft] - (top + np.log(np.exp(values - top).sum()))
-                pick = draft if share > np.log(philox_uniform(seed, int(positions[row]))) else -1
-                rejected = draft
-            else:
-                pick, rejected = -1, -1
-            if draft < 0 or pick != draft:
-                break
-            sampled[i, accepted] = draft
-            accepted += 1
-        if temperature:
-            values = values.copy()
-            if rejected >= 0:
-                values[rejected] = -np.inf
-            pick = int((values + gumbel(seed, int(positions[row]), tokens)).argmax())
-        sampled[i, accepted], count[i] = pick, accepted + 1
+    values, ends = logits.float().numpy(), cu_logits.numpy().astype(np.int64)
+    at, slots = positions.numpy().astype(np.int64), idx_mapping.numpy()
+    owner = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    heat, seed = temperatures.numpy()[slots], seeds.numpy()[slots]
+    ahead = np.where(np.arange(1, len(values) + 1) < ends[owner + 1], np.roll(drafts.numpy(), -1)[: len(values)], -1)
+    best, accepted = values.argmax(1), _accepted(values, ahead, heat[owner], seed[owner], at)
+    sampled, count = np.zeros((len(slots), width + 1), np.int64), np.zeros(len(slots), np.int32)
+    for i, (begin, end) in enumerate(zip(ends.tolist(), ends[1:].tolist(), strict=False)):
+        count[i] = 1 + int(accepted[begin:end].argmin())  # of the last position nothing is ever accepted
+        sampled[i, : count[i] - 1] = ahead[begin : begin + count[i] - 1]
+    last = ends[:-1] + count - 1
+    noisy = values[last] + gumbel(seed[:, None], at[last][:, None], np.arange(values.shape[1])[None, :])
+    rejected = np.flatnonzero(ahead[last] >= 0)
+    noisy[rejected, ahead[last][rejected]] = -np.inf
+    sampled[np.arange(len(slots)), count - 1] = np.where(heat > 0, noisy.argmax(1), best[last])
     return torch.from_numpy(sampled), torch.from_numpy(count)
+
+
+def _accepted(values, ahead, heat, seed, at) -> np.ndarray:
+    """Return whether each position takes the draft that stands ahead of it: bool [N]; no draft (-1): False."""
+    top = values.max(1)
+    share = values[np.arange(len(values)), np.maximum(ahead, 0)] - (top + np.log(np.exp(values - top[:, None]).sum(1)))
+    taken = np.where(heat > 0, share > np.log(philox_uniform(seed, at)), values.argmax(1) == ahead)
+    return taken & (ahead >= 0)
 
 
 # -- what some requests ask for
