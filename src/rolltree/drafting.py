@@ -85,7 +85,7 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        floor = self._floor(rows)
+        floor = self.floor(rows)
         self.cache.draft(handles, limits, out.native, min_survival=floor, min_match=config.min_match, tree=tree)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
@@ -98,8 +98,11 @@ class TreeDrafter:
             is_chain=not tree,
         )
 
-    def _floor(self, rows: int) -> float:
-        """Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing."""
+    def floor(self, rows: int) -> float:
+        """Return the survival below which nothing is drafted in a batch of `rows` requests.
+
+        Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing.
+        """
         if self.cost is None or not rows:
             return self.config.min_survival
         return max(self.config.min_survival, min(_DOUBT * self.cost.break_even(rows), 1.0))
