@@ -30,7 +30,7 @@ namespace rolltree {
 
 class Step {
  public:
-  static constexpr std::size_t kCatchUp = 4096;  // tokens of a turn beyond those of a usual step: about 2 ms
+  static constexpr std::size_t kCatchUp = 1024;  // tokens of a turn beyond those of a usual step: about 3 ms
 
   using Plan = StepPlan;
   using Outcome = StepOutcome;

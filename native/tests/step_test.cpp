@@ -117,7 +117,7 @@ void nothing_enters_behind_an_end() {
 
 /// A text that is much behind comes in over several turns, a bounded part in each, and is not drafted for meanwhile.
 void catching_up_is_bounded() {
-  constexpr std::size_t kLong = 20000;
+  constexpr std::size_t kLong = 6000;
   Forest forest(TreeOptions{16, 8, 0.9, 16});
   const auto tree = forest.add_tree(kStart.data(), kStart.size(), 0);
   Tokens buffers(Step::buffer_size(2, kWidth)), text(2 * kLong);
@@ -125,7 +125,7 @@ void catching_up_is_bounded() {
   Step step(forest, 2, kWidth, 1, buffers.data());
   const std::vector<std::int64_t> sessions{forest.open(tree, 0, false, true, {}), forest.open(tree, 0, false, true, {})};
   std::size_t turns = 0;
-  for (std::int32_t length = 19000; forest.generated(sessions[0]) < 18997; ++length, ++turns) {
+  for (std::int32_t length = 5000; forest.generated(sessions[0]) < 4997; ++length, ++turns) {
     Turn& turn = *step.next();
     turn.sessions = sessions;
     turn.slots = {0, 1};

@@ -1,4 +1,4 @@
-"""Drafting that waits in the device's stream (`wait: stream`), in vLLM's V2 runner on a CPU: a thread plays the stream."""
+"""Drafting that waits in the device's stream, in vLLM's V2 runner on a CPU: a thread plays the stream."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_greedy_text_is_that_of_the_plain_engine(runner: str, late: bool, greedy
 
 @pytest.mark.parametrize("late", [False, True])
 def test_seeded_text_is_that_of_the_plain_engine(late: bool, sampled: list[list[int]]) -> None:
-    """Coupled, with memory for a few requests, so that they are preempted: the text is the same, and in the trees once."""
+    """Coupled, with memory for so few requests that they are preempted: the same text, and in the trees once."""
     small = {"num_gpu_blocks_override": 10, "max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 192}
     with streaming(late=late, options={"coupled": True}, **small) as llm:
         before = preemptions(llm)
@@ -137,7 +137,7 @@ def test_aborts(llm: Any) -> None:
     right = generate(llm, inputs, max_tokens=100, ignore_eos=True)
     texts_in_cache(llm)
     stats = Control(llm).stats()
-    assert (stats["errors"], stats["cache_sessions"], stats["sessions"] if "sessions" in stats else 0) == (0, 0, 0)
+    assert (stats["errors"], stats["cache_sessions"]) == (0, 0)
     Control(llm).pause()
     assert generate(llm, inputs, max_tokens=100, ignore_eos=True) == right
 
@@ -188,7 +188,7 @@ def test_a_host_that_fails_costs_a_step_its_drafts(
     monkeypatch.undo()
     texts_in_cache(llm)
     after = Control(llm).stats()
-    assert 2 <= after["errors"] - before["errors"]
+    assert after["errors"] - before["errors"] > 1
     assert after["accepted"] - before["accepted"] > 100
     assert after["cache_sessions"] == 0
 
@@ -224,7 +224,7 @@ def test_keys_marks_and_requests_that_are_left_alone(llm: Any) -> None:
     generate(llm, prompts(4), **option(draft=False))
     after = Control(llm).stats()
     assert after["drafted"] == before["drafted"]
-    assert after["tokens_by_kind_validation"] if "tokens_by_kind_validation" in after else True
+    assert after["tokens_validation"] > 0
     assert texts_in_cache(llm) > before["cache_tokens"]
 
 
@@ -249,9 +249,9 @@ def test_the_line_of_the_start_and_refusals(greedy: list[Told], monkeypatch: pyt
     with logged() as lines, streaming() as llm:
         generate(llm, prompts(1))
     assert any("Model runner V2 (drafting waits in the device's stream), async scheduling." in line for line in lines)
-    with pytest.raises((InvalidInputError, ValueError, RuntimeError), match="device of type 'cpu'"):
-        with engine(runner="V2", additional_config={"rolltree": STREAM}):
-            pass
+    refused = engine(runner="V2", additional_config={"rolltree": STREAM})
+    with pytest.raises((InvalidInputError, ValueError, RuntimeError), match="device of type 'cpu'"), refused:
+        pass
     monkeypatch.setenv("ROLLTREE_WAIT", "stream")
     with logged() as lines, engine(runner="V2") as llm:
         assert not isinstance(proposer(llm), StreamedCore)

@@ -1,9 +1,9 @@
-"""A stand-in for the stream of a device, on a CPU where torch works at once: a thread that runs what is launched, in order.
+"""A stand-in for a device's stream, on a CPU where torch works at once: a thread that runs what is launched, in order.
 
 The core's native call and what the device does with its drafts run there while the engine's Python goes on. What a
 device would do behind them waits for them: the engine joins the thread where its next step begins to change the
-runner's arrays, which is where a device's stream would come to that. `pace` says when the thread works: `at once`,
-beside the engine; `late`, only when the engine has come to where it joins, so that it learns nothing before.
+runner's arrays, which is where a device's stream would come to that. The thread works beside the engine; or, `late`,
+only when the engine has come to where it joins, so that it learns nothing before.
 """
 
 from __future__ import annotations
