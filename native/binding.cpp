@@ -52,15 +52,20 @@ auto table(std::vector<T> Drafts::* member) {
   return [member](Drafts& d) { return nb::ndarray<nb::numpy, T, nb::ndim<2>>((d.*member).data(), {d.rows, d.width}); };
 }
 
-/// A step whose text stays where it is as long as the step may read it.
+/// A step whose buffers and text stay where they are as long as it may read them.
 struct BoundStep {
+  BoundStep(Forest& forest, std::size_t rows, std::size_t width, Out<std::int32_t, 2> memory)
+      : step(forest, rows, width, memory.shape(0), memory.data()), buffers(memory) {
+    same("buffers.shape[1]", memory.shape(1), Step::buffer_size(rows, width));
+  }
   Step step;
+  Out<std::int32_t, 2> buffers;
   std::optional<In<std::int32_t, 2>> text;
 };
 
 template <class T>
-auto column(std::vector<T> Step::* member) {
-  return [member](BoundStep& s) { return nb::ndarray<nb::numpy, T, nb::ndim<1>>((s.step.*member).data(), {s.step.rows()}); };
+auto column(std::vector<T> Turn::* member) {
+  return [member](Turn& t) { return nb::ndarray<nb::numpy, T, nb::ndim<1>>((t.*member).data(), {(t.*member).size()}); };
 }
 
 using unlocked = nb::call_guard<nb::gil_scoped_release>;
@@ -323,44 +328,80 @@ NB_MODULE(_native, m) {
       .def("set_threads", &Forest::set_threads, "threads"_a, "Threads that draft large batches; drafts do not depend on it.");
 
   const auto same_memory = nb::rv_policy::reference_internal;
-  nb::class_<BoundStep>(m, "Step",
-                        "One step of an engine as one call on plain buffers: judge, learn, append, draft, cut. Host and stream take turns:\n"
-                        "fill in and `begin`, hand over, wait until `done` has grown.")
+  nb::class_<Turn>(m, "Turn", "What one step gets and gives; see native/step.h for whose it is when. Arrays are views.")
+      .def_prop_ro("number", [](Turn& t) { return t.number; }, "Number of the step, from 1.")
+      .def_prop_ro("sessions", column(&Turn::sessions), same_memory, "int64[rows]: session, or -1")
+      .def_prop_ro("slots", column(&Turn::slots), same_memory, "int32[rows]: row of the text")
+      .def_prop_ro("prompts", column(&Turn::prompts), same_memory, "int32[rows]: length of the prompt")
+      .def_prop_ro("ends", column(&Turn::ends), same_memory, "int32[rows]: length at which the request ends")
+      .def_prop_ro("limits", column(&Turn::limits), same_memory, "int32[rows]: draft tokens at most")
+      .def_prop_ro("least", column(&Turn::least), same_memory, "int32[rows]: length from which on stop tokens end it")
       .def(
-          "__init__", [](BoundStep* self, Forest& forest, std::size_t rows, std::size_t width) { new (self) BoundStep{{forest, rows, width}, {}}; },
-          "forest"_a, "rows"_a, "width"_a, nb::keep_alive<1, 2>())
-      .def_prop_ro("sessions", column(&Step::sessions), same_memory, "int64[rows]: session, or -1")
-      .def_prop_ro("slots", column(&Step::slots), same_memory, "int32[rows]: row of the text")
-      .def_prop_ro("known", column(&Step::known), same_memory, "int32[rows]: tokens that the session has; moved on by the step")
-      .def_prop_ro("ends", column(&Step::ends), same_memory, "int32[rows]: length at which the request ends")
-      .def_prop_ro("limits", column(&Step::limits), same_memory, "int32[rows]: draft tokens at most")
-      .def_prop_ro("counts", column(&Step::counts), same_memory, "int32[rows], by the device: tokens sampled in this step")
-      .def_prop_ro("lengths", column(&Step::lengths), same_memory, "int32[rows], by the device: length behind this step")
-      .def_prop_ro(
-          "drafts",
-          [](BoundStep& s) { return nb::ndarray<nb::numpy, std::int32_t, nb::ndim<2>>(s.step.drafts.data(), {s.step.rows(), s.step.width() + 1}); },
-          same_memory, "int32[rows, 1 + width], for the device: number of drafts, and the drafts")
-      .def(
-          "begin",
-          [](BoundStep& s, std::size_t rows, In<std::int32_t, 2> text, std::int32_t vocabulary, std::size_t room, float min_survival,
-             std::uint32_t min_match, bool budget, double base, double row, double token, double cell, double ragged, double floor) {
-            s.step.begin({rows, text.data(), text.shape(0), text.shape(1), vocabulary, room, min_survival, min_match, budget,
-                          {base, row, token, cell, ragged, floor}});
-            s.text = text;
+          "set_stops",
+          [](Turn& t, In<std::int32_t, 1> ends, In<std::int32_t, 1> stops) {
+            if (ends.shape(0) > t.stop_ends.size()) throw InputFault("ends.shape", std::to_string(ends.shape(0)), "at most the rows of the step");
+            std::copy_n(ends.data(), ends.shape(0), t.stop_ends.begin());
+            t.stops.assign(stops.data(), stops.data() + stops.shape(0));
           },
-          "rows"_a, "text"_a.noconvert(), nb::kw_only(), "vocabulary"_a, "room"_a, "min_survival"_a, "min_match"_a, "budget"_a = false,
-          "base"_a = 0.0, "row"_a = 0.0, "token"_a = 0.0, "cell"_a = 0.0, "ragged"_a = 0.0, "floor"_a = 0.0,
-          "Say what the next step is: its first rows, the text int32[slots, length], what drafts are cut to.")
-      .def("run", [](BoundStep& s) { s.step.run(); }, unlocked(), "Do the step on this thread.")
-      .def_prop_ro(
-          "entry", [](BoundStep& s) { return std::pair(reinterpret_cast<std::uintptr_t>(&Step::enter), reinterpret_cast<std::uintptr_t>(&s.step)); },
-          "Addresses of a function void(void*) that does the step, and of its argument: for a thread or stream without Python.")
-      .def_prop_ro("done", [](BoundStep& s) { return s.step.done(); }, "Steps done so far.")
+          "ends"_a.noconvert(), "stops"_a.noconvert(),
+          "Set the stop tokens: those of row b, rising, are stops[ends[b - 1]:ends[b]]; int32[rows or fewer], int32[n].")
+      .def_prop_ro("taken", column(&Turn::taken), same_memory, "int32[rows]: tokens that the row's session took in")
+      .def_prop_ro("tokens", column(&Turn::tokens), same_memory, "int32[n]: these tokens, row after row")
+      .def_prop_ro("marks", column(&Turn::marks), same_memory, "uint8[rows]: 1 a stop token ended it, 2 its text was taken back")
+      .def_prop_ro("gain", column(&Turn::gain), same_memory, "float64[width]: expected tokens of each column of the drafts, before any cut")
+      .def_prop_ro("drafted", [](Turn& t) { return t.drafted; }, "Draft tokens that were judged.")
+      .def_prop_ro("accepted", [](Turn& t) { return t.accepted; }, "Of these, accepted.")
+      .def_prop_ro("outcome", [](Turn& t) { return static_cast<int>(t.outcome); }, "0 whole; 1 failed, nothing changed; 2 failed in the midst.")
+      .def_prop_ro("error", [](Turn& t) { return std::string(t.error.data()); }, "What failed.");
+  nb::class_<BoundStep>(m, "Step",
+                        "Steps of an engine, each one call on plain buffers: judge, learn, append, draft, cut. Host and stream take turns: fill in\n"
+                        "`next`, `hand_over`, launch `entry`; read `result` when `done` has reached its number.")
+      .def(
+          "__init__",
+          [](BoundStep* self, Forest& forest, std::size_t rows, std::size_t width, Out<std::int32_t, 2> buffers) {
+            new (self) BoundStep(forest, rows, width, buffers);
+          },
+          "forest"_a, "rows"_a, "width"_a, "buffers"_a.noconvert(), nb::keep_alive<1, 2>(),
+          "`buffers` int32[turns, rows (3 + width)] stays the caller's: for each turn tokens sampled [rows] and length behind them [rows], by\n"
+          "the device, and for it number of drafts and drafts [rows, 1 + width].")
+      .def("next", [](BoundStep& s) { return s.step.next(); }, nb::rv_policy::reference_internal, nb::sig("def next(self) -> Turn | None"),
+           "The turn to fill in; None while all are in flight.")
+      .def(
+          "hand_over",
+          [](BoundStep& s, std::size_t rows, In<std::int32_t, 2> text, std::int32_t vocabulary, std::size_t room, float min_survival,
+             std::uint32_t min_match, std::optional<std::size_t> verified, bool budget, double base, double row, double token, double cell,
+             double ragged, double floor) {
+            StepPlan plan{rows, text.data(), text.shape(0), text.shape(1), vocabulary, room, min_survival, min_match, budget,
+                          {base, row, token, cell, ragged, floor}};
+            if (verified) plan.verified = *verified;
+            const std::uint64_t number = s.step.hand_over(plan);
+            s.text = text;
+            return number;
+          },
+          "rows"_a, "text"_a.noconvert(), nb::kw_only(), "vocabulary"_a, "room"_a, "min_survival"_a, "min_match"_a,
+          "verified"_a.none() = nb::none(), "budget"_a = false, "base"_a = 0.0, "row"_a = 0.0, "token"_a = 0.0, "cell"_a = 0.0,
+          "ragged"_a = 0.0, "floor"_a = 0.0,
+          "Give the filled turn to the stream: its first rows, the text int32[slots, length], the same array for all turns in flight,\n"
+          "and what drafts are cut to. Returns its number.")
+      .def("take_back", [](BoundStep& s) { s.step.take_back(); }, "The turn handed over last was not launched: it is the host's again.")
+      .def(
+          "entry",
+          [](BoundStep& s, Turn& t) {
+            if (t.step != &s.step) throw InputFault("turn", "another", "one of this step");
+            return std::pair(reinterpret_cast<std::uintptr_t>(&Step::enter), reinterpret_cast<std::uintptr_t>(&t));
+          },
+          "turn"_a, "Addresses of a function void(void*) that does a turn, and of its argument: for a thread or stream without Python.")
+      .def("run", [](BoundStep& s, Turn& t) { s.step.run(t); }, "turn"_a, unlocked(), "Do a turn on this thread.")
+      .def(
+          "result", [](BoundStep& s, std::uint64_t number) { return &s.step.result(number); }, nb::rv_policy::reference_internal, "number"_a,
+          "The turn of this number, done; its arrays are good until it is handed over again.")
+      .def_prop_ro("done", [](BoundStep& s) { return s.step.done(); }, "Number of the last turn that is done.")
+      .def_prop_ro("handed", [](BoundStep& s) { return s.step.handed(); }, "Number of the last turn that was handed over.")
       .def_prop_ro(
           "sums",
           [](BoundStep& s) {
             const Step::Sums& sums = s.step.sums();
             return std::tuple(sums.tokens, sums.drafted, sums.accepted, sums.failed);
           },
-          "Tokens, drafted, accepted and failed steps so far; read them between steps.");
+          "Tokens, drafted, accepted and failed turns so far; read them while none is in flight.");
 }

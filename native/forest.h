@@ -284,6 +284,14 @@ class Forest {
     std::lock_guard lock(mutex_);
     return session_at(session).sequence->generated;
   }
+  /// The same of many sessions, -1 for those that are closed: [rows].
+  void generated_batch(const std::int64_t* sessions, std::size_t rows, std::int64_t* out) {
+    std::lock_guard lock(mutex_);
+    for (std::size_t b = 0; b < rows; ++b) {
+      const Session* s = sessions_.get(sessions[b]);
+      out[b] = s ? static_cast<std::int64_t>(s->sequence->generated) : -1;
+    }
+  }
   std::vector<SourceSums> source_sums() {
     std::lock_guard lock(mutex_);
     return {sums_, sums_ + kSources};

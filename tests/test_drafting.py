@@ -227,7 +227,7 @@ def test_settings_are_checked() -> None:
 
 
 def floor_of(d: TreeDrafter) -> float:
-    return d._floor(4)
+    return d.floor(4)
 
 
 def test_the_draft_floor_is_the_higher_of_the_setting_and_what_can_pay() -> None:

@@ -192,13 +192,14 @@ class Forest:
     def set_threads(self, threads: int) -> None:
         """Threads that draft large batches; drafts do not depend on it."""
 
-class Step:
+class Turn:
     """
-    One step of an engine as one call on plain buffers: judge, learn, append, draft, cut. Host and stream take turns:
-    fill in and `begin`, hand over, wait until `done` has grown.
+    What one step gets and gives; see native/step.h for whose it is when. Arrays are views.
     """
 
-    def __init__(self, forest: Forest, rows: int, width: int) -> None: ...
+    @property
+    def number(self) -> int:
+        """Number of the step, from 1."""
 
     @property
     def sessions(self) -> Annotated[NDArray[numpy.int64], dict(shape=(None,))]:
@@ -209,8 +210,8 @@ class Step:
         """int32[rows]: row of the text"""
 
     @property
-    def known(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
-        """int32[rows]: tokens that the session has; moved on by the step"""
+    def prompts(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: length of the prompt"""
 
     @property
     def ends(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
@@ -221,39 +222,95 @@ class Step:
         """int32[rows]: draft tokens at most"""
 
     @property
-    def counts(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
-        """int32[rows], by the device: tokens sampled in this step"""
+    def least(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: length from which on stop tokens end it"""
+
+    def set_stops(self, ends: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], stops: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+        """
+        Set the stop tokens: those of row b, rising, are stops[ends[b - 1]:ends[b]]; int32[rows or fewer], int32[n].
+        """
 
     @property
-    def lengths(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
-        """int32[rows], by the device: length behind this step"""
+    def taken(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[rows]: tokens that the row's session took in"""
 
     @property
-    def drafts(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None))]:
-        """
-        int32[rows, 1 + width], for the device: number of drafts, and the drafts
-        """
-
-    def begin(self, rows: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, vocabulary: int, room: int, min_survival: float, min_match: int, budget: bool = False, base: float = 0.0, row: float = 0.0, token: float = 0.0, cell: float = 0.0, ragged: float = 0.0, floor: float = 0.0) -> None:
-        """
-        Say what the next step is: its first rows, the text int32[slots, length], what drafts are cut to.
-        """
-
-    def run(self) -> None:
-        """Do the step on this thread."""
+    def tokens(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None,))]:
+        """int32[n]: these tokens, row after row"""
 
     @property
-    def entry(self) -> tuple[int, int]:
+    def marks(self) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,))]:
+        """uint8[rows]: 1 a stop token ended it, 2 its text was taken back"""
+
+    @property
+    def gain(self) -> Annotated[NDArray[numpy.float64], dict(shape=(None,))]:
         """
-        Addresses of a function void(void*) that does the step, and of its argument: for a thread or stream without Python.
+        float64[width]: expected tokens of each column of the drafts, before any cut
+        """
+
+    @property
+    def drafted(self) -> int:
+        """Draft tokens that were judged."""
+
+    @property
+    def accepted(self) -> int:
+        """Of these, accepted."""
+
+    @property
+    def outcome(self) -> int:
+        """0 whole; 1 failed, nothing changed; 2 failed in the midst."""
+
+    @property
+    def error(self) -> str:
+        """What failed."""
+
+class Step:
+    """
+    Steps of an engine, each one call on plain buffers: judge, learn, append, draft, cut. Host and stream take turns: fill in
+    `next`, `hand_over`, launch `entry`; read `result` when `done` has reached its number.
+    """
+
+    def __init__(self, forest: Forest, rows: int, width: int, buffers: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+        """
+        `buffers` int32[turns, rows (3 + width)] stays the caller's: for each turn tokens sampled [rows] and length behind them [rows], by
+        the device, and for it number of drafts and drafts [rows, 1 + width].
+        """
+
+    def next(self) -> Turn | None:
+        """The turn to fill in; None while all are in flight."""
+
+    def hand_over(self, rows: int, text: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, vocabulary: int, room: int, min_survival: float, min_match: int, verified: int | None = None, budget: bool = False, base: float = 0.0, row: float = 0.0, token: float = 0.0, cell: float = 0.0, ragged: float = 0.0, floor: float = 0.0) -> int:
+        """
+        Give the filled turn to the stream: its first rows, the text int32[slots, length], the same array for all turns in flight,
+        and what drafts are cut to. Returns its number.
+        """
+
+    def take_back(self) -> None:
+        """The turn handed over last was not launched: it is the host's again."""
+
+    def entry(self, turn: Turn) -> tuple[int, int]:
+        """
+        Addresses of a function void(void*) that does a turn, and of its argument: for a thread or stream without Python.
+        """
+
+    def run(self, turn: Turn) -> None:
+        """Do a turn on this thread."""
+
+    def result(self, number: int) -> Turn:
+        """
+        The turn of this number, done; its arrays are good until it is handed over again.
         """
 
     @property
     def done(self) -> int:
-        """Steps done so far."""
+        """Number of the last turn that is done."""
+
+    @property
+    def handed(self) -> int:
+        """Number of the last turn that was handed over."""
 
     @property
     def sums(self) -> tuple[int, int, int, int]:
         """
-        Tokens, drafted, accepted and failed steps so far; read them between steps.
+        Tokens, drafted, accepted and failed turns so far; read them while none is in flight.
         """

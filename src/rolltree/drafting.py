@@ -91,7 +91,7 @@ class TreeDrafter:
             self._buffers = _Buffers(rows + rows // 2, max(1, config.max_draft))
         out, tree = self._buffers, config.shape == "tree"
         limits = np.minimum(limits, config.max_draft).astype(np.int32, copy=False)
-        floor = config.min_survival if budget is not None else self._floor(rows)
+        floor = config.min_survival if budget is not None else self.floor(rows)
         self.cache.draft(handles, limits, out.native, min_survival=floor, min_match=config.min_match, tree=tree)
         self._drafted = handles
         lengths, survival = out.lengths[:rows], out.survival[:rows]
@@ -120,8 +120,11 @@ class TreeDrafter:
     def _budget(self, survival: Float32Array, lengths: Int32Array) -> Int32Array:
         return lengths.copy() if self.cost is None else allocate(survival, lengths, self.cost)
 
-    def _floor(self, rows: int) -> float:
-        """Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing."""
+    def floor(self, rows: int) -> float:
+        """Return the survival below which nothing is drafted in a batch of `rows` requests.
+
+        Drafting what cannot pay would only cost time: a batch that is bound by compute drafts next to nothing.
+        """
         if self.cost is None or not rows:
             return self.config.min_survival
         return max(self.config.min_survival, min(_DOUBT * self.cost.break_even(rows), 1.0))

@@ -82,6 +82,14 @@ class Sessions:
             self._forest.append_batch(handles, emitted, cuts)
             self._write_along(handles, emitted, cuts)
 
+    def took_in(self, handles: Int64Array, tokens: Int32Array, offsets: Int32Array) -> None:
+        """Note what a device's stream has appended to live sessions itself (native/step.h); arguments as `append`.
+
+        Their journal gets it, and room is made.
+        """
+        self._write_along(handles, tokens, offsets)
+        self._keep_within()
+
     def settle(
         self, sessions: ArrayLike, drafts: Drafts, rows: ArrayLike, verified: ArrayLike, tokens: ArrayLike,
         offsets: ArrayLike,

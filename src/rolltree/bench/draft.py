@@ -80,20 +80,24 @@ def _measure_step(
     progress(f"native step, {rows} rows")
     config = SHAPES["chain of 16"]
     drafter, handles, texts = _drafter(take(groups, rows, len(groups[0].now)), config, threads)
-    step, width = Step(drafter.cache._forest, rows, config.max_draft), steps + 1
-    text = np.stack([np.resize(text, width) for text in texts]).astype(np.int32)
-    step.sessions[:], step.slots[:], step.ends[:], step.limits[:] = handles, np.arange(rows), 2**30, config.max_draft
+    buffers = np.zeros((1, rows * (3 + config.max_draft)), np.int32)
+    step = Step(drafter.cache._forest, rows, config.max_draft, buffers)
+    text = np.stack([np.resize(text, steps + 1) for text in texts]).astype(np.int32)
     seconds, drafted = [], 0
     for done in range(steps):
-        step.counts[:], step.lengths[:] = 1, done + 1
-        step.begin(
+        turn = step.next()
+        assert turn is not None
+        turn.sessions[:], turn.slots[:], turn.ends[:] = handles, np.arange(rows), 2**30
+        turn.limits[:] = config.max_draft
+        buffers[0, :rows], buffers[0, rows : 2 * rows] = 1, done + 1
+        step.hand_over(
             rows, text, vocabulary=2**31 - 1, room=2**31, min_survival=config.min_survival,
             min_match=config.min_match, budget=True, base=COST.base, token=COST.token,
         )  # fmt: skip
         begin = time.perf_counter()
-        step.run()
+        step.run(turn)
         seconds.append(time.perf_counter() - begin)
-        drafted += int(step.drafts[:, 0].sum())
+        drafted += int(buffers[0, 2 * rows :: 1 + config.max_draft].sum())
     p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
     return {
         "step_milliseconds_p50": float(p50),

@@ -217,10 +217,15 @@ class ServingCore(EngineMemory):
             self._place(drafts, self._drafted(wanted, len(drafts), room), wanted, room)
         if self._rows:
             self._saved.add(self._rows, self._tokens)
-            if wanted.limits.any() and self._watch.add(self._rows, self._tokens, sum(map(len, drafts))):
-                pay = pays(self.drafter.cost, self._watch.mean_rows, self.engine.max_draft)
-                if line := self._watch.judge(self.counts, paused=self.paused, pays=pay):
-                    self.log.log(line.level, "rolltree: %s", line.text)
+            if wanted.limits.any():
+                self._watch_step(self._rows, self._tokens, sum(map(len, drafts)))
+
+    def _watch_step(self, rows: int, tokens: int, drafted: int) -> None:
+        """Note a step in which `rows` requests, which could be drafted for, got `tokens`; say what is to be said."""
+        if self._watch.add(rows, tokens, drafted):
+            pay = pays(self.drafter.cost, self._watch.mean_rows, self.engine.max_draft)
+            if line := self._watch.judge(self.counts, paused=self.paused, pays=pay):
+                self.log.log(line.level, "rolltree: %s", line.text)
 
     def _drafted(self, wanted: Wanted, rows: int, room: int) -> DraftBatch:
         rule = self.lengths
@@ -284,12 +289,16 @@ class ServingCore(EngineMemory):
 
     def _failed(self) -> None:
         """Go on without drafts; call inside an `except`."""
-        self.counts.errors += 1
         self._failed_now = True
+        self._count_failure(True)
+        self.book.drop()
+
+    def _count_failure(self, error: Exception | bool) -> None:
+        """Note that a step has failed, by `error` (True: that which is handled); too many in a row pause drafting."""
+        self.counts.errors += 1
         self._failed_in_a_row += 1
         if self.counts.errors == 1:
-            self.log.exception("rolltree failed; this step has no drafts. Logged once, counted always.")
-        self.book.drop()
+            self.log.error("rolltree failed; this step has no drafts. Logged once, counted always.", exc_info=error)
         if self._failed_in_a_row >= GIVE_UP_AFTER and not self.paused:
             self.paused = True
             self.log.error("rolltree failed %d steps in a row and drafts no more; see the error above.", GIVE_UP_AFTER)

@@ -19,6 +19,9 @@ class ServingCounts(SharingCounts):
     fillers_accepted: int = count("Fillers that were accepted: their tokens are text, but no drafts of ours")
     compute_bound_row_steps: int = count("Pairs of a request and a step in batches where good drafts would not pay")
     errors: int = count("Steps that went without drafts because drafting failed")
+    late_steps: int = count(
+        "Steps without drafts because the device was too far behind to be given another draft to make"
+    )
     invalid_options: int = count("Requests that were not drafted for because of an invalid option")
     inferred_versions: int = count("Policy versions that nobody named: weight updates seen, or salts of requests")
     inferred_sessions: int = count("Requests whose conversation was taken from the host's own id of it")

@@ -38,6 +38,7 @@ class EngineMemory:
 
     drafter: TreeDrafter
     book: RequestBook
+    book_class: type[RequestBook] = RequestBook
 
     def __init__(
         self, engine: EngineShape, options: EngineOptions, *,
@@ -60,7 +61,7 @@ class EngineMemory:
         engine, options = self.engine, self.options
         self.drafter = TreeDrafter(self.keeping.cache(), options.draft(engine.max_draft), cost=self.cost)
         self.drafter.stats = self.counts
-        self.book = RequestBook(
+        self.book = self.book_class(
             self.drafter.cache,
             max_draft=engine.max_draft,
             max_length=engine.max_length,

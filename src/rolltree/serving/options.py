@@ -27,6 +27,7 @@ SHARE = re.compile(r"(ray(:[\w.-]+)?)?")
 LEAST_BYTES = 2**20
 """Of a store's file: an empty one has a twentieth of that."""
 REBUILD = ("background", "blocking", "never")
+WAIT = ("host", "stream")
 
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
@@ -70,6 +71,9 @@ class EngineOptions:
     same seed gives the same rollout with drafts, without, and with any cache. For engines whose sampler can do that."""
     replica: int = -1
     """Number of this engine among those of one seed, which goes into the seeds of `coupled`; -1: not known."""
+    wait: str = "host"
+    """Where drafting waits for a step's tokens: `host`, in the engine's own thread; `stream`, in the device's stream,
+    which calls the core itself while the engine runs ahead. For engines whose runner can do that."""
     infer: bool = True
     """Take versions from weight updates and salts, and conversations from the engine's own ids, where none is named."""
     metrics: bool = True
@@ -107,6 +111,7 @@ class EngineOptions:
         _check("store_bytes", self.store_bytes, is_good, f"0, or {LEAST_BYTES} and more")
         _check("store_window", self.store_window, 0 <= self.store_window < 2**31, "a number of rollouts, 0 or more")
         _check("store_rebuild", self.store_rebuild, self.store_rebuild in REBUILD, f"one of {', '.join(REBUILD)}")
+        _check("wait", self.wait, self.wait in WAIT, f"one of {', '.join(WAIT)}")
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 
     @classmethod

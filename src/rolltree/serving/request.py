@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rolltree.serving.request_options import DEFAULT, RequestOptions
@@ -30,6 +30,9 @@ class ServedRequest:
     were before it."""
     noise_seed: int | None = None
     """Seed of the murmur3 noise that the engine draws this request's tokens with; drafts then follow the noise."""
+    end_of: Callable[[Sequence[int]], Sequence[int]] | None = None
+    """Cuts what was generated where it really ended, for a request whose end no single token tells (stop strings). For
+    hosts that do not keep the text themselves."""
     media: tuple[tuple[int, str], ...] = ()
     """Images and the like in the prompt: place of the first token that stands for each, and the hash of its content."""
 

@@ -130,9 +130,9 @@ def _build_ours(model_runner: Any) -> None:
         def init_speculator(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
             if not uses_rolltree(vllm_config):
                 return original(vllm_config, device, *args, **kwargs)
-            from rolltree.vllm.speculator import Speculator
+            from rolltree.vllm.stream_speculator import speculator
 
-            return Speculator(vllm_config, device, *args, **kwargs)
+            return speculator(vllm_config, device, *args, **kwargs)
 
         return init_speculator
 

@@ -53,6 +53,7 @@ class Speculator(DraftingWorker):
 
     """
 
+    runner = "V2"
     supports_mm_inputs = False
     draft_logits = None
     """Drafts are certain: there is no distribution that they came from."""
@@ -62,7 +63,7 @@ class Speculator(DraftingWorker):
     def __init__(self, vllm_config: Any, device: Any, states: Any) -> None:
         import torch
 
-        super().__init__(vllm_config, runner="V2")
+        super().__init__(vllm_config, runner=self.runner)
         engine, pinned = self.core.engine, device.type == "cuda"
         self.rolltree_coupled = self.core.options.coupled
         self._states, self._requests = states, dict[str, _Running]()

@@ -38,16 +38,19 @@ class DraftingWorker:
 
     """
 
+    core_class: type[ServingCore] = ServingCore
+
     def __init__(self, vllm_config: Any, *, runner: str) -> None:
-        options = checks.check_engine(vllm_config)
+        log = logging.getLogger("vllm.rolltree")  # below vLLM's own logger, so shown as its lines are
+        options = checks.check_engine(vllm_config, log)
         self._config = vllm_config
-        self.core = ServingCore(
+        self.core = self.core_class(
             engine_shape(vllm_config),
             options,
             request_of=self._request,
             output_of=lambda id: true_output(self._state(id), self._stops),
             free_bytes=self._free_bytes,
-            log=logging.getLogger("vllm.rolltree"),  # below vLLM's own logger, so shown as its lines are
+            log=log,
             clock=time.perf_counter,
         )
         self._schedules_alone = compat_ranks.schedules_alone(vllm_config)
