@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_OURS = {"curl", "tar", "python", "python3", "vllm", "bash", "git", "cd", "export"}
+NOT_OURS = {"cat", "curl", "tar", "python", "python3", "vllm", "bash", "git", "cd", "export"}
 """Commands of others; what they are given is checked where it is ours."""
 
 

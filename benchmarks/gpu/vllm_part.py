@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +26,7 @@ TEMPERATURES = (0.0, 1.0)
 GPU_MEMORY = 0.85
 """Share of it that vLLM may take: this process has a context there, too."""
 Row = dict[str, Any]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,23 +95,23 @@ class _Plain:
 
 
 def measure(
-    subject: Subject, setting: Setting, add: Callable[[Row], None], progress: Callable[[str], None] = lambda what: None
+    subject: Subject, setting: Setting, add: Callable[[Row], None], progress: Progress = lambda what: None
 ) -> None:
     """Measure every case; `add` gets each row when it is there: see docs/gpu.md."""
     plain = _Plain()
     for name, k in setting.contenders():
         label = f"{name}, K = {k}" if CASES[name].lengths else name
         progress(f"{label}: starting")
-        _contend(subject, setting, name, k, plain, add, partial(_say, progress, label))
+        _contend(subject, setting, name, k, plain, add, _prefixed(progress, label))
 
 
-def _say(progress: Callable[[str], None], label: str, what: str) -> None:
-    progress(f"{label}: {what}")
+def _prefixed(progress: Progress, label: str) -> Progress:
+    return lambda what: progress(f"{label}: {what}")
 
 
 def _contend(
     subject: Subject, setting: Setting, name: str, k: int, plain: _Plain, add: Callable[[Row], None],
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> None:  # fmt: skip
     case = CASES[name]
     log = setting.out / f"vllm-{Path(subject.name).name}-{name}-{k}.log"
@@ -134,7 +134,7 @@ def _described(about: About) -> Row:
 
 def _run(
     engine: Worker, subject: Subject, setting: Setting, name: str, plain: _Plain, add: Callable[[Row], None],
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> None:  # fmt: skip
     if name == BASELINE:
         plain.runner = engine.about.runner
