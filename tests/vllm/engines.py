@@ -189,3 +189,8 @@ def random_model(folder: Path, *, vocab: int = 64, peak: float = 14.0) -> Path:
         model.lm_head.weight.mul_(peak)
     model.save_pretrained(folder)
     return folder
+
+
+def preemptions(llm: Any) -> float:
+    """Requests that lost their memory so far."""
+    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")

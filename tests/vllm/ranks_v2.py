@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.vllm.engines import preemptions
 from tests.vllm.ranks import COUNT, LONGEST, greedy, proposer_of, sampled, stats, two_ranks
 
 Seen = dict[str, Any]
@@ -156,11 +157,6 @@ FAULTS = {
     "failed in the read": lambda llm: raising(speculator(llm)._rows, "read"),
     "other drafts": other_drafts,
 }
-
-
-def preemptions(llm: Any) -> float:
-    """Requests that lost their memory so far."""
-    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
 
 def replicas() -> Seen:

@@ -12,7 +12,7 @@ import pytest
 
 from rolltree.serving.places import Places
 from rolltree.vllm import Control
-from tests.vllm.engines import FIRST_V2, OPTIONS, VERSION, engine, generate, model_runner, prompts
+from tests.vllm.engines import FIRST_V2, OPTIONS, VERSION, engine, generate, model_runner, preemptions, prompts
 
 COUNT, ROWS, SEED = 12, 24, 100
 TEMPERATURES = (1.0, 0.7)
@@ -71,10 +71,6 @@ def test_preempted_requests_keep_text_and_session(runner: str, sampled: dict[flo
     assert stats["errors"] == 0
     texts = sum(len(item["prompt_token_ids"]) + 2 * len(text) for item, text in zip(prompts(COUNT), right, strict=True))
     assert stats["cache_tokens"] == texts  # nothing twice, nothing lost
-
-
-def preemptions(llm: Any) -> float:
-    return sum(metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
 
 
 @pytest.fixture(name="coupled", scope="module", params=ALL)

@@ -14,8 +14,19 @@ from rolltree.errors import InvalidInputError
 from rolltree.serving.streamed import StreamedCore
 from rolltree.store import RolloutStore
 from rolltree.vllm import Control
-from tests.vllm.engines import OPTIONS, Told, assert_same, engine, generate, logged, prompts, proposer, tell
-from tests.vllm.test_v2 import COUNT, preemptions, seeded
+from tests.vllm.engines import (
+    OPTIONS,
+    Told,
+    assert_same,
+    engine,
+    generate,
+    logged,
+    preemptions,
+    prompts,
+    proposer,
+    tell,
+)
+from tests.vllm.test_coupled import COUNT, seeded
 from tests.vllm.v2.stream import stream_on_cpu
 
 STREAM = OPTIONS | {"wait": "stream"}
