@@ -40,7 +40,10 @@ def graphs_of(runner: Any) -> Graphs | None:
     """Return what full graphs a runner has captured; None where there are none (a CPU, eager, PIECEWISE) to ask for."""
     manager = getattr(runner, "cudagraph_manager", None)
     captured = getattr(manager, "graphs", None)
-    if not captured or not _can_be_asked(type(manager), type(next(iter(captured)))):
+    if not captured:
+        return None
+    kinds: tuple[Any, Any] = type(manager), type(next(iter(captured)))
+    if not _can_be_asked(*kinds):
         return None
     from vllm.config.compilation import CUDAGraphMode
 
