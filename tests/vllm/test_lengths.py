@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -271,6 +271,18 @@ def test_full_graphs_of_all_steps_need_no_one_length() -> None:
 def test_without_full_graphs_drafts_stay_ragged(mode: str) -> None:
     assert compat_graphs.graphs_of(table(mode, [1, 2, 4, 8, 16], None)) is None
     assert compat_graphs.graphs_of(SimpleNamespace()) is None
+
+
+def test_another_vllms_table_is_not_asked() -> None:
+    """Its drafts stay ragged, too; no step fails by it."""
+
+    class Other:
+        graphs: ClassVar[dict[object, object]] = {object(): None}
+
+        def dispatch(self, shape: object) -> None:
+            raise AssertionError
+
+    assert compat_graphs.graphs_of(SimpleNamespace(cudagraph_manager=Other())) is None
 
 
 # Adaptive verification.

@@ -12,9 +12,14 @@ step without drafts is among them only where that schedule names 0. FULL capture
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 from rolltree.vllm.draft_lengths import Graphs
+
+DISPATCH = ("num_reqs", "num_tokens", "uniform_token_count", "num_active_loras", "max_query_len")
+"""Parameters of the manager's `dispatch` that are given."""
 
 
 def draft_sizes(vllm_config: Any) -> tuple[int, ...]:
@@ -32,17 +37,26 @@ def draft_sizes(vllm_config: Any) -> tuple[int, ...]:
 
 
 def graphs_of(runner: Any) -> Graphs | None:
-    """Return what full graphs a runner has captured; None where it has none (a CPU, eager, PIECEWISE)."""
+    """Return what full graphs a runner has captured; None where there are none (a CPU, eager, PIECEWISE) to ask for."""
     manager = getattr(runner, "cudagraph_manager", None)
     captured = getattr(manager, "graphs", None)
-    if not captured or not hasattr(manager, "dispatch"):
+    if not captured:
+        return None
+    kinds: tuple[Any, Any] = type(manager), type(next(iter(captured)))
+    if not _can_be_asked(*kinds):
         return None
     from vllm.config.compilation import CUDAGraphMode
 
     def replays(rows: int, drafted: int, longest: int) -> bool:
         query = 1 + longest
         uniform = query if drafted == rows * longest else None
-        found = manager.dispatch(rows, rows + drafted, uniform, 0, query)  # type: ignore[union-attr]
+        found = manager.dispatch(**dict(zip(DISPATCH, (rows, rows + drafted, uniform, 0, query), strict=True)))  # type: ignore[union-attr]
         return bool(found.cg_mode == CUDAGraphMode.FULL)
 
     return Graphs(replays, any_lengths=next(iter(captured)).uniform_token_count is None)
+
+
+@cache
+def _can_be_asked(manager: type, graph: type) -> bool:
+    taken = inspect.signature(getattr(manager, "dispatch", _can_be_asked)).parameters
+    return all(name in taken for name in DISPATCH) and "uniform_token_count" in getattr(graph, "__annotations__", ())
