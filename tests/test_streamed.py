@@ -123,12 +123,35 @@ def test_a_step_that_fails_in_the_midst_of_it(lag: int) -> None:
     submit(host)
     for _ in range(3):
         host.step()
+    before = set(host.core.drafter.cache._live)
     host.core._step = Torn(host.core._step, at=host.core._step.handed)  # type: ignore[assignment, union-attr]
+    for _ in range(lag + 2):
+        host.step()
+    assert len(before) >= 4
+    assert before.isdisjoint(host.core.drafter.cache._live)
     assert host.run() == texts
     assert tokens_in_cache(host) <= tokens_of(texts)
     assert host.core.counts.errors == 1
     assert host.core.counts.accepted > 20
     assert host.core.stats()["cache_sessions"] == 0
+
+
+def test_what_is_told_late_of_a_session_that_is_gone_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several turns are learned of at once, the first of them torn: the others tell of sessions that were dropped."""
+    host, kept = StreamedHost(lag=0), list[list[int]]()
+    submit(host, end_of=lambda text: text[:10])
+    host.core.drafter.cache.listen(lambda rollout: kept.append(list(map(int, rollout.token_ids))))
+    host.step()
+    monkeypatch.setattr(host.core, "poll", lambda: None)
+    for _ in range(3):
+        host.step()
+    monkeypatch.undo()
+    host.core._step = Torn(host.core._step, at=2)  # type: ignore[assignment]
+    texts = host.run()
+    tokens_in_cache(host)
+    assert host.core.counts.errors == 1
+    assert len(kept) > 8
+    assert all(text in [whole[:10] for whole in texts.values()] for text in kept)
 
 
 class Torn:
@@ -206,18 +229,19 @@ def test_a_launch_that_failed_is_taken_back() -> None:
     """The turn is filled in anew."""
     host, texts = StreamedHost(lag=2), right()
     submit(host)
-    hand_over, calls = host.core.hand_over, iter(range(10**6))
+    hand_over, calls, planted = host.core.hand_over, iter(range(10**6)), list[int]()
 
     def refused(*args: Any) -> Any:
         handed = hand_over(*args)
         if handed is not None and next(calls) % 12 == 7:
             host.core.take_back()
+            planted.append(1)
             raise RuntimeError("planted")
         return handed
 
     host.core.hand_over = refused  # type: ignore[method-assign]
     assert host.run() == texts
-    assert host.core.counts.errors > 1
+    assert host.core.counts.errors == len(planted) > 1
     assert host.core.counts.accepted > 0
 
 
