@@ -123,7 +123,12 @@ def test_a_step_that_fails_in_the_midst_of_it(lag: int) -> None:
     submit(host)
     for _ in range(3):
         host.step()
+    before = set(host.core.drafter.cache._live)
     host.core._step = Torn(host.core._step, at=host.core._step.handed)  # type: ignore[assignment, union-attr]
+    for _ in range(lag + 2):
+        host.step()
+    assert len(before) >= 4
+    assert before.isdisjoint(host.core.drafter.cache._live)
     assert host.run() == texts
     assert tokens_in_cache(host) <= tokens_of(texts)
     assert host.core.counts.errors == 1
@@ -131,14 +136,41 @@ def test_a_step_that_fails_in_the_midst_of_it(lag: int) -> None:
     assert host.core.stats()["cache_sessions"] == 0
 
 
+def test_what_is_told_late_of_a_session_that_is_gone_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn is torn; those behind it, which were being done meanwhile, tell of sessions that were dropped."""
+    host, kept = StreamedHost(lag=0), list[list[int]]()
+    submit(host, end_of=lambda text: text[:10])
+    host.core.drafter.cache.listen(lambda rollout: kept.append(list(map(int, rollout.token_ids))))
+    host.step()
+    monkeypatch.setattr(host.core, "poll", lambda: None)
+    for _ in range(3):
+        host.step()
+    monkeypatch.undo()
+    torn = host.core._step = Torn(host.core._step, at=2)  # type: ignore[assignment]
+    torn.hides = True
+    host.step()
+    torn.hides = False
+    texts = host.run()
+    tokens_in_cache(host)
+    assert host.core.counts.errors == 1
+    assert len(kept) > 8
+    assert all(text in [whole[:10] for whole in texts.values()] for text in kept)
+
+
 class Torn:
     """A step one of whose turns has failed in the midst of it."""
 
     def __init__(self, step: Any, at: int) -> None:
         self._step, self._at = step, at
+        self.hides = False
+        """What came behind that turn is not known to be done yet."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
+
+    @property
+    def done(self) -> int:
+        return self._at if self.hides else int(self._step.done)
 
     def result(self, number: int) -> Any:
         return SimpleNamespace(outcome=2, error="planted") if number == self._at else self._step.result(number)
@@ -206,18 +238,19 @@ def test_a_launch_that_failed_is_taken_back() -> None:
     """The turn is filled in anew."""
     host, texts = StreamedHost(lag=2), right()
     submit(host)
-    hand_over, calls = host.core.hand_over, iter(range(10**6))
+    hand_over, calls, planted = host.core.hand_over, iter(range(10**6)), list[int]()
 
     def refused(*args: Any) -> Any:
         handed = hand_over(*args)
         if handed is not None and next(calls) % 12 == 7:
             host.core.take_back()
+            planted.append(1)
             raise RuntimeError("planted")
         return handed
 
     host.core.hand_over = refused  # type: ignore[method-assign]
     assert host.run() == texts
-    assert host.core.counts.errors > 1
+    assert host.core.counts.errors == len(planted) > 1
     assert host.core.counts.accepted > 0
 
 
