@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rolltree.budget import CostModel, allocate
 from rolltree.drafting import TreeDrafter
 from rolltree.serving.lengths import Drafted
+from rolltree.serving.timing import Scheduled
 from rolltree.vllm.adaptive import Confidences, conditional
 from rolltree.vllm.draft_lengths import RAGGED, DraftLengths, Graphs, Verified, common_places
 from rolltree.vllm.step_drafts import StepDrafts
@@ -167,6 +168,17 @@ def test_steps_that_read_a_prompt_are_ragged() -> None:
     plan = DraftLengths("uniform", SIZES, widest=8)
     assert counts(plan.shortened(schedule, {"a": 4, "b": 1}, 4)) == [5, 2, 1, 40]
     assert plan.verified.fillers({"a": 3, "b": 1, "c": 1}) == (0, 0)
+
+
+@pytest.mark.parametrize(("drafted", "read", "any_lengths", "left"), [
+    (8, 0, False, False), (9, 0, False, True), (8, 1, False, True), (8, 1, True, False),
+])  # fmt: skip
+def test_a_step_that_reads_a_prompt_leaves_graphs_of_one_length(
+    drafted: int, read: int, any_lengths: bool, left: bool
+) -> None:
+    graphs = Graphs(lambda rows, drafted, longest: drafted == rows * longest, any_lengths)
+    step = Scheduled(rows=4, drafted=drafted, longest=2, read=read, continues=True)
+    assert graphs.left_by(step) == left
 
 
 def test_a_row_that_lacks_places_shortens_all() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from rolltree.budget import allocate, one_length, rate_of
 from rolltree.serving.lengths import Drafted
+from rolltree.serving.timing import Scheduled
 from rolltree.types import Int32Array
 from rolltree.vllm.ragged import shortened
 
@@ -33,6 +34,11 @@ class Graphs:
     """Takes requests, their draft tokens, and the most of one request; returns whether such a step replays one."""
     any_lengths: bool
     """Whether ragged steps do as well as others."""
+
+    def left_by(self, step: Scheduled) -> bool:
+        """Whether a step replays none of them: one that reads a prompt fits no graph of one length."""
+        reads = step.read > 0 and not self.any_lengths
+        return reads or not self.replays(step.rows, step.drafted, step.longest)
 
 
 @dataclass(frozen=True, slots=True)

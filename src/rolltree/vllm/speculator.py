@@ -113,7 +113,7 @@ class Speculator(DraftingWorker):
     def _begin(self, schedule: Any) -> None:
         step = scheduled(schedule)
         if self._graphs is not None and step.rows:
-            step = replace(step, ungraphed=not self._graphs.replays(step.rows, step.drafted, step.longest))
+            step = replace(step, ungraphed=self._graphs.left_by(step))
         self._reading.begin_step(schedule, decodes=step.decodes)
         ended = schedule.finished_req_ids
         known, changed = self._requests, []
