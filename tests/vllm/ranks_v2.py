@@ -1,13 +1,11 @@
 """What each rank generates in vLLM's V2 runner: run by test_ranks_v2.py in processes of its own.
 
 `python -m tests.vllm.ranks_v2 external FOLDER` under torchrun: every rank schedules for itself. `... mp FOLDER`: one
-scheduler, which starts the workers. `... replicas FOLDER`: two engines behind one front end, by hand. Each process
-writes what it saw to FOLDER/RANK.json.
+scheduler, which starts the workers. Each process writes what it saw to FOLDER/RANK.json.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vllm.engines import preemptions
-from tests.vllm.ranks import COUNT, LONGEST, greedy, proposer_of, sampled, stats, two_ranks
+from tests.vllm.ranks import greedy, proposer_of, sampled, stats, two_ranks
 
 Seen = dict[str, Any]
 STAND_INS = "ROLLTREE_TESTS_V2"
@@ -29,7 +27,7 @@ def main(mode: str, folder: Path) -> None:
     os.environ[STAND_INS] = "1"
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     rank = int(os.environ.get("RANK", "0"))
-    seen = external(rank) if mode == "external" else replicas() if mode == "replicas" else one_scheduler()
+    seen = external(rank) if mode == "external" else one_scheduler()
     (folder / f"{rank}.json").write_text(json.dumps(seen))
 
 
@@ -157,54 +155,6 @@ FAULTS = {
     "failed in the read": lambda llm: raising(speculator(llm)._rows, "read"),
     "other drafts": other_drafts,
 }
-
-
-def replicas() -> Seen:
-    """Two engines of one model behind one front end, each with trees of its own."""
-    from tests.vllm.v2.no_triton import v2_on_cpu
-
-    with v2_on_cpu(async_scheduling=True):
-        return asyncio.run(_replicas())
-
-
-async def _replicas() -> Seen:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from rolltree.demo.assets import model_folder
-    from rolltree.vllm import AsyncControl
-    from tests.vllm.engines import METHODS
-
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=str(model_folder()), speculative_config=METHODS["rolltree"], dtype="float32", enforce_eager=True,
-            max_model_len=256, max_num_seqs=COUNT, block_size=32, data_parallel_size=2,
-            additional_config={"rolltree": {"metrics": False, "cost": "off"}},
-        )
-    )  # fmt: skip
-    control = AsyncControl(engine)
-    try:
-        await control.pause()
-        seen: Seen = {"right": await _texts(engine)}
-        await control.resume()
-        seen["texts"] = [await _texts(engine) for _ in range(3)]
-        return seen | {"stats": await control.stats()}
-    finally:
-        engine.shutdown()
-
-
-async def _texts(engine: Any) -> list[list[int]]:
-    from tests.vllm.engines import prompts
-
-    return await asyncio.gather(*(_text(engine, prompt, i) for i, prompt in enumerate(prompts(COUNT))))
-
-
-async def _text(engine: Any, prompt: Any, number: int) -> list[int]:
-    from vllm import SamplingParams
-
-    async for output in engine.generate(prompt, SamplingParams(temperature=0.0, max_tokens=LONGEST), f"{number}"):
-        last = output
-    return list(last.outputs[0].token_ids)
 
 
 if __name__ == "__mp_main__" and STAND_INS in os.environ:  # a spawned worker has nothing of its parent's

@@ -32,7 +32,7 @@ BIAS = 0.01
 ROUNDS = 10
 """Of 49,000 tokens: a bias of 1 % stands out by some seven standard errors."""
 V2_ROUNDS = 3
-"""Of each way to schedule; the standard error that is meant for a bias toward the likeliest token is 15 % of 1 %."""
+"""Of each way to schedule."""
 INPUTS = [[1, *[(7 * i + 3 * j) % 60 + 3 for j in range(6)]] for i in range(8)]
 
 
