@@ -27,7 +27,7 @@ ABOUT = About(runner="V2", max_length=64, vocab=50, device="GPU", dtype="bfloat1
 
 
 class FakeWorker:
-    """Says the seed, or 0; rolltree in V1 says something else."""
+    """Says the seed, or 0; rolltree takes half the time, and in V1 says something else."""
 
     about = ABOUT
 
@@ -35,10 +35,12 @@ class FakeWorker:
         self.spec, self.is_wrong, self.orders = spec, is_wrong, list[Order]()
 
     def generate(self, order: Order) -> Epoch:
+        assert not self.orders or order.version > self.orders[-1].version, "versions only grow"
         self.orders.append(order)
         texts = [[order.seeded * (order.first_seed + i) + self.is_wrong] for i in range(len(order.prompts))]
+        seconds = 0.5 if self.spec.drafter == "rolltree" else 1.0
         return Epoch(
-            seconds=1.0, tokens=len(texts), drafted=0, accepted=0, draft_seconds=0.0, step_seconds=[0.001, 0.003],
+            seconds=seconds, tokens=len(texts), drafted=0, accepted=0, draft_seconds=0.0, step_seconds=[0.001, 0.003],
             texts=texts,
         )  # fmt: skip
 
@@ -75,12 +77,14 @@ def test_every_engine_gets_the_same_orders_and_keeps_what_is_done(engines: list[
         ("none", 4), ("rolltree", 4), ("rolltree", 8), ("ngram", 4),
     ]  # fmt: skip
     assert all(w.orders == engines[0].orders for w in engines)
-    first = [order.prompts for order in engines[0].orders if order.version == 0]
+    first = [order.prompts for order in engines[0].orders if order.first_seed == 0]
     assert first == [[[0]], [[1]] * 4 + [[2]] * 2, [[3]], [[4]] * 4 + [[5]] * 2], "prompts of their own"
     assert len({order.first_seed for order in engines[0].orders if len(order.prompts) == 6}) == 2
     assert [row["error"] for row in rows].count("it was ended by signal 9") == 2
     assert len(rows) == 4 * 8 + 2
     assert rows[0]["step_milliseconds_median"] == pytest.approx(2.0)
+    speeds = {row["case"]: row["speedup"] for row in rows if not row["error"]}
+    assert speeds == {"none": 1.0, "rolltree-v2-coupled": 2.0, "ngram": 1.0}
     assert engines[0].spec.arguments[-2:] == ("--gpu-memory-utilization", "0.85")
     assert '"coupled": true' in engines[1].spec.arguments[-1]
     assert len(table_rows(rows)[1]) == 4 * 8

@@ -25,7 +25,7 @@ QUICK: dict[str, Any] = {
     "model": ["tiny", "demo"], "batch": [1, 4], "draft": [4], "epochs": 2, "vllm_batch": [1, 4],
 }  # fmt: skip
 SMALL: dict[str, Any] = {
-    "samples": 4, "prompts": 4, "ahead_steps": 2, "ahead_repeats": 1, "ahead_tails": ["natural"], "vllm_tokens": 48,
+    "samples": 4, "prompts": 4, "ahead_steps": 2, "ahead_repeats": 1, "ahead_tails": ["natural"], "vllm_tokens": 32,
 }  # fmt: skip
 """Sizes of --quick."""
 

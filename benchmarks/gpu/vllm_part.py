@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -60,11 +61,10 @@ class Setting:
     def cells(self, prompts: Sequence[list[int]]) -> Iterator[Cell]:
         """Every temperature and batch, with prompts of its own, so that its first epoch is cold."""
         given = iter(prompts)
-        for temperature in TEMPERATURES:
-            for batch in self.batches:
-                mine = [next(given) for _ in range(self._groups(batch))]
-                rows = [prompt for prompt in mine for _ in range(self.samples)][:batch]
-                yield Cell(temperature=temperature, batch=batch, prompts=rows)
+        for number, (temperature, batch) in enumerate(product(TEMPERATURES, self.batches)):
+            mine = [next(given) for _ in range(self._groups(batch))]
+            rows = [prompt for prompt in mine for _ in range(self.samples)][:batch]
+            yield Cell(temperature=temperature, batch=batch, prompts=rows, first_version=number * self.epochs)
 
     def _groups(self, batch: int) -> int:
         return -(-batch // self.samples)
@@ -77,12 +77,15 @@ class Cell:
     temperature: float
     batch: int
     prompts: list[list[int]]
+    first_version: int
+    """Of the policy, which only grows in an engine."""
 
     def order(self, sampling: dict[str, Any], epoch: int) -> Order:
         """Generate it for the `epoch`th time, from 0: with other seeds, so that sampled text is not the same again."""
         return Order(
-            prompts=self.prompts, sampling={**sampling, "temperature": self.temperature}, version=epoch,
-            seeded=self.temperature > 0, first_seed=epoch * self.batch, with_texts=True, warm_up=self.batch,
+            prompts=self.prompts, sampling={**sampling, "temperature": self.temperature},
+            version=self.first_version + epoch, seeded=self.temperature > 0, first_seed=epoch * self.batch,
+            with_texts=True, warm_up=self.batch,
         )  # fmt: skip
 
 
