@@ -72,7 +72,7 @@ class StreamedHost:
         ids = sorted(self._slots, key=lambda id: hash((id, len(self._work))))  # rows move
         core = self.core
         with core.guarded():
-            shape = Scheduled(rows=len(ids), drafted=0, longest=0, decodes=True, continues=True)
+            shape = Scheduled(rows=len(ids), drafted=0, longest=0, continues=True)
             core.begin_step(shape, ended=self._ended)
             self._ended.clear()
         slots = np.array([self._slots[id] for id in ids])

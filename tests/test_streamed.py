@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolltree.budget import CostModel
+from rolltree.budget import CostModel, best_length
 from rolltree.errors import InvalidInputError, RolltreeError
 from rolltree.serving.options import EngineOptions
-from rolltree.serving.streamed import TURNS, uniform_width
+from rolltree.serving.streamed import TURNS
 from tests.streamed_host import StreamedHost
 from tests.toy_host import ToyHost
 
@@ -265,7 +266,29 @@ def test_the_width_with_the_most_tokens_a_second(gain: list[float], rows: int, t
     columns = np.sort(np.array(gain))[::-1] * rows
     cost, most = CostModel(base=1.0, token=token), min(most, len(gain))
     rates = [(rows + columns[:width].sum()) / cost.seconds(rows, rows * width, width) for width in range(most + 1)]
-    assert rates[uniform_width(columns, rows, cost, most)] >= max(rates) * (1 - 1e-12)
+    best, rate = best_length(columns, dict.fromkeys(range(most + 1), True), cost, rows=rows)
+    assert rates[best] == pytest.approx(rate) == pytest.approx(max(rates))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_next_step_verifies_a_length_that_the_device_has_graphs_for(
+    learned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the cost, which may also choose none, and without one the longest that there is."""
+    CostModel(base=1.0, token=1e-6).save(tmp_path / "cost.json")
+    host, widths = StreamedHost(lag=1, cost=str(tmp_path / "cost.json") if learned else "off"), list[int]()
+    host.core.use(host.buffers, host.drain, lambda rows: {3: True})
+    original = host.core.hand_over
+
+    def hand_over(*args: Any) -> Any:
+        handed = original(*args)
+        widths.extend([] if handed is None else [handed.width])
+        return handed
+
+    monkeypatch.setattr(host.core, "hand_over", hand_over)
+    submit(host)
+    assert host.run() == right()
+    assert {3} <= set(widths) <= {0, 3}
 
 
 def test_where_drafting_waits_is_checked() -> None:

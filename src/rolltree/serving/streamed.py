@@ -12,13 +12,11 @@ change it (`rest`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from rolltree._native import Step, Turn
-from rolltree.budget import CostModel, Floats
+from rolltree.budget import Floats, best_length
 from rolltree.errors import RolltreeError
 from rolltree.serving.core import ServingCore
 from rolltree.serving.request import ServedRequest
@@ -70,22 +68,6 @@ class _Flight:
     shape: Scheduled | None
 
 
-def uniform_width(gain: Floats, rows: int, cost: CostModel, most: int) -> int:
-    """Return how many draft tokens of every row to verify: goodput, over steps in which all rows have as many.
-
-    Args:
-        gain: float64 [K], expected accepted tokens of each column, of all rows together.
-        rows: requests.
-        cost: seconds of a step.
-        most: tokens of a row at most.
-
-    """
-    widths = range(most + 1)
-    tokens = rows + np.concatenate(([0.0], np.cumsum(gain[:most])))
-    seconds = [cost.seconds(rows, rows * width, width) for width in widths]
-    return int(np.argmax(tokens / np.array(seconds)))
-
-
 class StreamedCore(ServingCore):
     """See the module; arguments as `ServingCore`. `use` it before the first step."""
 
@@ -94,16 +76,21 @@ class StreamedCore(ServingCore):
     _step: Step | None = None
     _buffers: Int32Array
     _wait: Callable[[], None]
+    _sizes: Callable[[int], Mapping[int, bool]]
 
-    def use(self, buffers: Int32Array, wait: Callable[[], None]) -> None:
+    def use(
+        self, buffers: Int32Array, wait: Callable[[], None], sizes: Callable[[int], Mapping[int, bool]] | None = None
+    ) -> None:
         """Say where device and core meet.
 
         Args:
             buffers: int32 [TURNS, requests (3 + draft tokens)], see `rolltree._native.Step`; pinned for a device.
             wait: returns when the stream has done all that was launched.
+            sizes: returns the draft lengths for a number of requests, as of `budget.best_length`; None: all.
 
         """
-        self._buffers, self._wait = buffers, wait
+        every = dict.fromkeys(range(self.engine.max_draft + 1), True)
+        self._buffers, self._wait, self._sizes = buffers, wait, sizes or (lambda rows: every)
 
     def make(self, source: Source = Source.UPDATES) -> None:
         """Make empty trees."""
@@ -200,11 +187,11 @@ class StreamedCore(ServingCore):
         return self._step
 
     def _width(self, rows: int, most: int) -> int:
-        cost = self.drafter.cost
+        cost, sizes = self.drafter.cost, {n: stays for n, stays in self._sizes(rows).items() if n <= most}
         if cost is None or self._gain is None or not rows:
-            return most
+            return max(sizes, default=0)
         gain, of = self._gain
-        return uniform_width(gain * (rows / of), rows, cost, most)
+        return best_length(gain * (rows / of), sizes, cost, rows=rows)[0]
 
     def _learn(self, turn: Turn, flight: _Flight) -> None:
         if turn.outcome == TORN:

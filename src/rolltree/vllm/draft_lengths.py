@@ -124,13 +124,13 @@ class DraftLengths:
 
     def _best(self, drafted: Drafted) -> tuple[int, float]:
         """Return the best one length, and its tokens per second."""
-        sizes = self._choices(drafted.rows, drafted.room)
+        sizes = self.choices(drafted.rows, drafted.room)
         if drafted.cost is None:  # every draft is to be verified
             longest = int(drafted.lengths.max(initial=0))
             return next((size for size in sizes if size >= longest), max(sizes)), 0.0
         return one_length(drafted.survival, drafted.lengths, sizes, drafted.cost, rows=drafted.rows)
 
-    def _choices(self, rows: int, room: int) -> dict[int, bool]:
+    def choices(self, rows: int, room: int) -> dict[int, bool]:
         """Return the lengths that the next step has places and room for, each with whether it stays in the graphs."""
         sizes = [size for size in self._sizes if size <= self._width and size * rows <= room]
         return {size: self._graphs is None or self._graphs.replays(rows, rows * size, size) for size in sizes}

@@ -40,7 +40,7 @@ class StreamSpeculator(Speculator):
         super().__init__(vllm_config, device, states)
         engine, stream = self.core.engine, host_function.HostFunctions(device)
         self._turns = StreamTurns(states, device, engine.max_requests, engine.max_draft, stream)
-        self.core.use(self._turns.buffers, stream.wait)
+        self.core.use(self._turns.buffers, stream.wait, self._draft_lengths)
 
     def rolltree_command(self, command: str, *arguments: Any) -> dict[str, Any] | None:
         """Called by the worker, between two steps: what the stream still does comes first."""
@@ -63,6 +63,13 @@ class StreamSpeculator(Speculator):
         self._places = dict.fromkeys(batch.req_ids, handed.width) if handed is not None and handed.width else {}
         self._show()
         return self._turns.place(None if handed is None else handed.index, given["last_sampled"].view(-1)[slots])
+
+    def _draft_lengths(self, rows: int) -> dict[int, bool]:
+        """Return the lengths to choose from: where there are graphs of one length, those that may have one."""
+        if self._graphs is None or self._graphs.any_lengths:
+            return dict.fromkeys(range(self.core.engine.max_draft + 1), True)
+        self._plan.begin(self.core.engine.max_draft, self._graphs)
+        return self._plan.choices(rows, rows * self.core.engine.max_draft)
 
     def _launched(self, batch: Any, num_sampled: Any, slots: Any, most: int) -> Handed | None:
         ids = list(batch.req_ids)
