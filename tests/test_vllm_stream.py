@@ -53,7 +53,20 @@ def on_a_cpu(config: Any) -> Any:
     return config
 
 
+def with_ragged_lengths(config: Any) -> Any:
+    config.additional_config = {"rolltree": {**config.additional_config.get("rolltree", {}), "lengths": "ragged"}}
+    return config
+
+
+def with_vllms_own_budget(config: Any) -> Any:
+    config.speculative_config.enable_adaptive_verification = True
+    config.compilation_config = SimpleNamespace(cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: True))
+    return config
+
+
 REFUSED = [
+    (with_ragged_lengths, "with `lengths: ragged`"),
+    (with_vllms_own_budget, "with vLLM's adaptive verification"),
     (in_v1, "in the V1 model runner"),
     (on_two_ranks, "with several ranks"),
     (on_a_cpu, "on a device of type 'cpu'"),
