@@ -33,7 +33,8 @@ from tests.vllm.engines import (
     prompts,
     tell,
 )
-from tests.vllm.test_v2 import COUNT, V2, asked, seeded
+from tests.vllm.test_coupled import COUNT, asked, seeded
+from tests.vllm.test_v2 import V2
 
 pytestmark = pytest.mark.skipif(VERSION < FIRST_V2, reason="this vLLM has no V2 runner that drafting fits")
 BY_BATCH = [(1, 60, WIDTH), (61, 61, 4), (62, 62, 2), (63, 64, 0)]
