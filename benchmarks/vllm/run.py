@@ -64,7 +64,8 @@ def run_vllm(
 
     Returns:
         `{"cases": [{engine, model, device, batch, epoch, drafter, tokens, seconds, tokens_per_step, speedup, ...}]}`;
-        `speedup` and `over_suffix` are seconds of "none" (of "suffix") over seconds of the case, per token.
+        `speedup` and `over_suffix` are seconds of "none" (of "suffix") over seconds of the case, per token: medians of
+        the repetitions, whose least and most are beside them.
 
     """
     if unknown := set(drafters) - set(DRAFTERS):
@@ -150,6 +151,7 @@ def _case(
     drafted, seconds = sum(run.drafted for run in mine), sum(run.seconds for run in mine)
     ratios = _ratios(runs[BASELINE, epoch], mine)
     suffix = runs.get(("suffix", epoch))
+    over = _ratios(suffix, mine) if suffix else []
     return {
         "engine": "vllm",
         "model": workload.name,
@@ -168,7 +170,8 @@ def _case(
         "draft_share": sum(run.draft_seconds for run in mine) / seconds,
         "speedup": median(ratios),
         "spread": [min(ratios), max(ratios)],
-        "over_suffix": median(_ratios(suffix, mine)) if suffix else None,
+        "over_suffix": median(over) if over else None,
+        "over_suffix_spread": [min(over), max(over)] if over else None,
     }
 
 
