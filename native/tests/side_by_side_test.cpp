@@ -42,38 +42,50 @@ Seen play(std::size_t threads, std::size_t trees, std::size_t rows) {
     const auto hash = static_cast<SamplerNoise::Hash>(b % 3);
     return forest.open(handles[b % trees], version, b % 11 == 10, true, {hash, random()});
   };
-  Step step(forest, rows, kWidth);
-  Tokens texts(rows * kStride);
+  Tokens buffers(Step::buffer_size(rows, kWidth)), texts(rows * kStride), lengths(rows), prompts(rows);
+  Step step(forest, rows, kWidth, 1, buffers.data());
+  std::vector<std::int64_t> sessions(rows);
   for (std::size_t b = 0; b < rows; ++b) {
-    step.sessions[b] = begin(b, 0);
-    step.slots[b] = static_cast<std::int32_t>(b);
-    step.ends[b] = kStride;
-    step.limits[b] = b % 7 == 6 ? 2 : kWidth;
+    sessions[b] = begin(b, 0);
     const Tokens made = text(random, kStride);
     std::copy(made.begin(), made.end(), texts.begin() + static_cast<std::ptrdiff_t>(b * kStride));
   }
   Seen seen;
+  std::uint64_t taken = 0, drafted = 0, accepted = 0;
   for (std::size_t i = 0; i < 40; ++i) {
+    Turn* turn = step.next();
+    CHECK(turn);
+    turn->sessions = sessions;
+    turn->prompts = prompts;
     for (std::size_t b = 0; b < rows; ++b) {
-      step.counts[b] = static_cast<std::int32_t>(i == 5 ? 150 : random() % 4);  // once more than a block of samples holds
-      step.lengths[b] = std::min<std::int32_t>(step.lengths[b] + step.counts[b], kStride);
+      turn->slots[b] = static_cast<std::int32_t>(b);
+      turn->ends[b] = kStride;
+      turn->limits[b] = b % 7 == 6 ? 2 : kWidth;
     }
-    step.begin({rows, texts.data(), rows, kStride, INT32_MAX, rows * 3, 0.02f, 1, i % 2 == 0, {1, 0, 1e-3, 0, 0, 0}});
-    step.run();
-    seen.drafts.insert(seen.drafts.end(), step.drafts.begin(), step.drafts.end());
+    step.hand_over({rows, texts.data(), rows, kStride, INT32_MAX, rows * 3, 0.02f, 1, i % 2 == 0, {1, 0, 1e-3, 0, 0, 0}});
+    for (std::size_t b = 0; b < rows; ++b) {
+      turn->counts[b] = static_cast<std::int32_t>(i == 5 ? 150 : random() % 4);  // once more than a block of samples holds
+      turn->lengths[b] = lengths[b] = std::min<std::int32_t>(lengths[b] + turn->counts[b], kStride);
+    }
+    step.run(*turn);
+    CHECK(turn->outcome == StepOutcome::whole);
+    seen.drafts.insert(seen.drafts.end(), turn->drafts, turn->drafts + rows * (kWidth + 1));
+    taken += turn->tokens.size();
+    drafted += turn->drafted;
+    accepted += turn->accepted;
     const std::size_t b = random() % rows;
-    forest.close(step.sessions[b], i % 3 != 0);
-    step.sessions[b] = begin(b, static_cast<std::int64_t>(i / 4));
+    forest.close(sessions[b], i % 3 != 0);
+    sessions[b] = begin(b, static_cast<std::int64_t>(i / 4));
+    prompts[b] = lengths[b];  // it goes on where the other ended
   }
-  CHECK(step.sums().failed == 0 && step.sums().accepted > 50);
-  std::vector<std::int32_t> tokens(rows * kWidth), parents(rows * kWidth), lengths(rows), limits(rows, kWidth);
+  CHECK(accepted > 50);
+  std::vector<std::int32_t> tokens(rows * kWidth), parents(rows * kWidth), nodes(rows), limits(rows, kWidth);
   std::vector<std::uint8_t> source(rows * kWidth);
   seen.survival.resize(rows * kWidth);
-  const DraftArrays out{rows, kWidth, tokens.data(), parents.data(), seen.survival.data(), source.data(), lengths.data()};
-  forest.draft_batch(step.sessions.data(), limits.data(), DraftOptions{}, out);
+  const DraftArrays out{rows, kWidth, tokens.data(), parents.data(), seen.survival.data(), source.data(), nodes.data()};
+  forest.draft_batch(sessions.data(), limits.data(), DraftOptions{}, out);
   for (const SourceSums& sum : forest.source_sums()) seen.sums.insert(seen.sums.end(), {sum.drafted, sum.accepted});
-  const Step::Sums& sums = step.sums();
-  seen.sums.insert(seen.sums.end(), {sums.tokens, sums.drafted, sums.accepted, forest.learned(), forest.bytes(), forest.shared_stats().states});
+  seen.sums.insert(seen.sums.end(), {taken, drafted, accepted, forest.learned(), forest.bytes(), forest.shared_stats().states});
   for (auto tree : handles) {
     seen.sums.push_back(forest.stats(tree).bytes);
     CHECK(forest.check(tree).empty());
