@@ -48,3 +48,12 @@ def test_both_runners_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert row["decode_steps"] > 0
         assert 0 < row["step_milliseconds_median"] <= row["step_milliseconds_p99"]
         assert row["step_milliseconds_median"] * row["decode_steps"] < 2e3 * row["seconds"]
+
+
+def test_a_made_model_repeats_itself_and_a_case_that_fails_is_a_row(tmp_path: Path) -> None:
+    """Without what the tests put in triton's place the V2 runner does not start."""
+    rows = run(tmp_path, "tiny", "rolltree-v1", "rolltree-v2-adaptive")
+    failed = [row for row in rows if row["error"]]
+    assert [row["case"] for row in failed] == ["rolltree-v2-adaptive"]
+    ours = [row for row in rows if row["case"] == "rolltree-v1" and row["epoch"] == 2 and row["batch"] == 4]
+    assert all(row["tokens_per_step"] > 1.3 for row in ours)
