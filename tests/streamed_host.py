@@ -128,14 +128,9 @@ class StreamedHost:
     def _receive(self, id: str, slot: int, new: list[int]) -> None:
         if self._slots.get(id) != slot:  # it has ended meanwhile
             return
-        state = self.states[id]
-        for token in new:
-            state.output.append(token)
-            whole = len(state.prompt) + len(state.output)
-            if token in state.stop_ids or len(state.output) >= state.max_tokens or whole >= LENGTH:
-                self._free.append(self._slots.pop(id))
-                self._ended.add(id)
-                return
+        if self.states[id].take(new):
+            self._free.append(self._slots.pop(id))
+            self._ended.add(id)
 
     def _request(self, id: str) -> ServedRequest:
         state = self.states[id]

@@ -37,6 +37,15 @@ class State:
     output: list[int] = field(default_factory=list)
     """Up to the end of the request; the array below may hold more."""
 
+    def take(self, new: list[int]) -> bool:
+        """Take new tokens, up to the request's end; return whether it has come."""
+        for token in new:
+            self.output.append(token)
+            whole = len(self.prompt) + len(self.output)
+            if token in self.stop_ids or len(self.output) >= self.max_tokens or whole >= LENGTH:
+                return True
+        return False
+
 
 class ToyHost:
     """An engine of `slots` places, with drafts or without."""
@@ -87,7 +96,9 @@ class ToyHost:
         emitted = [self._generate(id, drafts[id]) for id in ids]
         self._take_in(ids, emitted)
         for id, new in zip(ids, emitted, strict=True):
-            self._receive(id, new)
+            if self.states[id].take(new):
+                self._free.append(self._slots.pop(id))
+                self._ended.add(id)
         self.steps, self.drafted = self.steps + 1, self.drafted + sum(map(len, drafts.values()))
 
     def _request(self, id: str) -> ServedRequest:
@@ -136,13 +147,3 @@ class ToyHost:
         where = np.array([self._slots[id] for id in ids])
         with self.core.guarded():  # 4: what the step sampled; the rows are `ids`, their texts where they lie
             self.core.take_in(Batch(ids, emitted, np.array(lengths) + list(map(len, emitted)), self._tokens, where))
-
-    def _receive(self, id: str, new: list[int]) -> None:
-        state = self.states[id]
-        for token in new:
-            state.output.append(token)
-            whole = len(state.prompt) + len(state.output)
-            if token in state.stop_ids or len(state.output) >= state.max_tokens or whole >= LENGTH:
-                self._free.append(self._slots.pop(id))
-                self._ended.add(id)
-                return

@@ -20,3 +20,4 @@ if find_spec("vllm") is None:
 else:
     for name, value in FAST.items():
         os.environ.setdefault(name, value)
+    from tests.vllm.plain import fixture_greedy, fixture_sampled  # noqa: F401

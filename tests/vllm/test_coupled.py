@@ -12,41 +12,11 @@ import pytest
 
 from rolltree.serving.places import Places
 from rolltree.vllm import Control
-from tests.vllm.engines import FIRST_V2, OPTIONS, VERSION, engine, generate, model_runner, preemptions, prompts
+from tests.vllm.engines import FIRST_V2, VERSION, engine, generate, model_runner, preemptions, prompts
+from tests.vllm.plain import COUNT, COUPLED, SEED, seeded, undrafted
 
-COUNT, ROWS, SEED = 12, 24, 100
-TEMPERATURES = (1.0, 0.7)
+ROWS = 24
 ALL = ("V1", "V2", "V2 async")
-COUPLED = {"rolltree": OPTIONS | {"coupled": True}}
-
-
-def seeded(llm: Any, temperature: float) -> list[list[int]]:
-    """Rollouts with a seed each, with and without a filter; some end at a stop token, some have one token."""
-    from vllm import SamplingParams
-
-    settings = [
-        SamplingParams(
-            temperature=temperature,
-            seed=SEED + i,
-            max_tokens=(120, 33, 1, 90)[i % 4],
-            top_k=20 if i % 3 == 1 else 0,
-            top_p=0.9 if i % 3 == 2 else 1.0,
-            presence_penalty=0.5 if i == 5 else 0.0,
-            ignore_eos=i % 2 == 0,
-        )
-        for i in range(COUNT)
-    ]
-    return [list(output.outputs[0].token_ids) for output in llm.generate(prompts(COUNT), settings, use_tqdm=False)]
-
-
-@pytest.fixture(name="sampled", scope="module")
-def fixture_sampled() -> dict[float, list[list[int]]]:
-    """What V2 samples without speculation; where its runner is too old for that, what V1 does while it is paused."""
-    if VERSION < FIRST_V2:
-        with engine(additional_config=COUPLED) as llm:
-            return {temperature: undrafted(llm, temperature) for temperature in TEMPERATURES}
-    with engine("none", runner="V2") as llm:
-        return {temperature: seeded(llm, temperature) for temperature in TEMPERATURES}
 
 
 @pytest.mark.parametrize("runner", ["V1", "V2"])
@@ -79,15 +49,6 @@ def fixture_coupled(request: pytest.FixtureRequest, sampled: dict[float, list[li
     assert sampled
     with engine(runner=request.param, additional_config=COUPLED) as llm:
         yield llm
-
-
-def undrafted(llm: Any, temperature: float) -> list[list[int]]:
-    """What an engine makes of the seeds while drafting is paused."""
-    control = Control(llm)
-    control.pause()
-    texts = seeded(llm, temperature)
-    control.resume()
-    return texts
 
 
 def test_a_seed_gives_the_same_rollout_with_drafts(coupled: Any, sampled: dict[float, list[list[int]]]) -> None:

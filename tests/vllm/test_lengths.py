@@ -31,9 +31,9 @@ from tests.vllm.engines import (
     generate,
     model_runner,
     prompts,
-    tell,
 )
-from tests.vllm.test_coupled import COUNT, asked, seeded
+from tests.vllm.plain import COUNT, seeded
+from tests.vllm.test_coupled import asked
 from tests.vllm.test_v2 import V2
 
 pytestmark = pytest.mark.skipif(VERSION < FIRST_V2, reason="this vLLM has no V2 runner that drafting fits")
@@ -73,18 +73,6 @@ def assert_uniform(seen: list[list[int]]) -> None:
     used = {row[0] - 1 for row in seen}
     assert used <= SIZES
     assert len(used) > 1
-
-
-@pytest.fixture(name="greedy", scope="module")
-def fixture_greedy() -> list[Any]:
-    with engine("none", runner="V2") as llm:
-        return tell(llm, prompts(COUNT))
-
-
-@pytest.fixture(name="sampled", scope="module")
-def fixture_sampled() -> list[list[int]]:
-    with engine("none", runner="V2") as llm:
-        return seeded(llm, 1.0)
 
 
 @pytest.mark.parametrize("runner", V2)
@@ -127,13 +115,13 @@ def test_fillers_are_counted_apart() -> None:
 
 
 @pytest.mark.parametrize("runner", V2)
-def test_a_seed_gives_the_same_rollout_with_one_length(runner: str, sampled: list[list[int]]) -> None:
+def test_a_seed_gives_the_same_rollout_with_one_length(runner: str, sampled: dict[float, list[list[int]]]) -> None:
     """Coupled; then structured batches, which stay whole, with text and log-probabilities as with drafting paused."""
     options = OPTIONS | {"lengths": "uniform", "coupled": True}
     with engine(runner=runner, **UNIFORM | {"additional_config": {"rolltree": options}}) as llm:
         with steps(llm) as seen:
             for _ in range(3):
-                assert seeded(llm, 1.0) == sampled
+                assert seeded(llm, 1.0) == sampled[1.0]
         assert_uniform(seen)
         control = Control(llm)
         control.pause()
@@ -149,7 +137,7 @@ def test_a_seed_gives_the_same_rollout_with_one_length(runner: str, sampled: lis
 
 
 @pytest.mark.parametrize("runner", V2)
-def test_preempted_requests_with_one_length(runner: str, sampled: list[list[int]]) -> None:
+def test_preempted_requests_with_one_length(runner: str, sampled: dict[float, list[list[int]]]) -> None:
     """Few blocks and few tokens a step: rows lack places, wait and come back."""
     small = {"num_gpu_blocks_override": 10, "max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 192}
     config = METHODS["rolltree"]
@@ -157,7 +145,7 @@ def test_preempted_requests_with_one_length(runner: str, sampled: list[list[int]
     with engine(runner=runner, speculative_config=config, additional_config=options, **small) as llm:
         with steps(llm) as seen:
             for _ in range(2):
-                assert seeded(llm, 1.0) == sampled
+                assert seeded(llm, 1.0) == sampled[1.0]
         stats = Control(llm).stats()
     assert stats["errors"] == 0
     assert all(len(set(row)) == 1 for row in seen)

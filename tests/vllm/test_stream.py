@@ -24,9 +24,8 @@ from tests.vllm.engines import (
     preemptions,
     prompts,
     proposer,
-    tell,
 )
-from tests.vllm.test_coupled import COUNT, seeded
+from tests.vllm.plain import COUNT, seeded
 from tests.vllm.v2.stream import stream_on_cpu
 
 STREAM = OPTIONS | {"wait": "stream"}
@@ -61,18 +60,6 @@ def tokens_of(rollouts: list[list[int]], times: int = 1) -> int:
     )
 
 
-@pytest.fixture(name="greedy", scope="module")
-def fixture_greedy() -> list[Told]:
-    with engine("none", runner="V2") as llm:
-        return tell(llm, prompts(COUNT))
-
-
-@pytest.fixture(name="sampled", scope="module")
-def fixture_sampled() -> list[list[int]]:
-    with engine("none", runner="V2") as llm:
-        return seeded(llm, 1.0)
-
-
 @pytest.mark.parametrize(("runner", "late"), WAYS)
 def test_greedy_text_is_that_of_the_plain_engine(runner: str, late: bool, greedy: list[Told]) -> None:
     """Cold and warm, however far the stream is behind."""
@@ -87,14 +74,14 @@ def test_greedy_text_is_that_of_the_plain_engine(runner: str, late: bool, greedy
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_seeded_text_is_that_of_the_plain_engine(late: bool, sampled: list[list[int]]) -> None:
+def test_seeded_text_is_that_of_the_plain_engine(late: bool, sampled: dict[float, list[list[int]]]) -> None:
     """Coupled, with memory for so few requests that they are preempted: the same text, and in the trees once."""
     small = {"num_gpu_blocks_override": 10, "max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 192}
     with streaming(late=late, options={"coupled": True}, **small) as llm:
         before = preemptions(llm)
         for _ in range(2):
-            assert seeded(llm, 1.0) == sampled
-        assert texts_in_cache(llm) == tokens_of(sampled, times=2)
+            assert seeded(llm, 1.0) == sampled[1.0]
+        assert texts_in_cache(llm) == tokens_of(sampled[1.0], times=2)
         stats = Control(llm).stats()
         assert preemptions(llm) > before
         assert (stats["errors"], stats["cache_sessions"]) == (0, 0)

@@ -12,18 +12,12 @@ import torch
 from rolltree._native import murmur3_exponential
 from rolltree.vllm import Control
 from rolltree.vllm.coupled_v1 import pick, pick_on_device
-from tests.vllm.engines import Told, assert_same, engine, generate, prompts, tell
+from tests.vllm.engines import Told, assert_same, engine, generate, prompts
+from tests.vllm.plain import COUNT
 from tests.vllm.v2 import kernels
 from tests.vllm.v2.no_triton import v2_on_cpu
 
-COUNT = 12
 V2 = ("V2", "V2 async")
-
-
-@pytest.fixture(name="greedy", scope="module")
-def fixture_greedy() -> list[Told]:
-    with engine("none", runner="V2") as llm:
-        return tell(llm, prompts(COUNT))
 
 
 @pytest.mark.parametrize("runner", V2)

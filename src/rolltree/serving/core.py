@@ -23,15 +23,14 @@ import numpy as np
 from rolltree.errors import InvalidInputError
 from rolltree.serving import figures
 from rolltree.serving.batch import Batch, Wanted
+from rolltree.serving.effect import Effect
 from rolltree.serving.lengths import Drafted, LengthRule
 from rolltree.serving.limits import EngineShape, StepLimits, known_only, shorten
 from rolltree.serving.memory import EngineMemory
 from rolltree.serving.options import EngineOptions
 from rolltree.serving.request import ServedRequest
 from rolltree.serving.request_options import LEFT_ALONE, RequestOptions
-from rolltree.serving.saved import SavedTime
 from rolltree.serving.timing import Scheduled, StepTimer
-from rolltree.serving.watch import Watch, pays
 from rolltree.step_cost import StepCostObserver
 from rolltree.types import DraftBatch, Float32Array, Int32Array
 
@@ -71,8 +70,7 @@ class ServingCore(EngineMemory):
         self._timer = StepTimer(self.observer) if self.observer else None
         self._observed = self.observer.model if self.observer else options.frozen_cost()
         self._limits: StepLimits | None = None
-        self._watch = Watch()
-        self._saved = SavedTime(self.observer, self.counts)
+        self._effect = Effect(self.observer, self.counts, width=engine.max_draft, log=self.log)
         self.paused = self._failed_now = False
         self._failed_in_a_row = 0
         self._sampled: list[Sequence[int]] = []
@@ -114,7 +112,7 @@ class ServingCore(EngineMemory):
         """
         self.start()
         self._observe(step)
-        self._saved.begin(step)
+        self._effect.begin(step)
         # In our order: a host may hold a set, whose order differs between ranks, and that of the trees must not.
         self.end([id for id in self.book.running if id in ended] if ended else ())
         self.book.restart(id for id in changed if id in self.book)
@@ -216,16 +214,12 @@ class ServingCore(EngineMemory):
         if room and len(wanted.rows):
             self._place(drafts, self._drafted(wanted, len(drafts), room), wanted, room)
         if self._rows:
-            self._saved.add(self._rows, self._tokens)
+            self._effect.price(self._rows, self._tokens)
             if wanted.limits.any():
-                self._watch_step(self._rows, self._tokens, sum(map(len, drafts)))
+                self._watch(self._rows, self._tokens, sum(map(len, drafts)))
 
-    def _watch_step(self, rows: int, tokens: int, drafted: int) -> None:
-        """Note a step in which `rows` requests, which could be drafted for, got `tokens`; say what is to be said."""
-        if self._watch.add(rows, tokens, drafted):
-            pay = pays(self.drafter.cost, self._watch.mean_rows, self.engine.max_draft)
-            if line := self._watch.judge(self.counts, paused=self.paused, pays=pay):
-                self.log.log(line.level, "rolltree: %s", line.text)
+    def _watch(self, rows: int, tokens: int, drafted: int) -> None:
+        self._effect.watch(rows, tokens, drafted, cost=self.drafter.cost, paused=self.paused)
 
     def _drafted(self, wanted: Wanted, rows: int, room: int) -> DraftBatch:
         rule = self.lengths

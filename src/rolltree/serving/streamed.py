@@ -207,11 +207,8 @@ class StreamedCore(ServingCore):
             self._gain = turn.gain.copy(), rows
             counts.steps, counts.row_steps = counts.steps + 1, counts.row_steps + rows
             counts.tokens += tokens
-            self._price(flight.shape, rows, tokens)
-            self._watch_step(rows, tokens, turn.drafted)
+            if flight.shape is not None:
+                self._effect.begin(flight.shape)
+                self._effect.price(rows, tokens)
+            self._watch(rows, tokens, turn.drafted)
         self._failed_in_a_row = 0
-
-    def _price(self, shape: Scheduled | None, rows: int, tokens: int) -> None:
-        if shape is not None:
-            self._saved.begin(shape)
-            self._saved.add(rows, tokens)

@@ -156,7 +156,8 @@ class Inbox:
             followed.session = self.cache.open(text.prompt, key=text.key, version=version, foreign=True)
             self._sessions.add(followed.session)
             followed.first = text
-        followed.entered.append(tokens)
+        if self.cache.store is not None:  # which may give back the same rollout
+            followed.entered.append(tokens)
         self.cache.extend(followed.session, tokens, context=event.is_context)
         self.counts.shared_received += len(tokens)
         return OPENING + len(tokens)
@@ -183,9 +184,9 @@ class Inbox:
 
 
 def _whole(followed: _Followed) -> StoredRollout | None:
-    """All of a rollout, as a store that its engine writes to has it."""
+    """All of a rollout, as a store that its engine writes to has it; None where this engine has no store."""
     first = followed.first
-    if first is None or first.prompt is None:
+    if first is None or first.prompt is None or not followed.entered:
         return None
     tokens = np.concatenate(followed.entered)
     return StoredRollout(prompt_token_ids=first.prompt, token_ids=tokens, key=first.key, version=first.version)
