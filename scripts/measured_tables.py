@@ -64,11 +64,14 @@ def vllm(document: dict[str, Any]) -> str:
     rows = []
     for epoch in sorted({epoch for epoch, _ in cases}):
         speedups = [f"{cases[epoch, name]['speedup']:.2f}x" for name in names]
-        rows.append((epoch, *speedups, *[f"{cases[epoch, name]['tokens_per_step']:.2f}" for name in names[1:]]))
+        ours = cases[epoch, "rolltree"]
+        least, most = ours["over_suffix_spread"]
+        over = f"{ours['over_suffix']:.2f}x ({least:.3f} to {most:.3f})"
+        rows.append((epoch, *speedups, over, *[f"{cases[epoch, name]['tokens_per_step']:.2f}" for name in names[1:]]))
     batch, what = document["cases"][0]["batch"], "Rollout speed in real vLLM, CPU build, relative to no speculation"
     title = f"## `make vllm-bench`\n\n{what}, demo-1m, {batch} requests at a time, T = 1"
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
-    columns = ("epoch", *names, "tokens/step of suffix", "of rolltree")
+    columns = ("epoch", *names, "over suffix, run by run", "tokens/step of suffix", "of rolltree")
     return title + note + table(columns, rows) + _footnote(document["machine"])
 
 
