@@ -122,3 +122,16 @@ def test_a_tree_that_was_evicted_and_came_back_knows_what_it_has(store: RolloutS
     for number, text in enumerate(TEXTS[:2]):
         here.take(number + 10, text)
     assert here.held() == 2
+
+
+def test_text_is_kept_whole_only_beside_a_store(store: RolloutStore) -> None:
+    """Without one nothing can come twice, and what others generate would be in memory beside the trees."""
+    told = Text(stream="other/1", name=NAME, start=0, tokens=TEXTS[2], is_done=False, version=3, prompt=PROMPT)
+    for cache, kept in ((RolloutCache(store=store), len(TEXTS[2])), (RolloutCache(), 0)):
+        inbox = Inbox(cache, SharingCounts(), logging.getLogger("rolltree"))
+        cache.open(PROMPT, read_only=True)
+        inbox.wants()
+        inbox.take([told], {}, [])
+        inbox.enter(1 << 30)
+        assert inbox.counts.shared_received == len(TEXTS[2])
+        assert sum(map(len, inbox._followed["other/1"].entered)) == kept
