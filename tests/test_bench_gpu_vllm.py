@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 from benchmarks.gpu import needs, vllm_part
+from benchmarks.gpu.enlarged import enlarge
 from benchmarks.gpu.matrix import Matrix
+from benchmarks.gpu.shapes import load
 from benchmarks.gpu.vllm_cases import CASES
 from benchmarks.gpu.vllm_models import Subject, subject
 from benchmarks.gpu.vllm_part import Setting, measure
@@ -20,6 +24,7 @@ from rolltree.bench import vllm_process
 from rolltree.bench.vllm_process import EngineError, worker
 from rolltree.bench.vllm_steps import Step, StepClock, decode_seconds
 from rolltree.bench.vllm_worker import About, EngineSpec, Epoch, Order, speculation
+from rolltree.demo.assets import load_model
 from rolltree.errors import InvalidInputError, MissingDependencyError
 from tests import bench_workers
 
@@ -33,6 +38,15 @@ class FakeWorker:
 
     def __init__(self, spec: EngineSpec, is_wrong: bool) -> None:
         self.spec, self.is_wrong, self.orders = spec, is_wrong, list[Order]()
+        self.calls = list[str]()
+
+    def start(self) -> None:
+        if self.spec.speculative:
+            raise EngineError("it was ended by signal 9")
+        self.calls.append("start")
+
+    def dismiss(self) -> None:
+        self.calls.append("dismiss")
 
     def generate(self, order: Order) -> Epoch:
         assert not self.orders or order.version > self.orders[-1].version, "versions only grow"
@@ -51,12 +65,12 @@ def fixture_engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeWorker]:
 
     @contextmanager
     def fake(spec: EngineSpec, environment: dict[str, str], *, seconds: float) -> Any:
-        if spec.speculative:
-            raise EngineError("it was ended by signal 9")
-        made.append(FakeWorker(spec, environment.get("VLLM_USE_V2_MODEL_RUNNER") == "0"))
-        yield made[-1]
+        engine = FakeWorker(spec, environment.get("VLLM_USE_V2_MODEL_RUNNER") == "0")
+        made.append(engine)
+        yield engine
+        engine.calls.append(f"closed with {len(made)} there, within {seconds:g} s")
 
-    monkeypatch.setattr(vllm_part, "worker", fake)
+    monkeypatch.setattr(vllm_part, "starting", fake)
     return made
 
 
@@ -73,10 +87,12 @@ def asked(setting: Setting) -> Subject:
 def test_every_engine_gets_the_same_orders_and_keeps_what_is_done(engines: list[FakeWorker], tmp_path: Path) -> None:
     run, rows = setting(tmp_path, "rolltree-v2-adaptive", "rolltree-v2-coupled", "ngram"), list[dict[str, Any]]()
     measure(asked(run), run, rows.append)
-    assert [(w.spec.drafter, w.spec.max_draft) for w in engines] == [
+    ran = [w for w in engines if w.calls[0] == "start"]
+    assert [(w.spec.drafter, w.spec.max_draft) for w in ran] == [
         ("none", 4), ("rolltree", 4), ("rolltree", 8), ("ngram", 4),
     ]  # fmt: skip
-    assert all(w.orders == engines[0].orders for w in engines)
+    assert [w.calls[-1] for w in engines] == [f"closed with {n} there, within 240 s" for n in range(1, 7)]
+    assert all(w.orders == engines[0].orders for w in ran)
     first = [order.prompts for order in engines[0].orders if order.first_seed == 0]
     assert first == [[[0]], [[1]] * 4 + [[2]] * 2, [[3]], [[4]] * 4 + [[5]] * 2], "prompts of their own"
     assert len({order.first_seed for order in engines[0].orders if len(order.prompts) == 6}) == 2
@@ -86,8 +102,26 @@ def test_every_engine_gets_the_same_orders_and_keeps_what_is_done(engines: list[
     speeds = {row["case"]: row["speedup"] for row in rows if not row["error"]}
     assert speeds == {"none": 1.0, "rolltree-v2-coupled": 2.0, "ngram": 1.0}
     assert engines[0].spec.arguments[-2:] == ("--gpu-memory-utilization", "0.85")
-    assert '"coupled": true' in engines[1].spec.arguments[-1]
+    assert '"coupled": true' in ran[1].spec.arguments[-1]
     assert len(table_rows(rows)[1]) == 4 * 8
+
+
+def test_engines_that_start_together_share_the_memory_and_wait_for_their_turn(
+    engines: list[FakeWorker], tmp_path: Path
+) -> None:
+    run, rows = setting(tmp_path, "rolltree-v2-adaptive", "ngram", together=True, drafts=(4,)), list[dict[str, Any]]()
+    config = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    measure(replace(asked(run), folder=str(tmp_path)), run, rows.append)
+    closed = "closed with 3 there, within 720 s"
+    assert [w.calls for w in engines] == [
+        ["start", "dismiss", closed], ["dismiss", closed], ["start", "dismiss", closed],
+    ]  # fmt: skip
+    assert [row["case"] for row in rows if row["error"]] == ["rolltree-v2-adaptive"]
+    assert len(rows) == 2 * 8 + 1
+    given = dict(itertools.pairwise(engines[0].spec.arguments))
+    assert int(given["--kv-cache-memory-bytes"]) == 6 * (1 + 9 + 4 + 1) * (2 * 3 * 2 * 16) * 2 * 1.25
+    assert float(given["--gpu-memory-utilization"]) < 0.1
 
 
 def test_text_is_judged_where_it_can_be(engines: list[FakeWorker], tmp_path: Path) -> None:
@@ -147,16 +181,28 @@ def test_cases_reach_vllm() -> None:
     assert (speculation(adaptive) or {})["enable_adaptive_verification"] is True
 
 
-def test_a_made_model_says_few_words_and_is_rather_sure_of_them() -> None:
+def test_a_large_model_says_what_the_small_one_in_it_says() -> None:
     from transformers import AutoModelForCausalLM
 
     with subject("tiny", "cpu", "float32", prompts=2, max_tokens=None) as made:
-        model: Any = AutoModelForCausalLM.from_pretrained(made.folder)
-        with torch.inference_mode():
-            chances = model(input_ids=torch.tensor(made.prompts)).logits.softmax(-1)
-    assert len(made.prompts) == 2
-    assert made.sampling["ignore_eos"]
-    assert 0.5 < chances.max(-1).values.mean() < 0.95
+        large: Any = AutoModelForCausalLM.from_pretrained(made.folder)
+    small: Any = load_model()
+    assert made.sampling["stop_token_ids"] == [small.config.eos_token_id]
+    assert large.num_parameters() > 1.5 * small.num_parameters()
+    with torch.inference_mode():
+        text = small.generate(torch.tensor(made.prompts[:1]), max_new_tokens=50, do_sample=False)
+        ours, theirs = large(input_ids=text).logits, small(input_ids=text).logits
+    words = small.config.vocab_size
+    torch.testing.assert_close(ours[..., :words], theirs, atol=1e-3, rtol=0)
+    assert ours[..., words:].max() < theirs.min() - 100, "it has no other words"
+    last: Any = large.model.layers[-1].mlp
+    assert (last.up_proj.weight != 0).all(), "the other weights are random, as of a real model"
+
+
+def test_a_model_that_does_not_fit_is_named() -> None:
+    small: Any = load_model()
+    with pytest.raises(InvalidInputError, match="larger than the small model"):
+        enlarge(load("demo", "cpu", "float32"), small)
 
 
 def test_what_cannot_be_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,9 @@ def run(
     case: Annotated[
         list[str] | None, typer.Option("--case", help="Of --part vllm, see docs/gpu.md; repeat it. Default: all.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Of --part vllm: start all engines at once, measure one by one.")
+    ] = False,
     traces: Annotated[
         list[str] | None, typer.Option("--traces", help="NAME=EARLIER,LATER: trace files of the same prompts.")
     ] = None,
@@ -88,7 +91,7 @@ def run(
         exact_samples=min(exact_samples, 2000) if quick else exact_samples,
         parts=part or [p for p in PARTS if p != "vllm" or vllm_installed()], compile=compile,
         vllm_cases=case or (QUICK_CASES if quick else _installed(CASES)),
-        vllm_batches=batch or chosen["vllm_batch"], **(SMALL if quick else {}),
+        vllm_together=together, vllm_batches=batch or chosen["vllm_batch"], **(SMALL if quick else {}),
     )  # fmt: skip
     screen = console(json_output)
     with screen.status("") as status:

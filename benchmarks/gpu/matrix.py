@@ -73,6 +73,8 @@ class Matrix:
     vllm_batches: Sequence[int] = (1, 8, 64, 256)
     vllm_tokens: int | None = None
     """Of a rollout in vLLM at most; None: the model's own number."""
+    vllm_together: bool = False
+    """Start all engines of a model at once."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError for names that do not exist."""
@@ -257,6 +259,7 @@ def _vllm(matrix: Matrix, name: str, document: dict[str, Any], progress: Progres
     setting = vllm_part.Setting(
         out=matrix.out, device=matrix.device, dtype=matrix.dtype, cases=matrix.vllm_cases, samples=matrix.samples,
         batches=matrix.vllm_batches, drafts=matrix.drafts, epochs=min(matrix.epochs, 2),
+        together=matrix.vllm_together,
     )  # fmt: skip
 
     def add(row: dict[str, Any]) -> None:

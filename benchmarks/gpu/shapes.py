@@ -16,8 +16,8 @@ from rolltree.errors import InvalidInputError
 
 DUMMY: dict[str, dict[str, Any]] = {
     "tiny": {
-        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True,
+        "vocab_size": 512, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 5,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True,
     },
     "dummy-0.5b": {
         "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -32,7 +32,7 @@ DUMMY: dict[str, dict[str, Any]] = {
         "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""Shapes of Qwen2.5 0.5B, 1.5B and 7B; "tiny" is for tests (heads of 32: vLLM has no smaller ones on a CPU)."""
+"""Shapes of Qwen2.5 0.5B, 1.5B and 7B; "tiny" is for tests: a little larger than the demo's model (`enlarged`)."""
 MODELS = (*REAL, *DUMMY)
 CONTEXT = 32768
 

@@ -61,6 +61,7 @@ CASES: dict[str, Case] = {
     "rolltree-v2-uniform": Case(runner="v2", options={"lengths": "uniform"}),
     "rolltree-v2-adaptive": Case(runner="v2", speculative={"enable_adaptive_verification": True}),
     "rolltree-v2-coupled": Case(runner="v2", options={"coupled": True}),
+    "rolltree-v2-stream-coupled": Case(runner="v2", options={"wait": "stream", "coupled": True}),
     "rolltree-v1-coupled": Case(runner="v1", options={"coupled": True}),
     "ngram": Case(drafter="ngram"),
     "suffix": Case(drafter="suffix"),

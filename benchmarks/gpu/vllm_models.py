@@ -1,7 +1,8 @@
-"""Models that vLLM can load, as folders, with prompts: real ones by name or path, and made ones whose text repeats."""
+"""Models that vLLM can load, as folders, with prompts: real ones by name or path, and the demo's in larger shapes."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.gpu.enlarged import enlarge
 from benchmarks.gpu.needs import REAL
 from benchmarks.gpu.shapes import DUMMY, load
+from rolltree.bench.demo_workload import demo_workload
 from rolltree.demo.assets import PROMPT_SEED
 from rolltree.demo.task import sample_problems
 from rolltree.errors import InvalidInputError
 
-WORDS = 2048
-"""Tokens that a made model says: few, so that texts meet again."""
-SPREAD = 8.0
-"""Standard deviation of a made model's scores: the likeliest token has a chance of about 0.8."""
-PROMPT_TOKENS = 64
-MADE_TOKENS = 192
+GIVEN_TOKENS = 192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,7 @@ def subject(name: str, device: str, dtype: str, *, prompts: int, max_tokens: int
 
     """
     if Path(name, "config.json").is_file():
-        yield _given(name, prompts, max_tokens or MADE_TOKENS)
+        yield _given(name, prompts, max_tokens or GIVEN_TOKENS)
         return
     with tempfile.TemporaryDirectory(prefix="rolltree-gpu-bench-") as folder:
         build = _real if name in REAL else _made
@@ -91,30 +88,18 @@ def _real(name: str, folder: str, device: str, dtype: str, prompts: int, max_tok
 
 
 def _made(name: str, folder: str, device: str, dtype: str, prompts: int, max_tokens: int | None) -> Subject:
-    """Random weights, with scores far enough apart that texts repeat; no tokenizer, no end."""
+    """Of the shape `name`, saying what the demo's model says; without a tokenizer, as it has more words than that."""
     if name not in DUMMY:
         raise InvalidInputError("--model", name, f"a folder with config.json, or one of {', '.join((*REAL, *DUMMY))}")
     model: Any = load(name, device, dtype)
-    words = min(WORDS, model.config.vocab_size)
-    _say_little(model, words)
-    model.save_pretrained(folder)
-    random = np.random.default_rng(0)
-    sampling = {"max_tokens": max_tokens or MADE_TOKENS, "ignore_eos": True}
-    ids = [random.integers(0, words, PROMPT_TOKENS).tolist() for _ in range(prompts)]
-    return Subject(name=name, folder=folder, prompts=ids, sampling=sampling, arguments=("--skip-tokenizer-init",))
-
-
-def _say_little(model: Any, words: int) -> None:
-    """Give the model a last layer of its own that scores the first `words` tokens with SPREAD, and all others 0.
-
-    Its input has unit variance, being normalised.
-    """
-    head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
-    with torch.no_grad():
-        head.weight.zero_()
-        head.weight[:words].normal_(0.0, SPREAD / model.config.hidden_size**0.5, generator=torch.manual_seed(1))
-    model.set_output_embeddings(head.to(model.device, model.dtype))
     model.config.tie_word_embeddings = False
+    model.set_output_embeddings(copy.deepcopy(model.get_output_embeddings()))
+    sums = demo_workload(prompts)
+    enlarge(model, sums.model)
+    model.save_pretrained(folder)
+    sampling = {"max_tokens": max_tokens or sums.max_tokens, "stop_token_ids": list(sums.stop_token_ids)}
+    arguments = ("--skip-tokenizer-init",)
+    return Subject(name=name, folder=folder, prompts=sums.prompts, sampling=sampling, arguments=arguments)
 
 
 def _empty_cache() -> None:

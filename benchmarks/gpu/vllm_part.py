@@ -1,13 +1,16 @@
 """The vLLM part of the GPU benchmark: step times, speed and exactness of real engines, by the ways of drafting.
 
 One engine after the other, each in a process of its own (`rolltree.bench.vllm_process`), each once for all batches and
-temperatures, since its start takes longest. The plain engine comes first. An engine that fails, or is not done in time,
-is a row that says why, and the others go on.
+temperatures, since its start takes longest. Where minutes count all of them start at once, and those that are not
+measured wait. The plain engine comes first. An engine that fails, or is not done in time, is a row that says why, and
+the others go on.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -17,15 +20,18 @@ from typing import Any
 from benchmarks.gpu.vllm_cases import CASES
 from benchmarks.gpu.vllm_models import Subject
 from benchmarks.vllm.run import environment
+from rolltree.bench.device import DTYPES
 from rolltree.bench.verdict import BASELINE
 from rolltree.bench.vllm_figures import figures, same_texts
-from rolltree.bench.vllm_process import EngineError, Worker, worker
+from rolltree.bench.vllm_process import EngineError, Worker, starting
 from rolltree.bench.vllm_worker import About, Epoch, Order
 from rolltree.errors import InvalidInputError
 
 TEMPERATURES = (0.0, 1.0)
 GPU_MEMORY = 0.85
 """Share of it that vLLM may take: this process has a context there, too."""
+ROOM = 1.25
+"""Of engines that start together each gets the cache that the largest batch needs, times this."""
 Row = dict[str, Any]
 Progress = Callable[[str], None]
 
@@ -47,7 +53,9 @@ class Setting:
     epochs: int = 2
     """Of each batch: the first finds nothing that it has seen."""
     seconds: float = 240.0
-    """An engine that is not done by then is ended."""
+    """An engine that is not done by then is ended; of engines that start together, times their number."""
+    together: bool = False
+    """Start all engines at once: some minutes in place of one for each."""
 
     def prompts(self) -> int:
         """How many different prompts a model is asked."""
@@ -101,38 +109,57 @@ def measure(
     subject: Subject, setting: Setting, add: Callable[[Row], None], progress: Progress = lambda what: None
 ) -> None:
     """Measure every case; `add` gets each row when it is there: see docs/gpu.md."""
-    plain = _Plain()
-    for name, k in setting.contenders():
-        label = f"{name}, K = {k}" if CASES[name].lengths else name
-        progress(f"{label}: starting")
-        _contend(subject, setting, name, k, plain, add, _prefixed(progress, label))
+    plain, contenders = _Plain(), setting.contenders()
+    with ExitStack() as all_engines:
+        if setting.together:
+            progress(f"{len(contenders)} engines: starting")
+        begun = [
+            all_engines.enter_context(_begin(subject, setting, *who, limit=setting.seconds * len(contenders)))
+            for who in contenders if setting.together
+        ]  # fmt: skip
+        for place, (name, k) in enumerate(contenders):
+            label = f"{name}, K = {k}" if CASES[name].lengths else name
+            with ExitStack() as alone:
+                engine = begun[place] if begun else alone.enter_context(_begin(subject, setting, name, k))
+                progress(f"{label}: starting")
+                _contend(engine, subject, setting, name, k, plain, add, _prefixed(progress, label))
+        for engine in begun:
+            engine.dismiss()
 
 
 def _prefixed(progress: Progress, label: str) -> Progress:
     return lambda what: progress(f"{label}: {what}")
 
 
-def _contend(
-    subject: Subject, setting: Setting, name: str, k: int, plain: _Plain, add: Callable[[Row], None],
-    progress: Progress,
-) -> None:  # fmt: skip
+def _begin(
+    subject: Subject, setting: Setting, name: str, k: int, limit: float | None = None
+) -> AbstractContextManager[Worker]:
     case = CASES[name]
     log = setting.out / f"vllm-{Path(subject.name).name}-{name}-{k}.log"
     spec = case.spec(
         subject.folder, _arguments(subject, setting), slots=max(setting.batches), max_draft=k, log=str(log)
     )
-    row: Row = {"model": subject.name, "case": name, "max_draft": k if case.lengths else None, "dtype": setting.dtype}
+    return starting(spec, _environment(setting) | case.environment, seconds=limit or setting.seconds)
+
+
+def _contend(
+    engine: Worker, subject: Subject, setting: Setting, name: str, k: int, plain: _Plain, add: Callable[[Row], None],
+    progress: Progress,
+) -> None:  # fmt: skip
+    row: Row = {
+        "model": subject.name, "case": name, "max_draft": k if CASES[name].lengths else None, "dtype": setting.dtype,
+    }  # fmt: skip
     begin = perf_counter()
     try:
-        with worker(spec, _environment(setting) | case.environment, seconds=setting.seconds) as engine:
-            row |= _described(engine.about) | {"start_seconds": perf_counter() - begin}
-            _run(engine, subject, setting, name, plain, lambda found: add(row | found), progress)
+        engine.start()
+        row |= _described(engine.about) | {"start_seconds": perf_counter() - begin}
+        _run(engine, subject, setting, name, plain, lambda found: add(row | found), progress)
     except (EngineError, InvalidInputError) as error:
         add(row | {"error": str(error)})
 
 
 def _described(about: About) -> Row:
-    return {"runner": about.runner, "device": about.device}
+    return {"runner": about.runner, "async_scheduling": about.is_async, "device": about.device}
 
 
 def _run(
@@ -176,7 +203,18 @@ def _arguments(subject: Subject, setting: Setting) -> tuple[str, ...]:
     given = ("--dtype", setting.dtype, "--max-model-len", str(length), "--seed", "0", *subject.arguments)
     if setting.device == "cpu":
         return (*given, "--enforce-eager", "--distributed-executor-backend", "uni")
+    if setting.together:
+        room = _cache_bytes(Path(subject.folder), max(setting.batches) * length, setting.dtype)
+        return (*given, "--kv-cache-memory-bytes", str(room), "--gpu-memory-utilization", "0.01")
     return (*given, "--gpu-memory-utilization", str(GPU_MEMORY))
+
+
+def _cache_bytes(folder: Path, tokens: int, dtype: str) -> int:
+    """What the keys and values of so many tokens take, with some room."""
+    config = json.loads((folder / "config.json").read_text())
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    numbers = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head
+    return int(ROOM * tokens * numbers * DTYPES[dtype].itemsize)
 
 
 def _environment(setting: Setting) -> dict[str, str]:

@@ -86,10 +86,14 @@ class Worker:
         more = " (often: out of memory)" if code == -signal.SIGKILL else ""
         return f"{how}{more}; {reason(Path(self._spec.log), '')}"
 
-    def close(self) -> None:
-        """End the process and all that vLLM started below it."""
+    def dismiss(self) -> None:
+        """Tell it to end, and do not wait."""
         with suppress(OSError):
             self._pipe.send(None)
+
+    def close(self) -> None:
+        """End the process and all that vLLM started below it."""
+        self.dismiss()
         self._process.join(SECONDS_TO_END)
         self.end(signal.SIGTERM)
         self._process.join(SECONDS_TO_END)
@@ -110,6 +114,16 @@ def worker(
     spec: EngineSpec, environment: Mapping[str, str], prepare: Prepare | None = None, *, seconds: float | None = None
 ) -> Iterator[Worker]:
     """An engine that runs for the duration of the block, and not longer than `seconds`; errors as of `Worker.start`."""
+    with starting(spec, environment, prepare, seconds=seconds) as made:
+        made.start()
+        yield made
+
+
+@contextmanager
+def starting(
+    spec: EngineSpec, environment: Mapping[str, str], prepare: Prepare | None = None, *, seconds: float | None = None
+) -> Iterator[Worker]:
+    """As `worker`, but `start`, which waits until the engine is there, is left to the block."""
     with variables({"VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"), **environment}):
         made = Worker(spec, prepare)
     watch = threading.Timer(seconds or 0.0, made.give_up, [seconds])
@@ -117,7 +131,6 @@ def worker(
     try:
         if seconds is not None:
             watch.start()
-        made.start()
         yield made
     except KeyboardInterrupt:
         made.end(signal.SIGTERM)

@@ -65,6 +65,8 @@ class About:
     dtype: str
     coupled: bool
     """The same seed gives the same rollout with drafts and without."""
+    is_async: bool = False
+    """The next step is scheduled while this one runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,7 @@ def _about(llm: Any) -> About:
         vocab=int(config.model_config.get_vocab_size()),
         device="cpu" if current_platform.is_cpu() else str(current_platform.get_device_name()),
         dtype=str(config.model_config.dtype).removeprefix("torch."),
+        is_async=bool(config.scheduler_config.async_scheduling),
         coupled=is_v2 and bool(own.get("coupled") or os.environ.get("ROLLTREE_COUPLED", "").lower() in ("1", "true")),
     )
 
