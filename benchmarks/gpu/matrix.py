@@ -258,7 +258,7 @@ def _vllm(matrix: Matrix, name: str, document: dict[str, Any], progress: Progres
     """Real engines; each row is kept when it is there."""
     setting = vllm_part.Setting(
         out=matrix.out, device=matrix.device, dtype=matrix.dtype, cases=matrix.vllm_cases, samples=matrix.samples,
-        batches=matrix.vllm_batches, drafts=matrix.drafts, epochs=min(matrix.epochs, 2),
+        batches=matrix.vllm_batches, drafts=matrix.drafts, epochs=min(matrix.epochs, 3),
         together=matrix.vllm_together,
     )  # fmt: skip
 

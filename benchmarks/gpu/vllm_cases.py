@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from rolltree.bench.verdict import BASELINE
 from rolltree.bench.vllm_engines import RUNNERS
 from rolltree.bench.vllm_worker import EngineSpec
+from rolltree.vllm.graph_sizes import capture_sizes
 from rolltree.writing import to_json
 
 
@@ -25,8 +26,8 @@ class Case:
     """Of rolltree, `additional_config["rolltree"]`."""
     speculative: Mapping[str, object] = field(default_factory=dict)
     """More of vLLM's `speculative_config`."""
-    arguments: tuple[str, ...] = ()
-    """More, as of `vllm serve`."""
+    graphs: str = ""
+    """vLLM's `cudagraph_mode`, with sizes for all drafts of all requests; empty: left alone."""
 
     @property
     def lengths(self) -> bool:
@@ -46,9 +47,11 @@ class Case:
     def spec(self, model: str, arguments: Sequence[str], *, slots: int, max_draft: int, log: str) -> EngineSpec:
         """What a worker builds."""
         own = ("--additional-config", to_json({"rolltree": dict(self.options)})) if self.options else ()
+        sizes = {"cudagraph_mode": self.graphs, "cudagraph_capture_sizes": capture_sizes(slots, max_draft, 1 << 20)}
+        graphs = ("--compilation-config", to_json(sizes)) if self.graphs else ()
         return EngineSpec(
             drafter=self.drafter, model=model, slots=slots, max_draft=max_draft, speculative=dict(self.speculative),
-            arguments=(*arguments, *own, *self.arguments), log=log,
+            arguments=(*arguments, *own, *graphs), log=log,
         )  # fmt: skip
 
 
@@ -61,6 +64,12 @@ CASES: dict[str, Case] = {
     "rolltree-v2-uniform": Case(runner="v2", options={"lengths": "uniform"}),
     "rolltree-v2-adaptive": Case(runner="v2", speculative={"enable_adaptive_verification": True}),
     "rolltree-v2-coupled": Case(runner="v2", options={"coupled": True}),
+    "rolltree-v2-full": Case(runner="v2", graphs="FULL"),
+    "rolltree-v2-full-stream": Case(runner="v2", options={"wait": "stream"}, graphs="FULL"),
+    "rolltree-v2-full-coupled": Case(runner="v2", options={"coupled": True}, graphs="FULL"),
+    "rolltree-v2-wide": Case(runner="v2", graphs="FULL_AND_PIECEWISE"),
+    "rolltree-v2-wide-stream": Case(runner="v2", options={"wait": "stream"}, graphs="FULL_AND_PIECEWISE"),
+    "suffix-full": Case(drafter="suffix", graphs="FULL"),
     "rolltree-v2-stream-coupled": Case(runner="v2", options={"wait": "stream", "coupled": True}),
     "rolltree-v1-coupled": Case(runner="v1", options={"coupled": True}),
     "ngram": Case(drafter="ngram"),
