@@ -43,5 +43,6 @@ git -C "$root" archive HEAD | tar -xf - -C "$work/source"
 pip wheel --wheel-dir "$work/wheel" "$work/source" # for this Python; from 3.12 on for all later ones
 pip install --no-compile --target "$work/ours/vllm-bundle/site" "$work"/wheel/rolltree-*.whl
 tar -C "$work/source" -cf - --exclude '*.json' benchmarks examples | tar -C "$work/ours/vllm-bundle/rolltree" -xf -
+git -C "$root" rev-parse --short=12 HEAD > "$work/ours/vllm-bundle/commit"
 pack "$work/ours" > "$out/rolltree.tar.xz"
 ls -l "$out/vllm-$vllm.tar.xz".* "$out/rolltree.tar.xz"

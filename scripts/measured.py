@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from measured_gpu import DEFAULTS, engine_on_gpu, last_epoch, vllm_on_gpu, vllm_own_graphs
 from measured_tables import (
     QUALITY,
     REPLAYS,
@@ -56,10 +57,11 @@ def _summary() -> Iterator[str]:
     rows = [
         _trained("demo", "built-in engine, CPU"),
         *[_raced("engine_cold", 32, epoch, cold) for epoch in (1, 4)],
-        *[_raced("engine_warm", batch, 1, full) for batch in (8, 64)],
+        _raced("engine_warm", 8, 1, full),
         _raced("vllm", 32, 3, cold, "vLLM, CPU build"),
         _trained("verl_demo", "verl with vLLM, CPU"),
-        *[_simulated(*case) for case in (("aime24", 32), ("cognition", 512), ("full", 1024))],
+        *[_on_gpu(batch) for batch in (64, 256)],
+        *[_simulated(*case) for case in (("aime24", 32), ("cognition", 512))],
     ]
     columns = ("generating rollouts", "where", "rolltree", "SuffixDecoding", "tokens/step")
     yield table(columns, [row for row in rows if row])
@@ -81,6 +83,15 @@ def _raced(name: str, batch: int, epoch: int, title: str, where: str = "built-in
     return (shown, where, *_speeds(cases["rolltree"], cases.get("suffix"))) if "rolltree" in cases else ()
 
 
+def _on_gpu(batch: int) -> tuple[str, ...]:
+    document = _document("gpu_vllm")
+    found = last_epoch(document, DEFAULTS, batch)
+    if not found:
+        return ()
+    title = f"epoch {found['epoch']} from nothing, {batch} slots, 1.5B"
+    return (title, f"vLLM on an {document['device'].removeprefix('NVIDIA ')}", *_speeds(found))
+
+
 def _simulated(name: str, slots: int) -> tuple[str, ...]:
     document = _document(f"replay_{name}")
     cases = [case for case in document.get("cases", []) if case["batch"] == slots]
@@ -94,6 +105,7 @@ def _simulated(name: str, slots: int) -> tuple[str, ...]:
 def _sections() -> Iterator[str]:
     sections = (
         ("demo", demo), ("engine_warm", engine), ("engine_cold", engine), ("vllm", vllm), ("verl_demo", verl),
+        ("gpu_vllm", vllm_on_gpu), ("gpu_vllm_own_graphs", vllm_own_graphs), ("gpu_engine", engine_on_gpu),
         ("sharing", sharing), ("index", index), ("draft", drafting),
     )  # fmt: skip
     yield from (section(document) for name, section in sections if (document := _document(name)))

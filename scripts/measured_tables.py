@@ -31,7 +31,7 @@ def demo(document: dict[str, Any]) -> str:
     return (
         f"## `rolltree demo`\n\nGRPO on a CPU, 64 prompts x 8 samples, {same}, {weights}. Seconds are of rollouts.\n\n"
         + table(columns, rows)
-        + _footnote(document["machine"])
+        + footnote(document["machine"])
     )
 
 
@@ -54,7 +54,7 @@ def engine(document: dict[str, Any]) -> str:
         f"## `rolltree bench engine`: {name}\n\n{what}: rollout speed relative to the same engine without drafts, T = 1"
     )
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
-    return title + note + table(("slots", "epoch", *names, "tokens/step"), rows) + _footnote(document["machine"])
+    return title + note + table(("slots", "epoch", *names, "tokens/step"), rows) + footnote(document["machine"])
 
 
 def vllm(document: dict[str, Any]) -> str:
@@ -72,7 +72,7 @@ def vllm(document: dict[str, Any]) -> str:
     title = f"## `make vllm-bench`\n\n{what}, demo-1m, {batch} requests at a time, T = 1"
     note = f", {document['threads']} threads, median of {document['repeats']} runs.\n\n"
     columns = ("epoch", *names, "over suffix, run by run", "tokens/step of suffix", "of rolltree")
-    return title + note + table(columns, rows) + _footnote(document["machine"])
+    return title + note + table(columns, rows) + footnote(document["machine"])
 
 
 def verl(document: dict[str, Any]) -> str:
@@ -88,7 +88,7 @@ def verl(document: dict[str, Any]) -> str:
     )
     title = f"## GRPO by verl\n\nGRPO by verl's trainer with vLLM's CPU build, {shape}; seconds of generation.\n\n"
     columns = ("epoch", "reward", "alone", "tokens/step", "seconds", "alone", "speed-up")
-    return title + table(columns, rows) + _footnote(document["machine"])
+    return title + table(columns, rows) + footnote(document["machine"])
 
 
 def sharing(document: dict[str, Any]) -> str:
@@ -109,7 +109,7 @@ def sharing(document: dict[str, Any]) -> str:
     )
     columns = ("replicas", "", f"tokens/step, {first}", second, f"engine steps, {first}", second)
     columns += (f"skew, {first}", second, "bytes")
-    return title + table(columns, rows) + _footnote(document["machine"])
+    return title + table(columns, rows) + footnote(document["machine"])
 
 
 def index(document: dict[str, Any]) -> str:
@@ -126,7 +126,7 @@ def index(document: dict[str, Any]) -> str:
     columns = ("case", "live", "append Mtok/s (peer)", "x", "bytes/token (peer)", "x", "draft µs (peer)", "x")
     title = "## `rolltree bench index`\n\nThe tree beside arctic-inference, one run, one thread"
     shown = f"{title}, median of {document['repeats']}.\n\n" + table(columns, rows)
-    return shown + _with_shared_tree(document["cases"]) + _footnote(document["machine"])
+    return shown + _with_shared_tree(document["cases"]) + footnote(document["machine"])
 
 
 def drafting(document: dict[str, Any]) -> str:
@@ -141,7 +141,7 @@ def drafting(document: dict[str, Any]) -> str:
     title = "## `rolltree bench draft`\n\nSingle calls of a full cache, milliseconds; windows of 64 long rollouts"
     note = f", {live} live requests (draft, advance: of all). The process grew by {memory} of the bytes claimed.\n\n"
     pauses = title + note + table(("tokens a rollout", "call", "p50", "p99", "max"), rows)
-    return pauses + _rebuild(document["rebuild"]) + _steps(document["steps"]) + _footnote(document["machine"])
+    return pauses + _rebuild(document["rebuild"]) + _steps(document["steps"]) + footnote(document["machine"])
 
 
 def _rebuild(measured: dict[str, Any]) -> str:
@@ -194,7 +194,7 @@ def replay_times(documents: dict[str, dict[str, Any]]) -> str:
         "history",
         "ngram",
     )
-    return title + table(columns, rows) + _footnote(last["machine"])
+    return title + table(columns, rows) + footnote(last["machine"])
 
 
 def replay_quality(documents: dict[str, dict[str, Any]]) -> str:
@@ -214,7 +214,7 @@ def replay_quality(documents: dict[str, dict[str, Any]]) -> str:
         "an oracle over the same cache. ECE: expected calibration error of the claimed survival.\n\n"
     )
     columns = ("rollouts", "drafter", "shape", "tokens/step", "drafted", "accepted", "of ceiling", "ECE")
-    return title + table(columns, rows) + _footnote(list(documents.values())[-1]["machine"])
+    return title + table(columns, rows) + footnote(list(documents.values())[-1]["machine"])
 
 
 def _with_shared_tree(cases: list[dict[str, Any]]) -> str:
@@ -248,7 +248,8 @@ def table(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _footnote(machine: dict[str, Any]) -> str:
+def footnote(machine: dict[str, Any]) -> str:
+    """Return the line that says on what it was measured."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['processor']}, {machine['cores']} cores; {versions}"
     return f"\n{where}; commit {machine['commit']}, {machine['date']}.\n"

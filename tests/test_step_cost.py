@@ -223,3 +223,20 @@ def test_the_cost_is_learned_where_nearly_every_step_reads_a_prompt() -> None:
     for n, drafted in ((8, 64), (32, 100), (64, 200)):
         assert fitted.seconds(n, drafted, 8) == pytest.approx(CPU.seconds(n, drafted, 8), rel=0.1)
         assert misled.seconds(n, drafted, 8) > 1.2 * CPU.seconds(n, drafted, 8)  # so that it can fail
+
+
+def test_kernels_that_are_made_in_first_steps_do_not_stop_drafts() -> None:
+    """The first steps of an engine on an H200, whose steps take 3 milliseconds once their kernels are there."""
+    observer = StepCostObserver()
+    for rows, drafted, longest, seconds in (
+        (256, 2048, 8, 4.06), (2, 0, 0, 8.91), (2, 0, 0, 0.026), (1, 0, 0, 4.62), (8, 0, 0, 0.0045), (8, 0, 0, 0.0032),
+        (8, 0, 0, 0.0032), (8, 8, 1, 0.947), (8, 16, 2, 0.128),
+    ):  # fmt: skip
+        observer.observe(rows, drafted, longest, seconds)
+    survival = (np.full((8, 1), 0.8) ** np.arange(1, 9)).astype(np.float32)
+    drafts = []
+    for _ in range(24):
+        lengths = allocate(survival, np.full(8, 8, np.int32), observer.model)
+        drafts.append(int(lengths.sum()))
+        observer.observe(8, drafts[-1], int(lengths.max()), 0.003 + 2e-6 * drafts[-1])
+    assert min(drafts[12:]) > 16

@@ -58,22 +58,17 @@ class Case:
 CASES: dict[str, Case] = {
     BASELINE: Case(drafter=BASELINE),  # what all others are compared with
     "rolltree-v2": Case(runner="v2"),
+    "rolltree-v2-host": Case(runner="v2", options={"wait": "host"}),
+    "rolltree-v2-kept": Case(runner="v2", options={"graphs": "keep"}),
     "rolltree-v1": Case(runner="v1"),
-    "rolltree-v2-stream": Case(runner="v2", options={"wait": "stream"}),
+    "rolltree-v2-coupled": Case(runner="v2", options={"coupled": True}),
     "rolltree-v2-ragged": Case(runner="v2", options={"lengths": "ragged"}),
     "rolltree-v2-uniform": Case(runner="v2", options={"lengths": "uniform"}),
     "rolltree-v2-adaptive": Case(runner="v2", speculative={"enable_adaptive_verification": True}),
-    "rolltree-v2-coupled": Case(runner="v2", options={"coupled": True}),
-    "rolltree-v2-full": Case(runner="v2", graphs="FULL"),
-    "rolltree-v2-full-stream": Case(runner="v2", options={"wait": "stream"}, graphs="FULL"),
-    "rolltree-v2-full-coupled": Case(runner="v2", options={"coupled": True}, graphs="FULL"),
-    "rolltree-v2-wide": Case(runner="v2", graphs="FULL_AND_PIECEWISE"),
-    "rolltree-v2-wide-stream": Case(runner="v2", options={"wait": "stream"}, graphs="FULL_AND_PIECEWISE"),
-    "suffix-full": Case(drafter="suffix", graphs="FULL"),
-    "rolltree-v2-stream-coupled": Case(runner="v2", options={"wait": "stream", "coupled": True}),
     "rolltree-v1-coupled": Case(runner="v1", options={"coupled": True}),
     "ngram": Case(drafter="ngram"),
     "suffix": Case(drafter="suffix"),
+    "suffix-wide": Case(drafter="suffix", graphs="FULL_AND_PIECEWISE"),
     "none-v1": Case(drafter=BASELINE, runner="v1"),
 }
 """In the order in which they are run: a run that is cut off has the most telling ones."""

@@ -45,11 +45,12 @@ def _processor() -> str:
 def _commit() -> str | None:
     """Return the commit of the checkout that this file belongs to, marked when code was changed since.
 
-    Figures and their plots do not count: one command writes several of them.
+    Figures and their plots do not count: one command writes several of them. Where there is no checkout (a bundle for
+    another machine), what the variable ROLLTREE_COMMIT says.
     """
     code = ("--", ":/", ":(exclude,top)benchmarks", ":(exclude,top)docs")
     commit, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno", *code)
-    return None if commit is None else commit + ("-dirty" if changed else "")
+    return os.environ.get("ROLLTREE_COMMIT") if commit is None else commit + ("-dirty" if changed else "")
 
 
 def _git(*arguments: str) -> str | None:

@@ -39,10 +39,11 @@ RUNNERS = ("V1", "V2", "V2 async")
 @contextmanager
 def engine(method: str = "rolltree", *, runner: str = "V1", **settings: Any) -> Iterator[Any]:
     """A `vllm.LLM` in this process; a test of the V2 runner is skipped where vLLM's is too old for ours."""
-    is_v2, is_async = "V2" in runner, "async" in runner
+    is_v2, is_async, is_default = "V2" in runner, "async" in runner, "by default" in runner
     if is_v2 and VERSION < FIRST_V2:
         pytest.skip(f"the V2 runner of vLLM {hooks.vllm_version()} lacks what drafting needs")
-    with v2_on_cpu(async_scheduling=is_async) if is_v2 else nullcontext(), _engine(method, **settings) as llm:
+    place = v2_on_cpu(async_scheduling=is_async, is_asked_for=not is_default) if is_v2 else nullcontext()
+    with place, _engine(method, **settings) as llm:
         assert bool(llm.llm_engine.vllm_config.use_v2_model_runner) == is_v2
         assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == is_async
         yield llm

@@ -27,7 +27,8 @@ SHARE = re.compile(r"(ray(:[\w.-]+)?)?")
 LEAST_BYTES = 2**20
 """Of a store's file: an empty one has a twentieth of that."""
 REBUILD = ("background", "blocking", "never")
-WAIT = ("host", "stream")
+WAIT = ("auto", "host", "stream")
+GRAPHS = ("auto", "keep")
 
 T = TypeVar("T")
 _CACHE, _DRAFT = CacheConfig(), DraftConfig()
@@ -71,9 +72,12 @@ class EngineOptions:
     same seed gives the same rollout with drafts, without, and with any cache. For engines whose sampler can do that."""
     replica: int = -1
     """Number of this engine among those of one seed, which goes into the seeds of `coupled`; -1: not known."""
-    wait: str = "host"
+    wait: str = "auto"
     """Where drafting waits for a step's tokens: `host`, in the engine's own thread; `stream`, in the device's stream,
-    which calls the core itself while the engine runs ahead. For engines whose runner can do that."""
+    which calls the core itself while the engine runs ahead; `auto`, in the stream of engines that can do that."""
+    graphs: str = "auto"
+    """CUDA graphs of the engine: `auto`, for all drafts of all requests, and of any lengths where its attention can,
+    unless their sizes are set by hand; `keep`, as they are."""
     infer: bool = True
     """Take versions from weight updates and salts, and conversations from the engine's own ids, where none is named."""
     metrics: bool = True
@@ -112,6 +116,7 @@ class EngineOptions:
         _check("store_window", self.store_window, 0 <= self.store_window < 2**31, "a number of rollouts, 0 or more")
         _check("store_rebuild", self.store_rebuild, self.store_rebuild in REBUILD, f"one of {', '.join(REBUILD)}")
         _check("wait", self.wait, self.wait in WAIT, f"one of {', '.join(WAIT)}")
+        _check("graphs", self.graphs, self.graphs in GRAPHS, f"one of {', '.join(GRAPHS)}")
         _check("sessions", self.sessions, 0 <= self.sessions <= 2**31, "a number from 0 to 2147483648")
 
     @classmethod

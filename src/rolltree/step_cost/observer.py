@@ -39,6 +39,8 @@ HALF_LIFE = 1024
 """Observations after which a bucket that is not met weighs half: contexts grow, machines change."""
 REFIT = 32
 """Observations between fits, once there have been that many; a fit takes up to a millisecond."""
+YOUNG, DOUBT = 3, 1 / 64
+"""A shape met fewer times than that weighs so much less: kernels are made when they are first launched, for seconds."""
 IMPLAUSIBLE = 100.0
 """No shape is that many times faster than the prior says, or one bad clock would rule a fit of relative errors."""
 KNOWN_AFTER = 128
@@ -67,7 +69,8 @@ class _Bucket:
         self.ratio += (quantile - self.ratio) * (1.0 if whole <= 1 else max(1 / whole, SMOOTHING))
 
     def weight(self, now: int) -> float:
-        return min(self.count, FULL_WEIGHT) * float(0.5 ** ((now - self.seen) / HALF_LIFE))
+        count = min(self.count, FULL_WEIGHT) * (1.0 if self.count >= YOUNG else DOUBT)
+        return count * float(0.5 ** ((now - self.seen) / HALF_LIFE))
 
 
 class StepCostObserver:

@@ -31,9 +31,11 @@ def check_engine(vllm_config: Any, log: logging.Logger | None = None) -> EngineO
     check_fit(vllm_config, options)
     if adaptive.is_adaptive(vllm_config):
         options = replace(options, cost="off")  # vLLM has the budget then
-    if options.wait == "host" or not (reason := _against_streams(vllm_config, options)):
+    if options.wait == "host":
         return options
-    if log is not None:
+    if not (reason := _against_streams(vllm_config, options)):
+        return replace(options, wait="stream")
+    if log is not None and options.wait == "stream":
         log.warning("rolltree: ROLLTREE_WAIT=%s is not used %s; drafting waits in the host.", options.wait, reason)
     return replace(options, wait="host")
 
@@ -77,7 +79,7 @@ def _given(vllm_config: Any) -> Any:
 
 def _check_wait(vllm_config: Any, options: EngineOptions) -> None:
     """Raise where the engine's own options ask for what it cannot do; the environment's wish is left out there."""
-    if options.wait == "host" or "wait" not in (_given(vllm_config) or {}):
+    if options.wait != "stream" or "wait" not in (_given(vllm_config) or {}):
         return
     if reason := _against_streams(vllm_config, options):
         fix = "Leave it out: drafting then waits for a step's tokens in the engine's thread."

@@ -1,25 +1,66 @@
-"""Which decode steps vLLM's V2 runner has full CUDA graphs for: read from its configuration and its graph manager.
+"""Which steps vLLM's V2 runner has full CUDA graphs for: read from its configuration and its graph manager, and set.
 
 | What | Why | Without it |
 |---|---|---|
+| `CompilationConfig.cudagraph_capture_sizes`, `max_cudagraph_capture_size` | vLLM's own end at 512 tokens | left |
+| `CompilationConfig.resolve_cudagraph_mode_and_sizes` | knows what attention can; FULL takes any lengths | left |
 | `num_speculative_tokens_per_batch_size`, `build_dynamic_sd_schedule_lookup` | captured lengths beside K | K alone |
 | `GPUModelRunner.cudagraph_manager`: `graphs`, `dispatch` | whether a step replays a full graph | ragged drafts |
 
 Read in vLLM 0.32 (`v1/worker/gpu/cudagraph_utils.py`): a mode with a decode routine of its own (FULL_AND_PIECEWISE,
 FULL_DECODE_ONLY) captures uniform steps of K + 1 tokens a request, or of each K of the schedule by batch size, + 1; a
-step without drafts is among them only where that schedule names 0. FULL captures steps of any lengths.
+step without drafts is among them only where that schedule names 0. FULL captures steps of any lengths, with prompts to
+read, too, and is for attention that takes any batch (FlashAttention 3, Triton's). On an H200 steps that launch their
+kernels one by one took two to four times as long (docs/LOG.md).
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from rolltree.vllm.compat import wrap
 from rolltree.vllm.draft_lengths import Graphs
+from rolltree.vllm.graph_sizes import capture_sizes
 
 DISPATCH = ("num_reqs", "num_tokens", "uniform_token_count", "num_active_loras", "max_query_len")
 """Parameters of the manager's `dispatch` that are given."""
+
+
+_ANY_LENGTHS = "_rolltree_any_lengths"
+
+
+def widen(vllm_config: Any) -> None:
+    """Let an engine that is being configured capture graphs for all drafts of all requests, unless it has sizes."""
+    compilation = vllm_config.compilation_config
+    if compilation.cudagraph_capture_sizes is None and compilation.max_cudagraph_capture_size is None:
+        scheduler = vllm_config.scheduler_config
+        places = vllm_config.speculative_config.num_speculative_tokens
+        compilation.cudagraph_capture_sizes = capture_sizes(
+            scheduler.max_num_seqs, places, scheduler.max_num_batched_tokens
+        )
+
+
+def want_any_lengths(vllm_config: Any) -> None:
+    """Let the worker's graphs be of steps of any lengths, where its attention can; before they are resolved."""
+    from vllm.config import CompilationConfig
+
+    def make(original: Any) -> Callable[..., Any]:
+        def resolve_cudagraph_mode_and_sizes(self: Any, min_cg_support: Any, *args: Any, **kwargs: Any) -> Any:
+            from vllm.config.compilation import CUDAGraphMode
+            from vllm.v1.attention.backend import AttentionCGSupport
+
+            usual = self.cudagraph_mode == CUDAGraphMode.FULL_AND_PIECEWISE
+            if usual and getattr(self, _ANY_LENGTHS, False) and min_cg_support == AttentionCGSupport.ALWAYS:
+                self.cudagraph_mode = CUDAGraphMode.FULL
+            return original(self, min_cg_support, *args, **kwargs)
+
+        return resolve_cudagraph_mode_and_sizes
+
+    wrap(CompilationConfig, "resolve_cudagraph_mode_and_sizes", make, "min_cg_support")
+    object.__setattr__(vllm_config.compilation_config, _ANY_LENGTHS, True)
 
 
 def draft_sizes(vllm_config: Any) -> tuple[int, ...]:

@@ -7,10 +7,11 @@
 | `model_runner.init_speculator` | it builds speculators by name and knows none of others | refused |
 | `GPUModelRunner.execute_model` | the schedule is shown, and given back shorter, before it is taken in | refused |
 | `VllmConfig.__post_init__` with `NgramGPUTypes` | 0.32 has async scheduling for what it names there | no async |
+| the same, for `compat_graphs` | graphs for all drafts | vLLM's own sizes |
 | `GPUModelRunner.sample`, `rejection_sampler.rejection_sample` | coupled verification | `coupled` is refused |
 
 Each is checked by signature. Where one is missing, an engine that asks for the V2 runner is refused with what to set;
-who does not ask has the V1 runner anyway.
+who does not ask gets the V1 runner. Where all are there, vLLM's own choice holds: V2 where it can.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rolltree.errors import InvalidInputError
+from rolltree.vllm import compat
 from rolltree.vllm.compat import HookMissing, uses_rolltree, wrap
 
 if TYPE_CHECKING:
@@ -37,14 +40,14 @@ def offer_v2_runner() -> None:
     def make(original: Any) -> Callable[..., Any]:
         def _get_v2_model_runner_unsupported_features(self: Any) -> list[str]:
             found = list(original(self))
-            if not (_is_asked_for() and uses_rolltree(self) and runner_fits()):
+            if not (uses_rolltree(self) and runner_fits()):
                 return found
             return [feature for feature in found if METHOD not in feature]
 
         return _get_v2_model_runner_unsupported_features
 
     wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", make)
-    _allow_async()
+    _configure()
     _prepare_workers()
 
 
@@ -63,15 +66,18 @@ def _prepare_workers() -> None:
     wrap(WorkerBase, "__init__", make, "vllm_config")
 
 
-def _is_asked_for() -> bool:
-    """Return whether the user wants the V2 runner: it has run on a CPU only, so V1 is taken where nothing is said."""
-    from vllm import envs
+def _has_v2_runner(vllm_config: Any) -> bool:
+    """Return whether an engine that is being configured drafts with rolltree in the V2 runner."""
+    if not uses_rolltree(vllm_config):
+        return False
+    try:
+        return bool(vllm_config.use_v2_model_runner) and runner_fits()
+    except Exception:  # its configuration is not complete, or wrong: vLLM says so
+        return False
 
-    return bool(envs.VLLM_USE_V2_MODEL_RUNNER)
 
-
-def _allow_async() -> None:
-    """Let our engines have async scheduling.
+def _configure() -> None:
+    """Let engines that draft with rolltree have async scheduling, and graphs for their drafts.
 
     0.32 knows by name which methods leave drafts to the runner; from 0.33 on only the V1 runner asks. The name is there
     while the configuration of such an engine is made, so that nobody else's changes.
@@ -80,21 +86,37 @@ def _allow_async() -> None:
     from vllm.config import vllm as config
 
     known = getattr(config, "NgramGPUTypes", None)
-    if known is None:
-        return
 
     def make(original: Any) -> Callable[..., Any]:
         def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            if _is_asked_for() and uses_rolltree(self) and runner_fits():
+            if not _has_v2_runner(self):
+                original(self, *args, **kwargs)
+                return
+            if not compat.is_cpu() and _option(self, "graphs") != "keep":
+                from rolltree.vllm import compat_graphs
+
+                compat_graphs.widen(self)
+            if known is not None:
                 config.NgramGPUTypes = Literal[(*get_args(known), METHOD)]
             try:
                 original(self, *args, **kwargs)
             finally:
-                config.NgramGPUTypes = known
+                if known is not None:
+                    config.NgramGPUTypes = known
 
         return __post_init__
 
     wrap(VllmConfig, "__post_init__", make)
+
+
+def _option(vllm_config: Any, name: str) -> Any:
+    """Return an option where all are right; `checks` says what is wrong with others."""
+    from rolltree.vllm import checks
+
+    try:
+        return getattr(checks.read_options(vllm_config), name)
+    except InvalidInputError:
+        return None
 
 
 @functools.cache
@@ -130,8 +152,12 @@ def _build_ours(model_runner: Any) -> None:
         def init_speculator(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
             if not uses_rolltree(vllm_config):
                 return original(vllm_config, device, *args, **kwargs)
+            from rolltree.vllm import compat_graphs
+            from rolltree.vllm.adaptive import is_adaptive
             from rolltree.vllm.stream_speculator import speculator
 
+            if _option(vllm_config, "graphs") != "keep" and not is_adaptive(vllm_config):
+                compat_graphs.want_any_lengths(vllm_config)
             return speculator(vllm_config, device, *args, **kwargs)
 
         return init_speculator

@@ -31,9 +31,6 @@ def doctor_lines() -> Iterator[Finding]:
         return
     yield _judge(version, build)
     yield _plugin()
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
-        found = "V2, by VLLM_USE_V2_MODEL_RUNNER=1; rolltree ran in that of vLLM 0.32, on a CPU"
-        yield Finding("vLLM model runner", "untested", found, "unset the variable for the V1 runner")
 
 
 def prove_lines() -> Iterator[Finding]:

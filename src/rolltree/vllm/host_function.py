@@ -1,8 +1,8 @@
 """Launches a native function in the stream of a CUDA device, behind what was launched before; no Python runs in it.
 
 By `cuLaunchHostFunc` of CUDA's driver library, which is there wherever a device is: CUresult cuLaunchHostFunc(CUstream,
-CUhostFn, void*), CUDA 10 and newer. The stream goes on when the function has returned; it must not call CUDA. Read, not
-run: no test had a device.
+CUhostFn, void*), CUDA 10 and newer. The stream goes on when the function has returned; it must not call CUDA. No test
+has a device; on an H200 it ran in the GPU benchmark (benchmarks/gpu_vllm.json).
 """
 
 from __future__ import annotations

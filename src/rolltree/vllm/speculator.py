@@ -43,6 +43,12 @@ class _Running:
         return getattr(self.new, name)
 
 
+def _warms_up(schedule: Any) -> bool:
+    """Whether vLLM runs a step for its kernels to be made, those that verify drafts among them: it is left whole."""
+    ids = schedule.num_scheduled_tokens
+    return bool(ids) and all(id.startswith("_warmup_") for id in ids)
+
+
 class Speculator(DraftingWorker):
     """One worker's side; the runner makes it (see `compat_v2`).
 
@@ -99,6 +105,8 @@ class Speculator(DraftingWorker):
     def rolltree_begin_step(self, schedule: Any, runner: Any = None) -> Any:
         """Called before the runner takes in a schedule; return the one it shall take, with what it verifies alone."""
         places, length, self._places, self._length = self._places, self._length, {}, RAGGED
+        if _warms_up(schedule):
+            return schedule
         whole = self._confidences is not None
         short = self._plan.whole(schedule, places) if whole else self._plan.shortened(schedule, places, length)
         with self.core.guarded():

@@ -16,8 +16,8 @@ import pytest
 
 
 @contextlib.contextmanager
-def v2_on_cpu(*, async_scheduling: bool) -> Iterator[None]:
-    """Everything that an engine needs in its place for the duration of the block."""
+def v2_on_cpu(*, async_scheduling: bool, is_asked_for: bool = True) -> Iterator[None]:
+    """Everything that an engine needs in its place for the duration of the block; V2 by its variable or by default."""
     from vllm.config import vllm as config
     from vllm.platforms.cpu import CpuPlatform
     from vllm.v1.sample.ops import topk_topp_sampler
@@ -26,7 +26,10 @@ def v2_on_cpu(*, async_scheduling: bool) -> Iterator[None]:
     from vllm import triton_utils
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+        if is_asked_for:
+            patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+        else:
+            patch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
         if not triton_utils.HAS_TRITON:
             patch.setattr(triton_utils.triton, "next_power_of_2", _next_power_of_2, raising=False)
             patch.setattr(config, "HAS_TRITON", True)
