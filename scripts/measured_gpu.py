@@ -54,7 +54,7 @@ def _about(document: dict[str, Any]) -> str:
     return (
         f'`make gpu-bench ARGS="--part vllm --together"`: real vLLM on an {device}, {document["dtype"]}, a model of\n'
         f"the shape `{model}` that says what the demo's model says, 8 rollouts of a prompt, K = 8, T = 1.\n"
-        f"Epoch {epoch}, one run: median milliseconds between two decode steps, and speed of the whole generation over vLLM alone.\n\n"
+        f"Epoch {epoch}, one run: median milliseconds between two decode steps, and speed over vLLM alone.\n\n"
     )
 
 
