@@ -75,7 +75,14 @@ REFUSED = [
 
 def test_a_stream_is_used_where_it_can_be() -> None:
     assert checks.check_engine(on_one_rank(v2_config(wait="stream"))).wait == "stream"
-    assert checks.check_engine(v2_config()).wait == "host"
+    assert checks.check_engine(on_one_rank(v2_config())).wait == "stream", "by itself"
+    assert checks.check_engine(on_one_rank(v2_config(wait="host"))).wait == "host"
+
+
+@pytest.mark.parametrize("change", [change for change, _ in REFUSED])
+def test_where_it_cannot_be_the_host_waits_without_a_word(change: Any, caplog: pytest.LogCaptureFixture) -> None:
+    assert checks.check_engine(change(v2_config()), logging.getLogger()).wait == "host"
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED)

@@ -46,6 +46,13 @@ def test_sizes_set_by_hand_stay() -> None:
     assert widened(max_cudagraph_capture_size=99) is None
 
 
+def test_another_vllms_graphs_are_left_and_the_log_says_so() -> None:
+    with logged() as lines:
+        compat_graphs.widen(SimpleNamespace())
+        compat_graphs.want_any_lengths(SimpleNamespace())
+    assert sum("CUDA graphs are left as they are" in line for line in lines) == 2
+
+
 def test_full_graphs_of_any_lengths_where_attention_can() -> None:
     """vLLM's own rule for the mode, asked for our engine and for another one, here and as a worker gets it."""
     from vllm.config import CompilationConfig

@@ -17,7 +17,9 @@ kernels one by one took two to four times as long (docs/LOG.md).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,13 +27,22 @@ from rolltree.vllm.compat import wrap
 from rolltree.vllm.draft_lengths import Graphs
 from rolltree.vllm.graph_sizes import capture_sizes
 
+_ANY_LENGTHS = "_rolltree_any_lengths"
 DISPATCH = ("num_reqs", "num_tokens", "uniform_token_count", "num_active_loras", "max_query_len")
 """Parameters of the manager's `dispatch` that are given."""
 
 
-_ANY_LENGTHS = "_rolltree_any_lengths"
+@contextmanager
+def _left_as_they_are() -> Iterator[None]:
+    """Say that the graphs stay vLLM's own where this vLLM has no such places: drafting goes on, slower."""
+    try:
+        yield
+    except Exception as error:
+        log = logging.getLogger("vllm.rolltree")
+        log.warning("rolltree: CUDA graphs are left as they are, this vLLM has them in another way (%s).", error)
 
 
+@_left_as_they_are()
 def widen(vllm_config: Any) -> None:
     """Let an engine that is being configured capture graphs for all drafts of all requests, unless it has sizes."""
     compilation = vllm_config.compilation_config
@@ -43,15 +54,18 @@ def widen(vllm_config: Any) -> None:
         )
 
 
+@_left_as_they_are()
 def want_any_lengths(vllm_config: Any) -> None:
     """Let the worker's graphs be of steps of any lengths, where its attention can; before they are resolved."""
     from vllm.config import CompilationConfig
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.v1.attention.backend import AttentionCGSupport
+
+    if getattr(getattr(vllm_config, "attention_config", None), "hisparse_config", None) is not None:
+        return  # it has full graphs for decode steps alone
 
     def make(original: Any) -> Callable[..., Any]:
         def resolve_cudagraph_mode_and_sizes(self: Any, min_cg_support: Any, *args: Any, **kwargs: Any) -> Any:
-            from vllm.config.compilation import CUDAGraphMode
-            from vllm.v1.attention.backend import AttentionCGSupport
-
             usual = self.cudagraph_mode == CUDAGraphMode.FULL_AND_PIECEWISE
             if usual and getattr(self, _ANY_LENGTHS, False) and min_cg_support == AttentionCGSupport.ALWAYS:
                 self.cudagraph_mode = CUDAGraphMode.FULL
