@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from rolltree.sharing.courier import Courier
 from rolltree.sharing.exchange import Exchange
 from rolltree.sharing.message import Fingerprint, Reply, Request
 from rolltree.sharing.port import Port
+from tests.streamed_host import StreamedHost
 from tests.toy_host import VOCAB, ToyHost
 
+AnyHost: TypeAlias = ToyHost | StreamedHost
 MODEL = Fingerprint(model="toy", vocab=VOCAB)
 PATIENCE = 120.0
 """Seconds until a test gives up; nothing that works takes nearly as long."""
@@ -40,20 +42,27 @@ class Here:
 def sharing_host(channel: Any, name: str, fingerprint: Fingerprint = MODEL, *, rate: int = 1 << 30) -> ToyHost:
     """A toy host whose port uses this channel."""
     host = ToyHost(share="ray")
+    attach_port(host, channel, name, fingerprint, rate=rate)
+    return host
+
+
+def attach_port(
+    host: AnyHost, channel: Any, name: str, fingerprint: Fingerprint = MODEL, *, rate: int = 1 << 30
+) -> None:
+    """Let a host with the option `share` share by this channel."""
     assert host.core is not None
     courier = Courier(channel, fingerprint, name, seconds=0.0, bytes_a_second=rate, log=log)
     host.core.port = Port(courier, host.core.counts, log)
     host.core.port.follow(host.core.drafter.cache)
-    return host
 
 
-def port_of(host: ToyHost) -> Port:
+def port_of(host: AnyHost) -> Port:
     assert host.core is not None
     assert host.core.port is not None
     return host.core.port
 
 
-def trip(*hosts: ToyHost) -> None:
+def trip(*hosts: AnyHost) -> None:
     """Have each host make one trip from begin to end, and take in what came of it."""
     for host in hosts:
         port, end = port_of(host), time.monotonic() + PATIENCE
@@ -67,11 +76,11 @@ def trip(*hosts: ToyHost) -> None:
             port.step()
 
 
-def submit(host: ToyHost, name: str, prompts: Sequence[list[int]] = PROMPTS, **settings: Any) -> None:
+def submit(host: AnyHost, name: str, prompts: Sequence[list[int]] = PROMPTS, **settings: Any) -> None:
     for n, prompt in enumerate(prompts):
         host.add(f"{name}-{n}", prompt, **settings)
 
 
-def stats(host: ToyHost) -> dict[str, float]:
+def stats(host: AnyHost) -> dict[str, float]:
     assert host.core is not None
     return host.core.stats()

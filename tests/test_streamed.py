@@ -292,5 +292,5 @@ def test_the_next_step_verifies_a_length_that_the_device_has_graphs_for(
 
 
 def test_where_drafting_waits_is_checked() -> None:
-    with pytest.raises(InvalidInputError, match=r"wait = 'device': must be one of host, stream"):
+    with pytest.raises(InvalidInputError, match=r"wait = 'device': must be one of auto, host, stream"):
         EngineOptions.read({"wait": "device"}, {}, where="a.rolltree")

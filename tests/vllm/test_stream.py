@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rolltree.errors import InvalidInputError
 from rolltree.serving.streamed import StreamedCore
+from rolltree.sharing.exchange import Exchange
 from rolltree.store import RolloutStore
 from rolltree.vllm import Control
+from tests.sharing_tools import Here, attach_port, trip
 from tests.vllm.engines import (
     OPTIONS,
     Told,
@@ -101,6 +105,31 @@ def test_a_store_gets_every_rollout(greedy: list[Told], tmp_path: Path) -> None:
     with streaming(options=options) as llm:
         assert_same(greedy, generate(llm, prompts(COUNT)))
         assert Control(llm).stats()["tokens_per_step"] > 3
+
+
+def test_an_engine_that_shares_tells_each_rollout_once(greedy: list[Told]) -> None:
+    """By an exchange in this process; how much of it the second engine gets in time, no verdict depends on."""
+    texts, exchange = list[list[list[int]]](), Exchange()
+    with streaming(late=True) as llm:
+        core = proposer(llm)
+        core.options = replace(core.options, share="ray")
+        attach_port(SimpleNamespace(core=core), Here(exchange), "one")
+        texts.append(generate(llm, prompts(COUNT)))
+        Control(llm).commit()
+        trip(SimpleNamespace(core=core))
+        told = sum(map(len, texts[0]))
+        assert core.stats()["shared_sent"] == told
+    with streaming(late=True) as llm:
+        core = proposer(llm)
+        core.options = replace(core.options, share="ray")
+        attach_port(SimpleNamespace(core=core), Here(exchange), "other")
+        texts.append(generate(llm, prompts(COUNT)))
+        Control(llm).commit()
+        assert core.stats()["errors"] == 0
+        core.drafter.cache.check()
+        assert 0 <= core.stats()["shared_received"] <= told
+    for found in texts:
+        assert_same(greedy, found)
 
 
 def test_the_line_of_the_start_and_refusals(greedy: list[Told], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,6 @@ def _against_streams(vllm_config: Any, options: EngineOptions) -> str:
         return "in the V1 model runner"
     if vllm_config.parallel_config.world_size > 1:
         return "with several ranks, which must agree on drafts"
-    if options.share:
-        return "with `share`"
     if options.lengths == "ragged":
         return "with `lengths: ragged`: what the host does not wait for it cannot cut"
     if adaptive.is_adaptive(vllm_config):
