@@ -68,7 +68,7 @@ def _speeds(document: dict[str, Any]) -> str:
             f"{row['step_milliseconds_median']:.1f} ms, **{row['speedup']:.2f}x**" if row else "-" for row in found
         ]
         lines.append((SHOWN[name], *cells, *_tokens(found[-1:])))
-    return table(("", *[f"{batch} requests" for batch in batches], "tokens/step"), lines)
+    return table(("", *[f"{batch} requests" for batch in batches], f"tokens/step at {batches[-1]}"), lines)
 
 
 def _tokens(rows: Sequence[dict[str, Any]]) -> list[str]:
