@@ -5,7 +5,7 @@ the wait in the stream where there is one. A CPU has no graphs: vLLM's own confi
 from __future__ import annotations
 
 import itertools
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +13,21 @@ import pytest
 
 from rolltree.vllm import Control, compat, compat_graphs
 from rolltree.vllm.graph_sizes import MOST_TOKENS, capture_sizes
-from tests.vllm.engines import FIRST_V2, VERSION, WIDTH, assert_same, engine, generate, logged, model_runner, prompts
+from tests.vllm.engines import (
+    FIRST_V2,
+    OPTIONS,
+    VERSION,
+    WIDTH,
+    assert_same,
+    engine,
+    generate,
+    logged,
+    model_runner,
+    prompts,
+)
 from tests.vllm.plain import COUNT
 from tests.vllm.test_lengths import table
+from tests.vllm.v2.stream import stream_on_cpu
 
 pytestmark = pytest.mark.skipif(VERSION < FIRST_V2, reason="this vLLM has no V2 runner that drafting fits")
 
@@ -116,13 +128,18 @@ def test_no_engine_but_ours_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_kernels_of_verification_are_made_before_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"coupled": True}, {"wait": "stream"}])
+def test_kernels_of_verification_are_made_before_the_first_request(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vLLM's own steps for that verify K drafts of each request, and leave nothing in the trees."""
     from vllm.v1.worker.gpu.sample import states
     from vllm.v1.worker.gpu.warmup import warmup_kernels
 
     monkeypatch.setattr(states, "apply_min_p", lambda *args: None)  # a kernel that the tests have nothing for
-    with engine(runner="V2", max_num_seqs=4) as llm:
+    place = stream_on_cpu() if options.get("wait") == "stream" else nullcontext()
+    config = {"rolltree": OPTIONS | options}
+    with place, engine(runner="V2", max_num_seqs=4, additional_config=config) as llm:
         runner = model_runner(llm)
         verified = list[int]()
         taken = runner.gather_batch_req_state
