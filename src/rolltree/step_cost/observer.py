@@ -39,8 +39,9 @@ HALF_LIFE = 1024
 """Observations after which a bucket that is not met weighs half: contexts grow, machines change."""
 REFIT = 32
 """Observations between fits, once there have been that many; a fit takes up to a millisecond."""
-YOUNG, DOUBT = 3, 1 / 64
-"""A shape met fewer times than that weighs so much less: kernels are made when they are first launched, for seconds."""
+YOUNG, SLOW, DOUBT = 3, 8.0, 1 / 64
+"""A shape that was met fewer times than that, and is so many times slower than most by the prior's measure, weighs so
+much less: kernels are made when they are first launched, for seconds."""
 IMPLAUSIBLE = 100.0
 """No shape is that many times faster than the prior says, or one bad clock would rule a fit of relative errors."""
 KNOWN_AFTER = 128
@@ -69,8 +70,7 @@ class _Bucket:
         self.ratio += (quantile - self.ratio) * (1.0 if whole <= 1 else max(1 / whole, SMOOTHING))
 
     def weight(self, now: int) -> float:
-        count = min(self.count, FULL_WEIGHT) * (1.0 if self.count >= YOUNG else DOUBT)
-        return count * float(0.5 ** ((now - self.seen) / HALF_LIFE))
+        return min(self.count, FULL_WEIGHT) * float(0.5 ** ((now - self.seen) / HALF_LIFE))
 
 
 class StepCostObserver:
@@ -154,6 +154,8 @@ class StepCostObserver:
         features = np.array([bucket.features for bucket in buckets])
         weight = np.sqrt([bucket.weight(self.observations) for bucket in buckets])
         ratio = np.array([bucket.ratio for bucket in buckets])
+        young = np.array([bucket.count < YOUNG for bucket in buckets])
+        weight[young & (ratio > SLOW * _weighted_median(ratio, weight**2))] *= math.sqrt(DOUBT)
         scale = _weighted_median(ratio, weight)
         seconds = np.maximum(ratio, scale / IMPLAUSIBLE) * np.maximum(features @ self._shares, self.prior.floor)
         found = Fitter(features, seconds, weight, self._shares * scale, self.prior.floor * scale).fit()
