@@ -32,7 +32,7 @@ setup:  ## make the environment, install the pinned packages, build the core (fi
 demo: setup  ## a real GRPO run on this computer's CPU, with and without rolltree (about 5 minutes)
 	$(BIN)/rolltree demo $(ARGS)
 
-test: setup  ## the test suite (about 2 minutes)
+test: setup  ## the test suite (about 8 minutes)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup  ## ruff: rules and formatting
