@@ -107,22 +107,26 @@ def test_a_store_gets_every_rollout(greedy: list[Told], tmp_path: Path) -> None:
         assert Control(llm).stats()["tokens_per_step"] > 3
 
 
+def shares(llm: Any, exchange: Exchange, name: str) -> StreamedCore:
+    """Let an engine share by an exchange in this process; its core."""
+    core: StreamedCore = proposer(llm)
+    core.options = replace(core.options, share="ray")
+    attach_port(SimpleNamespace(core=core), Here(exchange), name)
+    return core
+
+
 def test_an_engine_that_shares_tells_each_rollout_once(greedy: list[Told]) -> None:
     """By an exchange in this process; how much of it the second engine gets in time, no verdict depends on."""
     texts, exchange = list[list[list[int]]](), Exchange()
     with streaming(late=True) as llm:
-        core = proposer(llm)
-        core.options = replace(core.options, share="ray")
-        attach_port(SimpleNamespace(core=core), Here(exchange), "one")
+        core = shares(llm, exchange, "one")
         texts.append(generate(llm, prompts(COUNT)))
         Control(llm).commit()
         trip(SimpleNamespace(core=core))
         told = sum(map(len, texts[0]))
         assert core.stats()["shared_sent"] == told
     with streaming(late=True) as llm:
-        core = proposer(llm)
-        core.options = replace(core.options, share="ray")
-        attach_port(SimpleNamespace(core=core), Here(exchange), "other")
+        core = shares(llm, exchange, "other")
         texts.append(generate(llm, prompts(COUNT)))
         Control(llm).commit()
         assert core.stats()["errors"] == 0
