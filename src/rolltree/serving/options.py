@@ -76,8 +76,8 @@ class EngineOptions:
     """Where drafting waits for a step's tokens: `host`, in the engine's own thread; `stream`, in the device's stream,
     which calls the core itself while the engine runs ahead; `auto`, in the stream of engines that can do that."""
     graphs: str = "auto"
-    """CUDA graphs of the engine: `auto`, for all drafts of all requests, and of any lengths where its attention can,
-    unless their sizes are set by hand; `keep`, as they are."""
+    """CUDA graphs of the engine: `auto`, for all drafts of all requests (sizes that are set by hand stay), and of any
+    lengths where its attention can; `keep`, as they are."""
     infer: bool = True
     """Take versions from weight updates and salts, and conversations from the engine's own ids, where none is named."""
     metrics: bool = True
